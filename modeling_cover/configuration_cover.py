@@ -1,0 +1,257 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""CoVeR model configuration"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import auto_docstring
+
+
+MODALITIES = ("video", "image")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+HEAD_DEFAULTS = {"modality": "video", "problem_type": "single_label_classification"}
+# A head's name becomes part of parameter names and of metric names.
+HEAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+def check_head(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `head` with its defaults filled in.
+
+    Raises:
+        ValueError: if the name, a key, the labels, the modality or the problem type is not what a head takes.
+    """
+    if not isinstance(name, str) or not HEAD_NAME.fullmatch(name):
+        raise ValueError(f"head name {name!r}: expected letters, digits, '_' and '-' (not at the start)")
+    if not isinstance(head, Mapping):
+        raise ValueError(f"head '{name}': expected a dict with 'labels', got {type(head).__name__}")
+    if unknown := set(head) - {"labels", *HEAD_DEFAULTS}:
+        raise ValueError(f"head '{name}': unknown keys {sorted(unknown)}, expected labels, modality, problem_type")
+    head = {**HEAD_DEFAULTS, **head}
+    labels = head.get("labels")
+    if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"head '{name}': labels must be a non-empty list of strings, got {labels!r}")
+    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
+        raise ValueError(f"head '{name}': labels {repeated} are given more than once")
+    if head["modality"] not in MODALITIES:
+        raise ValueError(f"head '{name}': modality must be one of {MODALITIES}, got {head['modality']!r}")
+    if head["problem_type"] not in PROBLEM_TYPES:
+        raise ValueError(f"head '{name}': problem_type must be one of {PROBLEM_TYPES}, got {head['problem_type']!r}")
+    if head["problem_type"] == "single_label_classification" and len(labels) < 2:
+        raise ValueError(f"head '{name}': a single-label head needs at least two labels, got {list(labels)}")
+    return {**head, "labels": list(labels)}
+
+
+@auto_docstring(checkpoint="org/cover-base")
+@strict
+class CoverConfig(PreTrainedConfig):
+    r"""
+    num_frames (`int`, *optional*, defaults to 8):
+        The number of frames sampled from a video, and of stored time embeddings. The model takes clips of any length;
+        the time embeddings are resized linearly.
+    image_size (`int` or `tuple[int, int]`, *optional*, defaults to 224):
+        Height and width, in pixels, for which position embeddings are stored. The model takes frames of any height and
+        width that `patch_size` divides; the position embeddings are resized bicubically.
+    drop_path_rate (`float`, *optional*, defaults to 0.0):
+        Stochastic depth: the rate of the last layer, growing linearly from 0 at the first.
+    heads (`dict[str, dict]`, *optional*):
+        The classification heads by name, one for each data set: `{"labels": [...], "modality": "video" | "image",
+        "problem_type": "single_label_classification" | "multi_label_classification"}`; modality and problem type
+        default to the first of each. Order carries no meaning. Without heads there is one, named `default_head` (or
+        "default"), with the labels of `id2label` (or `num_labels` of them).
+    default_head (`str`, *optional*):
+        The head whose logits are `outputs.logits`, and whose labels are `id2label`, `label2id` and `num_labels`. May be
+        left out where there is just one head.
+
+    Example:
+
+    ```python
+    >>> from modeling_cover import CoverConfig, CoverForVideoClassification
+
+    >>> configuration = CoverConfig(
+    ...     heads={
+    ...         "k400": {"labels": ["abseiling", "zumba"]},
+    ...         "imagenet": {"labels": ["tench", "goldfish"], "modality": "image"},
+    ...     },
+    ...     default_head="k400",
+    ... )
+    >>> model = CoverForVideoClassification(configuration)
+    ```"""
+
+    model_type = "cover"
+    # One head's logits are what a Trainer gathers as predictions.
+    keys_to_ignore_at_inference = (
+        "head_logits",
+        "head_losses",
+        "pooler_output",
+        "hidden_states",
+        "attentions",
+        "temporal_attentions",
+    )
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    num_frames: int = 8
+    qkv_bias: bool = True
+    heads: dict[str, Any] | None = None
+    default_head: str | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.heads is None:
+            super().__post_init__(**kwargs)
+            self.heads = {self.default_head or "default": self._head_of_id2label()}
+        else:
+            given_labels, given_problem_type = self.id2label, self.problem_type
+            num_labels = kwargs.pop("num_labels", None)
+            self.update_heads(self.heads, self.default_head)
+            self._check_same_labels(given_labels, num_labels, given_problem_type)
+            super().__post_init__(**kwargs)
+        self.update_heads(self.heads, self.default_head)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in the base class; `heads`, `default_head` and the labels of the default head may be replaced by keyword.
+
+        Raises:
+            ValueError: if the dictionary is the configuration of another architecture.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"expected a checkpoint of model type '{cls.model_type}', got '{model_type}'. To start from a ViT use "
+                "CoverForVideoClassification.from_image_checkpoint, from a TimeSformer from_timesformer."
+            )
+        config_dict = {
+            **config_dict,
+            **{name: kwargs.pop(name) for name in ("heads", "default_head") if name in kwargs},
+        }
+        if config_dict.get("heads") is not None:
+            # What is derived from the heads is derived anew: a stored id2label is that of the stored default head.
+            for name in ("id2label", "label2id", "problem_type"):
+                config_dict.pop(name, None)
+            config_dict = _replace_default_labels(config_dict, kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def head_names(self) -> list[str]:
+        """The heads' names, sorted; a head id is an index into this list."""
+        return sorted(self.heads)
+
+    def get_head(self, name: str) -> dict[str, Any]:
+        """The head called `name`.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if name not in self.heads:
+            raise ValueError(f"unknown head {name!r}: expected one of {self.head_names}")
+        return self.heads[name]
+
+    def update_heads(self, heads: Mapping[str, Mapping[str, Any]], default_head: str | None = None) -> None:
+        """Replace the heads, and with them `id2label`, `label2id` and `problem_type`, which are the default head's.
+
+        Raises:
+            ValueError: if a head is malformed, or the default head is none of them.
+        """
+        if not heads:
+            raise ValueError("heads: expected at least one head")
+        checked = {name: check_head(name, head) for name, head in heads.items()}
+        if default_head is None:
+            if len(checked) > 1:
+                raise ValueError(f"default_head: expected one of {sorted(checked)}, got None")
+            default_head = next(iter(checked))
+        self.heads = checked
+        default = self.get_head(default_head)
+        self.default_head = default_head
+        self.id2label = dict(enumerate(default["labels"]))
+        self.label2id = {label: index for index, label in enumerate(default["labels"])}
+        self.problem_type = default["problem_type"]
+
+    def validate_architecture(self):
+        """Part of `@strict`: checks what depends on several fields."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        if any(size % patch for size, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True)):
+            raise ValueError(f"image_size ({self.image_size}) is not a multiple of patch_size ({self.patch_size})")
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+
+    def _head_of_id2label(self) -> dict[str, Any]:
+        labels = [self.id2label[index] for index in sorted(self.id2label)]
+        return {"labels": labels, "problem_type": self.problem_type or HEAD_DEFAULTS["problem_type"]}
+
+    def _check_same_labels(self, id2label: Mapping | None, num_labels: int | None, problem_type: str | None) -> None:
+        given = None if id2label is None else {int(index): label for index, label in id2label.items()}
+        if given not in (None, self.id2label) or num_labels not in (None, self.num_labels):
+            raise ValueError(
+                f"id2label or num_labels differs from the labels of the default head '{self.default_head}' "
+                f"({self.num_labels} labels): give labels in `heads` only"
+            )
+        if problem_type not in (None, self.problem_type):
+            raise ValueError(
+                f"problem_type '{problem_type}' differs from that of the default head '{self.default_head}': give it "
+                "in `heads` only"
+            )
+
+
+def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A height and a width from a size that may be one number for both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _replace_default_labels(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Apply `id2label`, `label2id` and `num_labels`, taken out of `kwargs`, to the default head of `config_dict`.
+
+    `from_pretrained(..., num_labels=10, ignore_mismatched_sizes=True)` is how every model of transformers is given
+    another label space.
+    """
+    id2label, label2id = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
+    num_labels = kwargs.pop("num_labels", None)
+    if id2label is None and label2id is not None:
+        id2label = {index: label for label, index in label2id.items()}
+    heads = config_dict["heads"]
+    default_head = config_dict.get("default_head") or next(iter(heads))
+    if default_head not in heads:
+        raise ValueError(f"unknown default_head {default_head!r}: expected one of {sorted(heads)}")
+    if id2label is not None:
+        id2label = {int(index): label for index, label in id2label.items()}
+        labels = [id2label[index] for index in sorted(id2label)]
+    elif num_labels not in (None, len(heads[default_head]["labels"])):
+        labels = [f"LABEL_{index}" for index in range(num_labels)]
+    else:
+        return config_dict
+    return {**config_dict, "heads": {**heads, default_head: {**heads[default_head], "labels": labels}}}
+
+
+__all__ = ["CoverConfig"]

@@ -1,0 +1,247 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Encoder weights from checkpoints of transformers' ViT and TimeSformer and of the original TimeSformer release.
+
+Each reader names the encoder's parameters as `CoverModel` does, so that the model loads them strictly.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
+
+from .configuration_cover import as_pair
+
+
+Weights = dict[str, torch.Tensor]
+
+# Fields that the configurations of ViT, TimeSformer and CoVeR share, by the same names.
+SHARED_FIELDS = (
+    "attention_probs_dropout_prob",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "image_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_channels",
+    "num_hidden_layers",
+    "patch_size",
+    "qkv_bias",
+)
+
+# transformers' TimeSformer, then the original release, to CoVeR. `qkv` is split afterwards.
+TIMESFORMER_NAMES = (
+    (r"^encoder\.layer\.", "layers."),
+    (r"\battention\.attention\.qkv\.", "attention.qkv."),
+    (r"\btemporal_attention\.attention\.qkv\.", "temporal_attention.qkv."),
+    (r"attention\.output\.dense\.", "attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".fc1."),
+    (r"^(layers\.\d+)\.output\.dense\.", r"\1.fc2."),
+)
+ORIGINAL_NAMES = (
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^time_embed$", "embeddings.time_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^blocks\.", "layers."),
+    (r"\.mlp\.", "."),
+    (r"\.temporal_norm1\.", ".temporal_layernorm."),
+    (r"\.temporal_attn\.", ".temporal_attention."),
+    (r"\.temporal_fc\.", ".temporal_dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.", ".attention."),
+    (r"\.proj\.(?=weight|bias)", ".o_proj."),
+    (r"^norm\.", "layernorm."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderWeights:
+    """An encoder read from a checkpoint of another architecture.
+
+    Attributes:
+        source: where it was read from.
+        config: fields of `CoverConfig`.
+        state_dict: parameters, named as in `CoverModel`.
+        grid: rows and columns of patches that the position embeddings are for.
+        derived: what was copied or zeroed rather than read, in words.
+        unused: names in the checkpoint of what was left out.
+        labels: labels of the classifier, in order; empty where there is none.
+        classifier: `weight` and `bias` of the classifier; empty where there is none.
+    """
+
+    source: str
+    config: dict[str, Any]
+    state_dict: Weights
+    grid: tuple[int, int]
+    derived: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    labels: list[str] = field(default_factory=list)
+    classifier: Weights = field(default_factory=dict)
+
+
+def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int) -> EncoderWeights:
+    """Read a ViT; see `CoverForVideoClassification.from_image_checkpoint`."""
+    vit, unused = _load(AutoModel, path, "vit", may_lack="pooler.")
+    state = {name.replace(".mlp.", "."): tensor for name, tensor in vit.state_dict().items()}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
+    unused = sorted({*unused, *(name for name in vit.state_dict() if name.startswith("pooler."))})
+    hidden_size = vit.config.hidden_size
+    for name, tensor in list(state.items()):
+        for spatial, temporal in (
+            (".attention.", ".temporal_attention."),
+            (".layernorm_before.", ".temporal_layernorm."),
+        ):
+            if spatial in name:
+                state[name.replace(spatial, temporal)] = tensor.clone()
+    for index in range(vit.config.num_hidden_layers):
+        state[f"layers.{index}.temporal_dense.weight"] = torch.zeros(hidden_size, hidden_size)
+        state[f"layers.{index}.temporal_dense.bias"] = torch.zeros(hidden_size)
+    state["embeddings.time_embeddings"] = torch.zeros(1, num_frames, hidden_size)
+    config = {**_shared_fields(vit.config), "num_frames": num_frames}
+    return EncoderWeights(
+        source=str(path),
+        config=config,
+        state_dict=state,
+        grid=_grid(config),
+        derived=(
+            "temporal_attention and temporal_layernorm (copies of attention and layernorm_before)",
+            "temporal_dense and time_embeddings (zeros)",
+        ),
+        unused=tuple(unused),
+    )
+
+
+def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
+    """Read a TimeSformer; see `CoverForVideoClassification.from_timesformer`."""
+    if str(path).endswith((".pyth", ".pth", ".pt")):
+        return _from_original_timesformer(path)
+    model, unused = _load(AutoModelForVideoClassification, path, "timesformer")
+    if model.config.attention_type != "divided_space_time":
+        raise ValueError(f"{path}: expected attention_type 'divided_space_time', got '{model.config.attention_type}'")
+    state, classifier = model.state_dict(), {}
+    for name in ("weight", "bias"):
+        classifier[name] = state.pop(f"classifier.{name}")
+    state = {name.removeprefix("timesformer."): tensor for name, tensor in state.items()}
+    config = {
+        **_shared_fields(model.config),
+        "num_frames": model.config.num_frames,
+        "drop_path_rate": model.config.drop_path_rate,
+    }
+    return EncoderWeights(
+        source=str(path),
+        config=config,
+        state_dict=_split_qkv(_rename(state, TIMESFORMER_NAMES)),
+        grid=_grid(config),
+        unused=tuple(sorted(unused)),
+        labels=[model.config.id2label[index] for index in range(model.config.num_labels)],
+        classifier=classifier,
+    )
+
+
+def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
+    """Read a `.pyth` file of the original release, whose configuration is in the shapes of its tensors."""
+    # weights_only: such a file is a pickle, and must not run code.
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
+    state = checkpoint.get("model_state", checkpoint)
+    state = {name.removeprefix("module.").removeprefix("model."): tensor for name, tensor in state.items()}
+    needed = (
+        "pos_embed",
+        "time_embed",
+        "patch_embed.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "head.weight",
+        "head.bias",
+    )
+    if missing := [name for name in (*needed, "blocks.0.temporal_attn.qkv.weight") if name not in state]:
+        raise ValueError(f"{path}: not a TimeSformer with divided space-time attention, {missing} are missing")
+    classifier = {"weight": state.pop("head.weight").float(), "bias": state.pop("head.bias").float()}
+    hidden_size, num_channels, *patch_size = state["patch_embed.proj.weight"].shape
+    grid_side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    config = {
+        "hidden_size": hidden_size,
+        "num_attention_heads": hidden_size // 64,  # as in every model of the release
+        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "layer_norm_eps": 1e-6,
+        "image_size": [grid_side * size for size in patch_size],
+        "patch_size": patch_size,
+        "num_channels": num_channels,
+        "num_frames": state["time_embed"].shape[1],
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+    }
+    state = _split_qkv(_rename({name: tensor.float() for name, tensor in state.items()}, ORIGINAL_NAMES))
+    return EncoderWeights(
+        source=str(path),
+        config=config,
+        state_dict=state,
+        grid=(grid_side, grid_side),
+        unused=tuple(sorted(set(checkpoint) - {"model_state"})) if "model_state" in checkpoint else (),
+        labels=[f"LABEL_{index}" for index in range(classifier["bias"].shape[0])],
+        classifier=classifier,
+    )
+
+
+def _load(
+    auto_class: type, path: str | os.PathLike, model_type: str, may_lack: str | None = None
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load a whole checkpoint of `model_type` in fp32, and the names of its weights that are not used."""
+    found = AutoConfig.from_pretrained(path).model_type
+    if found != model_type:
+        raise ValueError(f"{path}: expected a checkpoint of model type '{model_type}', got '{found}'")
+    model, info = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(name for name in info["missing_keys"] if may_lack is None or not name.startswith(may_lack))
+    if missing or info["mismatched_keys"]:
+        raise ValueError(f"{path}: weights are missing or of another shape: {missing or info['mismatched_keys']}")
+    return model, set(info["unexpected_keys"])
+
+
+def _shared_fields(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in SHARED_FIELDS}
+
+
+def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
+    (height, width), (rows, columns) = as_pair(config["image_size"]), as_pair(config["patch_size"])
+    return height // rows, width // columns
+
+
+def _rename(state: Weights, names: tuple[tuple[str, str], ...]) -> Weights:
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _split_qkv(state: Weights) -> Weights:
+    """Split each fused query-key-value projection (3 * D, ...) into the three."""
+    split = {}
+    for name, tensor in state.items():
+        if ".qkv." in name:
+            for part, chunk in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
+                split[name.replace(".qkv.", f".{part}.")] = chunk.clone()
+        else:
+            split[name] = tensor
+    return split

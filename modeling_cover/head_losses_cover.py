@@ -1,0 +1,117 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The loss of each head: cross-entropy, or binary cross-entropy for a multi-label head (section 3.3 of the paper).
+
+Axes: R rows of a batch, L labels of a head.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers.utils import is_torchdynamo_compiling
+
+from .configuration_cover import CoverConfig
+
+
+def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss of rows that all belong to the head `name`.
+
+    Args:
+        logits: (R, L).
+        labels: (R,); for a multi-label head (R, L), 0 or 1 for each label.
+
+    Raises:
+        ValueError: if the labels have another shape, or are out of the head's range.
+    """
+    if isinstance(labels, Mapping):
+        raise ValueError("labels: a dict of labels needs head_ids, which say whose row is whose")
+    multi_label = config.heads[name]["problem_type"] == "multi_label_classification"
+    expected = tuple(logits.shape) if multi_label else (logits.shape[0],)
+    if tuple(labels.shape) != expected:
+        raise ValueError(f"labels of head '{name}': expected shape {expected}, got {tuple(labels.shape)}")
+    if multi_label:
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    _check_range(f"labels of head '{name}'", labels, logits.shape[-1])
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
+def mixed_head_losses(
+    config: CoverConfig,
+    head_logits: Mapping[str, torch.Tensor],
+    labels: torch.Tensor | Mapping[str, torch.Tensor],
+    head_ids: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Each head's mean loss over its rows; a head without rows has loss 0, with a gradient (of zeros).
+
+    Args:
+        head_logits: (R, L) of each head, for all rows.
+        labels: (R,), or a dict {head: labels of its rows, in order}.
+        head_ids: (R,), the head of each row as an index into `config.head_names`.
+
+    Raises:
+        ValueError: if shapes, head ids, names or labels do not fit.
+    """
+    names = config.head_names
+    num_rows = head_logits[names[0]].shape[0]
+    if tuple(head_ids.shape) != (num_rows,):
+        raise ValueError(f"head_ids: expected shape ({num_rows},), one for each row, got {tuple(head_ids.shape)}")
+    _check_range("head_ids", head_ids, len(names))
+    masks = {name: head_ids == index for index, name in enumerate(names)}
+    if isinstance(labels, Mapping):
+        for name in labels:
+            config.get_head(name)
+        return {name: _rows_loss(config, name, head_logits[name], masks[name], labels.get(name)) for name in names}
+    if tuple(labels.shape) != (num_rows,):
+        raise ValueError(f"labels: expected shape ({num_rows},), one for each row, got {tuple(labels.shape)}")
+    return {name: _masked_loss(config, name, head_logits[name], labels, masks[name]) for name in names}
+
+
+def _masked_loss(
+    config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy of the rows in `mask`; no shape depends on their number, so it compiles into one graph."""
+    if config.heads[name]["problem_type"] == "multi_label_classification":
+        if not is_torchdynamo_compiling() and mask.any():
+            raise ValueError(f"head '{name}' is multi-label: with head_ids, give labels as a dict {{head: labels}}")
+        return logits[:0].float().sum()
+    _check_range(f"labels of head '{name}'", labels[mask] if _is_checked(labels) else labels, logits.shape[-1])
+    targets = labels.masked_fill(~mask, -100)
+    total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum")
+    return total / mask.sum().clamp(min=1)
+
+
+def _rows_loss(
+    config: CoverConfig, name: str, logits: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean loss of the rows in `mask`, whose labels are given apart."""
+    logits = logits[mask]
+    num_labels = 0 if labels is None else labels.shape[0]
+    if logits.shape[0] != num_labels:
+        raise ValueError(f"labels of head '{name}': {num_labels} given for its {logits.shape[0]} rows of head_ids")
+    return head_loss(config, name, logits, labels) if num_labels else logits.float().sum()
+
+
+def _is_checked(ids: torch.Tensor) -> bool:
+    # On an accelerator a check would make every step wait for the device. There torch's own kernels assert the range of
+    # labels, and the training data's collator has checked both on the CPU.
+    return ids.device.type == "cpu" and not is_torchdynamo_compiling()
+
+
+def _check_range(what: str, ids: torch.Tensor, size: int) -> None:
+    if not _is_checked(ids):
+        return
+    outside = ids[(ids < 0) | (ids >= size)]
+    if len(outside):
+        raise ValueError(f"{what}: {outside.tolist()} are not in the range 0 to {size - 1}")

@@ -1,0 +1,612 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PyTorch CoVeR model (Zhang et al. 2021, "Co-training Transformer with Videos and Images Improves Action Recognition").
+
+A TimeSformer with divided space-time attention and one classification head for each data set; an image is a clip of
+one frame. Axes, in the shapes below:
+
+    B clips   T frames of a clip   N patches of a frame   D hidden_size   K attention heads
+    S tokens attended to: T in temporal attention, 1 + N (the class token first) in spatial attention
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_cover import CoverConfig, as_pair
+from .conversion_cover import EncoderWeights, encoder_weights_from_timesformer, encoder_weights_from_vit
+from .head_losses_cover import head_loss, mixed_head_losses
+
+
+logger = logging.get_logger(__name__)
+
+
+@auto_docstring(
+    custom_intro="""
+    Output of [`CoverModel`].
+    """
+)
+@dataclass
+class CoverModelOutput(BaseModelOutputWithPooling):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_frames * num_patches, hidden_size)`):
+        The class token, then the patches of the first frame, of the second, and so on, after the final LayerNorm.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+        The class token after the final LayerNorm.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+        Spatial attention of each layer, `(batch_size * num_frames, num_attention_heads, 1 + num_patches,
+        1 + num_patches)`.
+    temporal_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+        Temporal attention of each layer, `(batch_size * num_patches, num_attention_heads, num_frames, num_frames)`.
+    """
+
+    temporal_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@auto_docstring(
+    custom_intro="""
+    Output of [`CoverForVideoClassification`].
+    """
+)
+@dataclass
+class CoverVideoClassifierOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `labels`):
+        The sum of `head_losses`.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+        The logits of the head asked for, else of the default head.
+    head_logits (`dict[str, torch.FloatTensor]`):
+        The logits of every head, `(batch_size, num_labels of the head)` each.
+    head_losses (`dict[str, torch.FloatTensor]`, *optional*, returned with `labels`):
+        Each head's mean loss over its rows; 0, with a gradient, for a head without rows.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+        The class token after the final LayerNorm.
+    hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+        As of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
+    attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Spatial attention, as of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
+    temporal_attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Temporal attention, as of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    head_logits: dict[str, torch.FloatTensor] | None = None
+    head_losses: dict[str, torch.FloatTensor] | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    temporal_attentions: tuple | None = None
+
+
+def resize_position_embeddings(
+    embeddings: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Resize position embeddings bicubically, in fp32, keeping the class token's apart.
+
+    `embeddings` is (1, 1 + rows * columns of the old grid, D), the result (1, 1 + rows * columns of the new grid, D).
+    """
+    if old_grid == new_grid:
+        return embeddings
+    grid = embeddings[:, 1:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([embeddings[:, :1], grid.flatten(2).transpose(1, 2).to(embeddings.dtype)], dim=1)
+
+
+def resize_time_embeddings(embeddings: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Resize time embeddings (1, frames, D) linearly, in fp32, to (1, `num_frames`, D)."""
+    if embeddings.shape[1] == num_frames:
+        return embeddings
+    resized = nn.functional.interpolate(embeddings.float().transpose(1, 2), size=num_frames, mode="linear")
+    return resized.transpose(1, 2).to(embeddings.dtype)
+
+
+class CoverPatchEmbeddings(nn.Module):
+    """Cuts frames into patches and projects each: (frames, C, H, W) to (frames, N, D)."""
+
+    def __init__(self, config: CoverConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = as_pair(config.patch_size)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def check(self, pixel_values: torch.Tensor) -> None:
+        """Raise a `ValueError` unless `pixel_values` is (B, T, C, H, W), with T > 0 and whole patches."""
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 5:
+            raise ValueError(
+                "pixel_values: expected shape (batch_size, num_frames, num_channels, height, width), got "
+                f"{shape}. An image is a clip of one frame."
+            )
+        _, num_frames, num_channels, height, width = shape
+        if num_frames == 0:
+            raise ValueError(f"pixel_values: a clip without frames, shape {shape}")
+        if num_channels != self.num_channels:
+            raise ValueError(f"pixel_values: expected {self.num_channels} channels, got {num_channels}, shape {shape}")
+        rows, columns = self.patch_size
+        if height == 0 or width == 0 or height % rows or width % columns:
+            raise ValueError(f"pixel_values: frames of {height}x{width} are not whole patches of {rows}x{columns}")
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.projection(frames).flatten(2).transpose(1, 2)
+
+
+class CoverEmbeddings(nn.Module):
+    """Patch, position and time embeddings and the class token: (B, T, C, H, W) to (B, 1 + T * N, D)."""
+
+    def __init__(self, config: CoverConfig):
+        super().__init__()
+        self.patch_embeddings = CoverPatchEmbeddings(config)
+        image_size, self.patch_size = as_pair(config.image_size), as_pair(config.patch_size)
+        self.grid = (image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1])
+        num_patches = self.grid[0] * self.grid[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
+        self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.patch_embeddings.check(pixel_values)
+        batch_size, num_frames, _, height, width = pixel_values.shape
+        grid = (height // self.patch_size[0], width // self.patch_size[1])
+        positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
+        times = resize_time_embeddings(self.time_embeddings, num_frames)
+        patches = self.patch_embeddings(pixel_values.flatten(0, 1)).unflatten(0, (batch_size, num_frames))
+        patches = patches + positions[:, None, 1:] + times[:, :, None]
+        class_token = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
+        return self.dropout(torch.cat([class_token, patches.flatten(1, 2)], dim=1))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class CoverAttention(nn.Module):
+    """Multi-head self-attention over the second axis of (batch, S, D)."""
+
+    def __init__(self, config: CoverConfig):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if hidden_states.shape[1] == 1:
+            return self.attend_to_one_key(hidden_states)
+        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        # Other backends return None or a log-sum-exp: better an error than no maps.
+        if kwargs.get("output_attentions") and (attn_weights is None or attn_weights.ndim != 4):
+            raise ValueError("output_attentions: only eager attention has maps, load with attn_implementation='eager'")
+        return self.o_proj(attn_output.reshape(hidden_states.shape)), attn_weights
+
+    def attend_to_one_key(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for S = 1: the one weight is 1 whatever query and key are, so the result is the projected value.
+
+        Query and key project zero rows: that costs nothing and gives their parameters the gradient they have in the
+        general case, zero rather than none, so that distributed training does not wait for it.
+        """
+        value = self.v_proj(hidden_states)
+        no_rows = hidden_states[:0]
+        value = value + (self.q_proj(no_rows).sum() + self.k_proj(no_rows).sum())
+        weights = value.new_ones(()).expand(hidden_states.shape[0], self.num_attention_heads, 1, 1)
+        return self.o_proj(value), weights
+
+
+class CoverDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops the residual branch of whole clips in training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, residual: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return residual
+        keep = torch.rand((residual.shape[0], *[1] * (residual.ndim - 1)), device=residual.device) >= self.rate
+        return residual * keep.to(residual.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class CoverLayer(GradientCheckpointingLayer):
+    """Divided space-time attention (Bertasius et al. 2021): temporal attention, spatial attention, MLP, each pre-norm."""
+
+    def __init__(self, config: CoverConfig, layer_index: int):
+        super().__init__()
+        self.temporal_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.temporal_attention = CoverAttention(config)
+        self.temporal_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CoverAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = CoverDropPath(config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1))
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_frames: int, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        class_token = hidden_states[:, :1]  # (B, 1, D)
+        patches = hidden_states[:, 1:].unflatten(1, (num_frames, -1))  # (B, T, N, D)
+
+        patches = patches + self.drop_path(self.attend_over_time(patches, **kwargs))
+
+        update = self.drop_path(self.attend_over_space(class_token, patches, **kwargs))  # (B, T, 1 + N, D)
+        class_token = class_token + update[:, :, 0].mean(dim=1, keepdim=True)
+        hidden_states = torch.cat([class_token, (patches + update[:, :, 1:]).flatten(1, 2)], dim=1)
+        del patches, update  # in inference their memory is free for what follows, the widest part
+
+        return hidden_states + self.drop_path(self.feed_forward(hidden_states))
+
+    def attend_over_time(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Attention among the tokens of one patch position across the frames: (B, T, N, D) to the same."""
+        batch_size = patches.shape[0]
+        tracks = self.temporal_layernorm(patches).transpose(1, 2).flatten(0, 1).contiguous()  # (B * N, T, D)
+        tracks, _ = self.temporal_attention(tracks, **kwargs)
+        return self.temporal_dense(self.dropout(tracks)).unflatten(0, (batch_size, -1)).transpose(1, 2)
+
+    def attend_over_space(
+        self, class_token: torch.Tensor, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Attention among the class token, repeated for each frame, and that frame's patches: to (B, T, 1 + N, D)."""
+        batch_size, num_frames = patches.shape[:2]
+        class_tokens = class_token[:, None].expand(-1, num_frames, -1, -1)
+        frames = torch.cat([class_tokens, patches], dim=2).flatten(0, 1)  # (B * T, 1 + N, D)
+        frames, _ = self.attention(self.layernorm_before(frames), **kwargs)
+        return self.dropout(frames).unflatten(0, (batch_size, num_frames))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The MLP, token by token: (B, 1 + T * N, D) to the same."""
+        update = self.layernorm_after(hidden_states)
+        update = self.fc1(update)
+        update = self.activation_fn(update)
+        return self.dropout(self.fc2(update))
+
+
+def record_both_attentions(forward: Callable) -> Callable:
+    """Let `output_attentions` ask for temporal attention as well as spatial."""
+
+    @wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            kwargs = {**kwargs, "output_attentions": True, "output_temporal_attentions": True}
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+@auto_docstring
+class CoverPreTrainedModel(PreTrainedModel):
+    config: CoverConfig
+    base_model_prefix = "cover"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CoverEmbeddings", "CoverLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": CoverLayer,
+        "attentions": OutputRecorder(CoverAttention, index=1, layer_name="attention"),
+        "temporal_attentions": OutputRecorder(CoverAttention, index=1, layer_name="temporal_attention"),
+    }
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, CoverEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.position_embeddings, std=std)
+            init.trunc_normal_(module.time_embeddings, std=std)
+
+
+@auto_docstring(
+    custom_intro="""
+    The CoVeR encoder: clips of any number of frames, height and width to token features.
+    """
+)
+class CoverModel(CoverPreTrainedModel):
+    def __init__(self, config: CoverConfig):
+        super().__init__(config)
+        self.embeddings = CoverEmbeddings(config)
+        self.layers = nn.ModuleList([CoverLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    @record_both_attentions
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CoverModelOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            Clips; an image is a clip of one frame. The patch size must divide height and width, otherwise a
+            `ValueError` is raised.
+        """
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        num_frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 0
+        hidden_states = self.embeddings(pixel_values)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, num_frames, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        return CoverModelOutput(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+@auto_docstring(
+    custom_intro="""
+    The CoVeR encoder with one linear classification head for each data set on its class token.
+    """
+)
+class CoverForVideoClassification(CoverPreTrainedModel):
+    # The loss is a mean over the rows given, not one normalised by the Trainer's `num_items_in_batch`.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CoverConfig):
+        super().__init__(config)
+        self.cover = CoverModel(config)
+        self.classifiers = nn.ModuleDict()
+        for name in config.head_names:
+            self.classifiers[name] = self._new_classifier(name)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        labels: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        head: str | None = None,
+        head_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CoverVideoClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)` or a list):
+            Clips, or a list of such groups of clips of different shapes; the encoder runs once for each group, and rows
+            are numbered through the groups in order.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, a `torch.FloatTensor` or a dict, *optional*):
+            The class of each row in its head's label space; for a multi-label head 0 or 1 for each class, of shape
+            `(batch_size, num_labels)`. With `head_ids` and multi-label heads a dict: each head's rows in order.
+        head (`str`, *optional*, defaults to the default head):
+            The head that all rows belong to: `logits` are its logits, and `labels` its labels.
+        head_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            The head of each row, as an index into `config.head_names`; needed with `labels` of several heads.
+        """
+        if head is not None and head_ids is not None:
+            raise ValueError("give `head` (one for all rows) or `head_ids` (one for each row), not both")
+        self.config.get_head(head := head or self.config.default_head)
+        several_groups = isinstance(pixel_values, list | tuple)
+        if several_groups and not pixel_values:
+            raise ValueError("pixel_values: an empty list of clip groups")
+        groups = pixel_values if several_groups else [pixel_values]
+        outputs = [self.cover(group, **kwargs) for group in groups]
+        pooled = (
+            torch.cat([output.pooler_output for output in outputs]) if several_groups else outputs[0].pooler_output
+        )
+        head_logits = {name: classifier(pooled) for name, classifier in self.classifiers.items()}
+
+        head_losses = None
+        if labels is not None and head_ids is not None:
+            head_losses = mixed_head_losses(self.config, head_logits, labels, head_ids)
+        elif labels is not None:
+            head_losses = {head: head_loss(self.config, head, head_logits[head], labels)}
+        recorded = {
+            key: tuple(output[key] for output in outputs) if several_groups else outputs[0][key]
+            for key in ("hidden_states", "attentions", "temporal_attentions")
+            if outputs[0].get(key) is not None
+        }
+        return CoverVideoClassifierOutput(
+            loss=None if head_losses is None else sum(head_losses.values()),
+            logits=head_logits[head],
+            head_logits=head_logits,
+            head_losses=head_losses,
+            pooler_output=pooled,
+            **recorded,
+        )
+
+    def _new_classifier(self, name: str) -> nn.Linear:
+        if hasattr(self.classifiers, name):
+            raise ValueError(f"head name {name!r} is taken by torch.nn.Module, choose another")
+        return nn.Linear(self.config.hidden_size, len(self.config.heads[name]["labels"]))
+
+    def add_head(
+        self,
+        name: str,
+        labels: Sequence[str],
+        modality: str = "video",
+        problem_type: str = "single_label_classification",
+    ) -> None:
+        """Add a head with randomly initialised weights; an optimizer that exists already does not know them.
+
+        Raises:
+            ValueError: if there is a head of that name, or the head is malformed.
+        """
+        if name in self.config.heads:
+            raise ValueError(f"there is a head {name!r} already")
+        head = {"labels": list(labels), "modality": modality, "problem_type": problem_type}
+        self.config.update_heads({**self.config.heads, name: head}, self.config.default_head)
+        classifier = self._new_classifier(name)
+        self._init_weights(classifier)
+        self.classifiers[name] = classifier.to(device=self.device, dtype=self.dtype)
+
+    def remove_head(self, name: str) -> None:
+        """Remove a head and its weights.
+
+        Raises:
+            ValueError: if there is none of that name, or it is the default head.
+        """
+        self.config.get_head(name)
+        if name == self.config.default_head:
+            raise ValueError(f"head {name!r} is the default head: set another with config.update_heads first")
+        remaining = {other: head for other, head in self.config.heads.items() if other != name}
+        self.config.update_heads(remaining, self.config.default_head)
+        del self.classifiers[name]
+
+    def freeze_backbone(self) -> None:
+        """Train the heads only (section 3.2 of the paper: transfer with frozen features)."""
+        self.cover.requires_grad_(False)
+
+    @classmethod
+    def from_image_checkpoint(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        heads: Mapping[str, Mapping[str, Any]],
+        default_head: str | None = None,
+        num_frames: int = 8,
+        **kwargs,
+    ) -> "CoverForVideoClassification":
+        """Start from a ViT of transformers, as section 3.1 of the paper starts from an image model.
+
+        Spatial attention, MLP, patch and position embeddings are the ViT's, temporal attention is a copy of spatial
+        attention, `temporal_dense` and the time embeddings are zeros, so that at first the features of an image are
+        the ViT's. The heads are new. What is new, copied or left out is logged.
+
+        Args:
+            pretrained_model_name_or_path: a folder or Hub id of any checkpoint of model type "vit".
+            heads, default_head: as in [`CoverConfig`].
+            num_frames: frames sampled from a video.
+            kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`; another `image_size` resizes the
+                position embeddings once, here.
+
+        Raises:
+            ValueError: if the checkpoint is of another architecture, or lacks weights of the encoder.
+        """
+        weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames)
+        config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
+        return cls._from_encoder_weights(config, weights)
+
+    @classmethod
+    def from_timesformer(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        head: str = "k400",
+        labels: Sequence[str] | None = None,
+        **kwargs,
+    ) -> "CoverForVideoClassification":
+        """Convert a TimeSformer, of transformers or of the original release, into a model with one head.
+
+        Args:
+            pretrained_model_name_or_path: a folder or Hub id of a checkpoint of model type "timesformer" with divided
+                space-time attention, or a `.pyth` file of the original release.
+            head: the name of the head.
+            labels: its labels; by default those of the checkpoint ("LABEL_0", ... for a `.pyth` file, which has none).
+            kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`.
+
+        Raises:
+            ValueError: if the checkpoint is of another architecture, or weights are missing or left over.
+        """
+        weights = encoder_weights_from_timesformer(pretrained_model_name_or_path)
+        labels = list(weights.labels if labels is None else labels)
+        if len(labels) != len(weights.labels):
+            raise ValueError(
+                f"labels: expected {len(weights.labels)}, as the checkpoint's classifier, got {len(labels)}"
+            )
+        config = CoverConfig(**{**weights.config, **kwargs}, heads={head: {"labels": labels}}, default_head=head)
+        model = cls._from_encoder_weights(config, weights, classified=(head,))
+        model.classifiers[head].load_state_dict(weights.classifier)
+        return model
+
+    @classmethod
+    def _from_encoder_weights(
+        cls, config: CoverConfig, weights: EncoderWeights, classified: tuple[str, ...] = ()
+    ) -> "CoverForVideoClassification":
+        model = cls(config)
+        embeddings = model.cover.embeddings
+        state = dict(weights.state_dict)
+        state["embeddings.position_embeddings"] = resize_position_embeddings(
+            state["embeddings.position_embeddings"], weights.grid, embeddings.grid
+        )
+        state["embeddings.time_embeddings"] = resize_time_embeddings(
+            state["embeddings.time_embeddings"], config.num_frames
+        )
+        model.cover.load_state_dict(state)
+        new = [f"classifiers.{name}" for name in config.head_names if name not in classified]
+        logger.warning(
+            f"Encoder loaded from {weights.source}.\n"
+            f"- copied or zeroed: {', '.join(weights.derived) or 'nothing'}\n"
+            f"- newly initialised, to be trained: {', '.join(new) or 'nothing'}\n"
+            f"- in the checkpoint and not used: {', '.join(weights.unused) or 'nothing'}"
+        )
+        return model.eval()
+
+
+__all__ = ["CoverForVideoClassification", "CoverModel", "CoverPreTrainedModel"]
