@@ -1,0 +1,60 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""CoVeR for Hugging Face Transformers: one video transformer co-trained on many video and image data sets."""
+
+from . import _torchvision as _torchvision  # isort: skip  (before anything that imports torchvision)
+
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
+
+from .configuration_cover import CoverConfig
+from .cotraining import CoTraining, prepare_cotraining
+from .data import CoTrainingDataset, EvaluationDataset, collate_clips
+from .modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
+from .recipe import Recipe, load_recipe
+from .trainer import CoverTrainer, CoverTrainingArguments
+from .video_decoding_cover import VideoDecodingError, read_video
+from .video_processing_cover import CoverVideoProcessor
+
+
+# With the package installed, transformers' auto classes know the model: no `trust_remote_code` is needed.
+AutoConfig.register("cover", CoverConfig)
+AutoModel.register(CoverConfig, CoverModel)
+AutoModelForVideoClassification.register(CoverConfig, CoverForVideoClassification)
+AutoVideoProcessor.register(CoverConfig, CoverVideoProcessor)
+
+# `save_pretrained` and `push_to_hub` write the code beside the weights, so that checkpoints load without the package.
+CoverConfig.register_for_auto_class()
+CoverModel.register_for_auto_class("AutoModel")
+CoverForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
+CoverVideoProcessor.register_for_auto_class()
+
+
+__all__ = [
+    "CoTraining",
+    "CoTrainingDataset",
+    "CoverConfig",
+    "CoverForVideoClassification",
+    "CoverModel",
+    "CoverPreTrainedModel",
+    "CoverTrainer",
+    "CoverTrainingArguments",
+    "CoverVideoProcessor",
+    "EvaluationDataset",
+    "Recipe",
+    "VideoDecodingError",
+    "collate_clips",
+    "load_recipe",
+    "prepare_cotraining",
+    "read_video",
+]

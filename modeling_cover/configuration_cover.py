@@ -95,14 +95,14 @@ class CoverConfig(PreTrainedConfig):
 
     model_type = "cover"
     # One head's logits are what a Trainer gathers as predictions.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [
         "head_logits",
         "head_losses",
         "pooler_output",
         "hidden_states",
         "attentions",
         "temporal_attentions",
-    )
+    ]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12

@@ -426,7 +426,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         self.cover = CoverModel(config)
         self.classifiers = nn.ModuleDict()
         for name in config.head_names:
-            self.classifiers[name] = self._new_classifier(name)
+            self.classifiers[name] = self._new_classifier(name, len(config.heads[name]["labels"]))
         self.post_init()
 
     @can_return_tuple
@@ -483,10 +483,10 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             **recorded,
         )
 
-    def _new_classifier(self, name: str) -> nn.Linear:
+    def _new_classifier(self, name: str, num_labels: int) -> nn.Linear:
         if hasattr(self.classifiers, name):
             raise ValueError(f"head name {name!r} is taken by torch.nn.Module, choose another")
-        return nn.Linear(self.config.hidden_size, len(self.config.heads[name]["labels"]))
+        return nn.Linear(self.config.hidden_size, num_labels)
 
     def add_head(
         self,
@@ -502,9 +502,9 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         """
         if name in self.config.heads:
             raise ValueError(f"there is a head {name!r} already")
+        classifier = self._new_classifier(name, len(labels))
         head = {"labels": list(labels), "modality": modality, "problem_type": problem_type}
         self.config.update_heads({**self.config.heads, name: head}, self.config.default_head)
-        classifier = self._new_classifier(name)
         self._init_weights(classifier)
         self.classifiers[name] = classifier.to(device=self.device, dtype=self.dtype)
 

@@ -152,8 +152,8 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV cannot list the side data if one entry is of a kind that is new to it. What it still tells is the angle
-        # (counterclockwise), and a mirrored frame with such an entry is the one thing then lost.
+        # PyAV lists no side data at all if one entry is of a kind that it does not know, such as EXIF. The angle
+        # (counterclockwise) it tells all the same; only a mirroring is lost.
         angle = math.radians(frame.rotation)
         return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if matrix is None:
@@ -167,10 +167,10 @@ class _Outline:
     """What a file tells without being decoded beyond its first frame."""
 
     metadata: VideoMetadata
-    timestamps: list[
-        int | None
-    ]  # of the frames in display order, in the stream's time base; None where not all have one
-    width: int  # of a frame as it is stored
+    # Of the frames in display order, in the stream's unit of time. All None where some are not known.
+    timestamps: list[int | None]
+    # Of a frame as it is stored, before it is turned.
+    width: int
     height: int
     orientation: _Orientation
 
@@ -275,8 +275,8 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet 
         if packet.size:
             yield packet
         elif packet.dts is None:
-            # PyAV's own flushing packet. It goes on to those of the other streams and trips (IndexError) over one that
-            # only appeared late in the file.
+            # PyAV's own flushing packet for this stream. Those of the others would follow, and PyAV trips (IndexError)
+            # over a stream that only appeared late in the file.
             break
     yield None
 

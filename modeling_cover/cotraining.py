@@ -1,0 +1,174 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a recipe to what a `CoverTrainer` takes: model, processor, training and evaluation data, loss weights."""
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
+
+from .configuration_cover import CoverConfig
+from .data import CoTrainingDataset, EvaluationDataset
+from .modeling_cover import CoverForVideoClassification
+from .recipe import STARTING_POINTS, Recipe
+from .sources import Source, read_sources
+from .video_processing_cover import CoverVideoProcessor
+
+
+logger = logging.get_logger(__name__)
+
+# Fields of CoverConfig that a recipe sets elsewhere: under `clips` and `datasets`.
+_SET_ELSEWHERE = {"heads", "image_size", "num_frames"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoTraining:
+    """What a recipe describes; `trainer_kwargs` are the arguments that `CoverTrainer` takes of it."""
+
+    model: CoverForVideoClassification
+    processor: CoverVideoProcessor
+    train_dataset: CoTrainingDataset
+    eval_datasets: dict[str, EvaluationDataset]
+    loss_weights: dict[str, float]
+
+    @property
+    def trainer_kwargs(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "processing_class": self.processor,
+            "train_dataset": self.train_dataset,
+            "eval_dataset": self.eval_datasets,
+            "loss_weights": self.loss_weights,
+        }
+
+
+def prepare_cotraining(recipe: Recipe, seed: int = 0) -> CoTraining:
+    """Read the data sets and build or load the model, with a head for each data set.
+
+    Args:
+        recipe: what to train on what.
+        seed: of everything random about a training sample; give the run's.
+
+    Raises:
+        ValueError: if the recipe names an unknown default head or field of the configuration, its data cannot be read,
+            or classes differ from those of a head that a checkpoint brings.
+    """
+    names = [dataset.name for dataset in recipe.datasets]
+    default_head = recipe.model.get("default_head", names[0])
+    if default_head not in names:
+        raise ValueError(f"model: unknown default_head {default_head!r}, the data sets are {names}")
+    _check_model_fields(recipe)
+    existing = _existing_labels(recipe)
+    sources = {
+        dataset.name: read_sources(dataset, head_labels=existing.get(dataset.name)) for dataset in recipe.datasets
+    }
+    model = _build_model(recipe, {name: splits["train"] for name, splits in sources.items()}, default_head)
+    processor = _build_processor(recipe)
+    train = [splits["train"] for splits in sources.values()]
+    return CoTraining(
+        model=model,
+        processor=processor,
+        train_dataset=CoTrainingDataset(train, model.config.head_names, processor, seed),
+        eval_datasets={
+            name: EvaluationDataset(splits["validation"], processor)
+            for name, splits in sources.items()
+            if "validation" in splits
+        },
+        loss_weights={dataset.name: dataset.weight for dataset in recipe.datasets},
+    )
+
+
+def _check_model_fields(recipe: Recipe) -> None:
+    known = {field.name for field in fields(CoverConfig)} - _SET_ELSEWHERE
+    known |= {*STARTING_POINTS, "head", "default_head"}
+    for key in recipe.model:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "expected a starting point or a field of CoverConfig"
+            raise ValueError(f"model: unknown key '{key}', {hint}")
+    if "head" in recipe.model and "from_timesformer" not in recipe.model:
+        raise ValueError("model: 'head' names the head of a TimeSformer, and needs from_timesformer")
+
+
+def _config_fields(recipe: Recipe) -> dict[str, Any]:
+    other = {*STARTING_POINTS, "head", "default_head"}
+    return {key: value for key, value in recipe.model.items() if key not in other}
+
+
+def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
+    """The label spaces of the heads that a CoVeR checkpoint brings."""
+    if "from_pretrained" not in recipe.model:
+        return {}
+    config = CoverConfig.from_pretrained(recipe.model["from_pretrained"])
+    return {name: head["labels"] for name, head in config.heads.items()}
+
+
+def _build_model(recipe: Recipe, sources: dict[str, Source], default_head: str) -> CoverForVideoClassification:
+    heads = {name: {"labels": source.labels, "modality": source.modality} for name, source in sources.items()}
+    sizes = {"image_size": recipe.clips.image_size, "num_frames": recipe.clips.num_frames}
+    config_fields = _config_fields(recipe)
+    if path := recipe.model.get("from_image_checkpoint"):
+        return CoverForVideoClassification.from_image_checkpoint(
+            path, heads=heads, default_head=default_head, **sizes, **config_fields
+        )
+    if path := recipe.model.get("from_timesformer"):
+        model = _from_timesformer(path, recipe.model.get("head"), sources, {**sizes, **config_fields})
+    elif path := recipe.model.get("from_pretrained"):
+        model = CoverForVideoClassification.from_pretrained(path, **config_fields)
+    else:
+        return CoverForVideoClassification(
+            CoverConfig(heads=heads, default_head=default_head, **sizes, **config_fields)
+        )
+    for name, head in heads.items():
+        if name not in model.config.heads:
+            model.add_head(name, **head)
+    model.config.update_heads(model.config.heads, default_head)
+    if "from_timesformer" in recipe.model and "head" not in recipe.model:
+        model.remove_head(_UNUSED_HEAD)
+    return model
+
+
+_UNUSED_HEAD = "timesformer"
+
+
+def _from_timesformer(
+    path: str, head: str | None, sources: dict[str, Source], config_fields: dict[str, Any]
+) -> CoverForVideoClassification:
+    if head is not None and head not in sources:
+        raise ValueError(f"model: unknown head {head!r}, the data sets are {sorted(sources)}")
+    labels = sources[head].labels if head is not None else None
+    return CoverForVideoClassification.from_timesformer(path, head or _UNUSED_HEAD, labels, **config_fields)
+
+
+def _build_processor(recipe: Recipe) -> CoverVideoProcessor:
+    """A processor for the recipe's clips, with the mean and deviation that the starting point was trained with."""
+    clips = recipe.clips
+    sizes = {
+        "num_frames": clips.num_frames,
+        "size": {"shortest_edge": clips.short_side},
+        "crop_size": {"height": clips.image_size, "width": clips.image_size},
+    }
+    path = next((recipe.model[key] for key in STARTING_POINTS if key in recipe.model), None)
+    if path is None:
+        return CoverVideoProcessor(**sizes)
+    if "from_pretrained" in recipe.model:
+        return CoverVideoProcessor.from_pretrained(path, **sizes)
+    try:
+        stored, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except OSError:
+        logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
+        return CoverVideoProcessor(**sizes)
+    return CoverVideoProcessor(**sizes, image_mean=stored["image_mean"], image_std=stored["image_std"])

@@ -1,0 +1,239 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Co-training with transformers' Trainer: the weighted sum of per-data-set losses (section 3.3 of the paper)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from .data import CoTrainingDataset, collate_clips
+from .evaluation import compute_top_k, largest_classes
+from .mixture import MixtureSampler
+from .modeling_cover import CoverForVideoClassification
+
+
+LOSS_REDUCTIONS = ("per_dataset", "per_sample")
+
+
+@dataclass
+class CoverTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] and what co-training adds to them."""
+
+    loss_reduction: str = field(
+        default="per_dataset",
+        metadata={
+            "help": "'per_dataset': the paper's loss, the sum over data sets of weight times the mean over the data "
+            "set's rows in the global batch; 'per_sample': the sum over rows of the weight of the row's data set "
+            "times its loss, divided by all rows of the global batch.",
+            "choices": LOSS_REDUCTIONS,
+        },
+    )
+    learning_rate_drop_epochs: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply the learning rate by learning_rate_drop_factor from each of these epochs on (the paper: "
+            "11 and 15 of 20). Needs a constant lr_scheduler_type."
+        },
+    )
+    learning_rate_drop_factor: float = field(
+        default=0.1, metadata={"help": "What learning_rate_drop_epochs multiply the learning rate by."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss_reduction not in LOSS_REDUCTIONS:
+            raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
+        if self.label_smoothing_factor != 0:
+            raise ValueError("label_smoothing_factor: the co-training loss has no label smoothing, leave it at 0")
+        constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+        if self.learning_rate_drop_epochs:
+            if self.lr_scheduler_type not in constant:
+                raise ValueError(
+                    "learning_rate_drop_epochs needs lr_scheduler_type 'constant' or 'constant_with_warmup', got "
+                    f"'{self.lr_scheduler_type}'"
+                )
+            if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < self.num_train_epochs]:
+                raise ValueError(
+                    f"learning_rate_drop_epochs {outside} are not between 0 and num_train_epochs "
+                    f"({self.num_train_epochs})"
+                )
+        if self.learning_rate_drop_factor <= 0:
+            raise ValueError(f"learning_rate_drop_factor must be positive, got {self.learning_rate_drop_factor}")
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the sampler its epoch; accelerate does not reach it through every wrapper that a resumed run adds."""
+
+    def __init__(self, sampler: MixtureSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class CoverTrainer(Trainer):
+    """A Trainer of one model on a mixture of data sets.
+
+    The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
+
+        sum over data sets i of  weight_i * mean over the rows of data set i of their loss
+
+    or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows. Its
+    gradient depends neither on the number of processes nor on that of accumulation steps. The log has the mean loss
+    (`<data set>_loss`) and the share of the drawn samples (`<data set>_share`) of each data set, an evaluation top-1
+    and top-5 of each (`eval_<data set>_top1`) and their means (`eval_mean_top1`).
+
+    Args:
+        model: with a head for each data set, of the same name.
+        args: training arguments.
+        loss_weights: the weight of each data set's loss; 1 where none is given.
+        train_dataset: the mixture.
+        eval_dataset: by name of the data set, see [`EvaluationDataset`].
+        kwargs: as of [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if a weight is negative or its data set has no head, or evaluation data has no head.
+    """
+
+    # compute_loss divides by the rows of the whole step, accumulation steps included.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: CoverForVideoClassification,
+        args: CoverTrainingArguments,
+        loss_weights: Mapping[str, float] | None = None,
+        train_dataset: CoTrainingDataset | None = None,
+        eval_dataset: Mapping[str, torch.utils.data.Dataset] | None = None,
+        **kwargs: Any,
+    ):
+        heads = model.config.head_names
+        if unknown := sorted({*(loss_weights or {}), *(eval_dataset or {})} - set(heads)):
+            raise ValueError(f"unknown data sets {unknown}: the model's heads are {heads}")
+        if negative := {name: weight for name, weight in (loss_weights or {}).items() if weight < 0}:
+            raise ValueError(f"loss weights must not be negative, got {negative}")
+        if args.n_gpu > 1:
+            raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
+        kwargs.setdefault("data_collator", collate_clips)
+        kwargs.setdefault("compute_metrics", compute_top_k)
+        kwargs.setdefault("preprocess_logits_for_metrics", largest_classes)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.head_names = heads
+        weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
+        self.loss_weights = torch.tensor(weights, device=args.device)
+        # Since the last log, on this process: each data set's sum of losses, and its number of rows.
+        self._logged_sums = torch.zeros(2, len(heads), device=args.device)
+        if train_dataset is not None:
+            self._train_sampler = MixtureSampler(train_dataset.sizes, seed=args.seed)
+            self.add_callback(_EpochOrder(self._train_sampler))
+
+    def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
+        return self._train_sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """Rows of each head, (heads,), in all batches of an optimizer step on all processes; None in evaluation."""
+        if not batch_samples or "head_ids" not in batch_samples[0]:
+            return None
+        counts = sum(self._rows_of_heads(batch["head_ids"]) for batch in batch_samples)
+        return self.accelerator.reduce(counts.to(device), reduction="sum")
+
+    def _rows_of_heads(self, head_ids: torch.Tensor) -> torch.Tensor:
+        # As torch.bincount, which would wait for the device to learn its length.
+        return (head_ids[:, None] == torch.arange(len(self.head_names), device=head_ids.device)).sum(dim=0)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """This batch's part of the loss of its optimizer step; in evaluation, the mean loss of its rows."""
+        outputs = model(**inputs)
+        if num_items_in_batch is None:
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
+        rows = self._rows_of_heads(inputs["head_ids"])
+        sums = losses * rows
+        self._logged_sums += torch.stack([sums.detach(), rows]).to(self._logged_sums)
+        divisor = num_items_in_batch.sum() if self.args.loss_reduction == "per_sample" else num_items_in_batch
+        loss = (self.loss_weights * sums / divisor.clamp(min=1)).sum()
+        # Gradients are averaged over processes, and this is a sum over them.
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._data_set_logs())
+        super().log(logs, start_time)
+
+    def _data_set_logs(self) -> dict[str, float]:
+        sums, rows = self.accelerator.reduce(self._logged_sums, reduction="sum").tolist()
+        self._logged_sums.zero_()
+        logs = {}
+        for name, loss, count in zip(self.head_names, sums, rows, strict=True):
+            if count:
+                logs[f"{name}_loss"] = loss / count
+                logs[f"{name}_share"] = count / sum(rows)
+        return logs
+
+    def evaluate(
+        self,
+        eval_dataset: torch.utils.data.Dataset | dict | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(data_sets, Mapping):
+            return metrics
+        means = {}
+        for metric in ("top1", "top5"):
+            values = [metrics[f"{metric_key_prefix}_{name}_{metric}"] for name in data_sets]
+            means[f"{metric_key_prefix}_mean_{metric}"] = sum(values) / len(values)
+        self.log(means)
+        return {**metrics, **means}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        drops = self.args.learning_rate_drop_epochs
+        if not drops or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        drop_steps = [round(num_training_steps * epoch / self.args.num_train_epochs) for epoch in drops]
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            return self.args.learning_rate_drop_factor ** sum(step >= drop for drop in drop_steps)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 operations for each parameter of the encoder and each patch: forward and backward, attention left out."""
+        clips = inputs["pixel_values"]
+        rows, columns = self.model.cover.embeddings.patch_size
+        patches = sum(
+            group.shape[0] * group.shape[1] * (group.shape[-2] // rows) * (group.shape[-1] // columns)
+            for group in (clips if isinstance(clips, list) else [clips])
+        )
+        return 6 * patches * sum(parameter.numel() for parameter in self.model.cover.layers.parameters())

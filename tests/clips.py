@@ -1,0 +1,136 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Small clips made on the spot.
+
+The frames of an indexed clip carry their own number as a grey level, so that a test can tell which frames it got.
+
+Axes: T frames, H height, W width.
+"""
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+
+
+MAX_INDEXED_FRAMES = 32
+_LEVELS_APART = 8
+
+# So near to lossless that a frame's number survives.
+_CODEC_OPTIONS = {
+    "libx264": {"qp": "1"},
+    "libx265": {"x265-params": "qp=1:log-level=none"},
+    "libvpx-vp9": {"crf": "1", "b": "0", "deadline": "realtime"},
+    "mpeg4": {"qmin": "1", "qmax": "1"},
+    "mpeg2video": {"qmin": "1", "qmax": "1"},
+}
+
+
+def indexed_frames(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 (T, H, W, 3): frame i is of one grey, 8 * i."""
+    if num_frames > MAX_INDEXED_FRAMES:
+        raise ValueError(f"at most {MAX_INDEXED_FRAMES} frames can be told apart, got {num_frames}")
+    levels = np.arange(num_frames, dtype=np.uint8) * _LEVELS_APART
+    return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).copy()
+
+
+def frame_numbers(frames: np.ndarray) -> list[int]:
+    """What `indexed_frames` wrote into frames (T, H, W, 3)."""
+    return np.rint(frames.mean(axis=(1, 2, 3)) / _LEVELS_APART).astype(int).tolist()
+
+
+def corner_frames(num_frames: int = 2, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 (T, H, W, 3): black, with the top left quarter white."""
+    frames = np.zeros((num_frames, height, width, 3), dtype=np.uint8)
+    frames[:, : height // 2, : width // 2] = 255
+    return frames
+
+
+def write_clip(
+    path: str | os.PathLike,
+    frames: np.ndarray,
+    fps: int = 24,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    timestamps: Sequence[int] | None = None,
+    audio_first: bool = False,
+    title: str | None = None,
+    container_format: str | None = None,
+    container_options: dict[str, str] | None = None,
+    **codec_options: str,
+) -> str:
+    """Encodes frames (T, H, W, 3). `timestamps`, in milliseconds, make the frame rate a variable one."""
+    with av.open(os.fspath(path), "w", format=container_format, options=container_options or {}) as container:
+        audio = _add_audio(container) if audio_first else None
+        stream = container.add_stream(codec, rate=fps, options=_CODEC_OPTIONS.get(codec, {}) | codec_options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        if title is not None:
+            container.metadata["title"] = title
+        if timestamps is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if timestamps is not None:
+                frame.pts, frame.time_base = timestamps[index], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if audio is not None:
+            _write_silence(container, audio)
+    return os.fspath(path)
+
+
+def write_audio(path: str | os.PathLike, cover: bytes | None = None) -> str:
+    """A second of silence; `cover`, a JPEG, as its cover picture."""
+    with av.open(os.fspath(path), "w", format="mp4") as container:
+        audio = _add_audio(container)
+        if cover is not None:
+            stream = container.add_stream("mjpeg", rate=24)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            stream.disposition = av.stream.Disposition.attached_pic
+            container.mux(_packet(cover, stream, 0))
+        _write_silence(container, audio)
+    return os.fspath(path)
+
+
+def write_jpegs(path: str | os.PathLike, jpegs: Sequence[bytes]) -> str:
+    """A video of JPEG files as they are, EXIF data and all."""
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for index, jpeg in enumerate(jpegs):
+            container.mux(_packet(jpeg, stream, index))
+    return os.fspath(path)
+
+
+def _packet(data: bytes, stream: av.VideoStream, timestamp: int) -> av.Packet:
+    packet = av.Packet(data)
+    packet.stream = stream
+    packet.pts = packet.dts = timestamp
+    packet.time_base = Fraction(1, 24)
+    packet.is_keyframe = True
+    return packet
+
+
+def _add_audio(container: av.container.OutputContainer) -> av.AudioStream:
+    return container.add_stream("aac", rate=16000, layout="mono")
+
+
+def _write_silence(container: av.container.OutputContainer, stream: av.AudioStream) -> None:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
+    frame.rate = 16000
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
