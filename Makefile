@@ -1,0 +1,33 @@
+# `make quickstart` and `make test` need nothing but Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test quality style benchmark clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/accelerate launch --config_file examples/accelerate_configs/cpu.yaml examples/cotrain.py
+	$(BIN)/python examples/quickstart_report.py
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+quality: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mlinter --no-progress modeling_cover
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/installed
+	$(BIN)/python examples/benchmark.py
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .[test,quality]
+	touch $@
+
+clean:
+	rm -rf $(VENV) data/quickstart outputs/quickstart
