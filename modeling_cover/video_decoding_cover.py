@@ -104,8 +104,8 @@ def read_video(
         source in pixels, `duration` in seconds (None if unknown) and `frames_indices`, the T indices.
 
     Raises:
-        VideoDecodingError: whatever is wrong with the file. A truncated one is the clip up to its cut, and an error
-            only if no frame is left.
+        VideoDecodingError: whatever is wrong with the file. A truncated one is the clip up to its cut where the
+            container lets that be read, and an error otherwise.
         ValueError: `sample_indices` returned no index, one outside the clip, or descending ones; `short_side` is not
             positive. Errors that `sample_indices` raises pass through as they are.
     """

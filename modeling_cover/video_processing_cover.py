@@ -47,6 +47,8 @@ from .video_decoding_cover import VideoDecodingError, VideoSource, read_video, u
 
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+# PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
 
@@ -109,7 +111,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 (T, C, H, W), or a list of frames, that is of PIL images or of 3-D arrays. An image: a path or URL
                 that ends as images do, a PIL image or a 3-D array. A batch: a list of any of these, each item taken
                 by itself, or a 5-D array. Arrays hold values of 0 to 255, unless `do_rescale=False`; they have 1
-                (grey), 3 (RGB) or 4 (RGBA) channels.
+                (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
             kwargs:
                 Options for this call, in place of the processor's own. With `do_sample_frames` a video, decoded or
                 not, becomes `num_frames` frames, repeated if it has fewer; an image always stays one frame.
@@ -179,7 +181,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
         do_sample_frames: bool | None = None,
         sample_indices_fn: Callable | None = None,
     ) -> tuple[list[torch.Tensor], list[VideoMetadata]]:
-        """Clips (T, C, H, W) of what `_split_batch` returned, and their metadata."""
+        """Clips (T, C, H, W) of what `_split_batch` returned, and their metadata; of all frames without a function."""
         if video_metadata is None:
             given = [None] * len(videos)
         else:
@@ -187,9 +189,9 @@ class CoverVideoProcessor(BaseVideoProcessor):
         clips, batch_metadata = [], []
         for video, metadata in zip(videos, given, strict=True):
             if isinstance(video, torch.Tensor):
-                clip, metadata = _sample_tensor(video, metadata, sample_indices_fn if do_sample_frames else None)
+                clip, metadata = _sample_tensor(video, metadata, sample_indices_fn)
             else:
-                frames, metadata = self.fetch_videos(video, sample_indices_fn if do_sample_frames else None)
+                frames, metadata = self.fetch_videos(video, sample_indices_fn)
                 clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
             clips.append(clip)
             batch_metadata.append(metadata)
@@ -281,9 +283,8 @@ def _array_to_tensor(
     if 0 in array.shape:
         raise ValueError(f"{name} has no frames: its shape is {tuple(array.shape)}")
     if isinstance(array, np.ndarray):
-        array = torch.from_numpy(
-            np.require(array, requirements=["C", "W"])
-        )  # torch takes no read-only array in silence
+        # torch takes neither negative strides nor, in silence, a read-only array.
+        array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     before, after = array.shape[-3], array.shape[-1]
     if data_format is None:
         # Three channels are likelier than one or four; if that does not decide, first, as all over transformers.
@@ -314,7 +315,7 @@ def _read_image(path: str | os.PathLike) -> PIL.Image.Image:
     """The image at a path or a URL, turned upright by its EXIF data."""
     source = io.BytesIO(_download(path)) if _is_url(path) else path
     try:
-        with PIL.Image.open(source) as image:
+        with PIL.Image.open(source, formats=_IMAGE_FORMATS) as image:
             return PIL.ImageOps.exif_transpose(image)
     # PIL has no error of its own for a broken file; these are what its readers raise.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:

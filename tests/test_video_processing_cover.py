@@ -180,6 +180,12 @@ class TestInputs:
             assert row.shape == (4, 3, 48, 64)
             np.testing.assert_array_equal(row, noise[[1, 3, 6, 8]].transpose(0, 3, 1, 2))
 
+    @pytest.mark.parametrize(
+        ("shape", "size"), [((2, 4, 6, 3), (4, 6)), ((2, 3, 6, 4), (6, 4)), ((2, 1, 6, 3), (1, 6))]
+    )
+    def test_three_channels_are_likelier_than_one_or_four(self, shape, size, bare_processor):
+        assert pixels(bare_processor, np.zeros(shape, dtype=np.uint8)).shape == (1, 4, 3, *size)
+
     def test_the_channel_order_can_be_given(self, bare_processor):
         clip = np.zeros((4, 3, 5, 3), dtype=np.uint8)
         clip[:, 0] = 9
@@ -223,6 +229,7 @@ class TestInputs:
         assert (result[..., :8] < 30).all()
         assert (result[..., 12:] > 225).all()
 
+    @pytest.mark.filterwarnings("error")  # such as torch's for read-only arrays
     def test_the_input_is_left_as_it_was(self, processor, frames):
         for video in (frames.copy(), frames.astype(np.float32)):
             before = video.copy()
@@ -335,7 +342,9 @@ class TestPixels:
         assert pixels(processor, noise, do_center_crop=False).shape == (1, 4, 3, 32, 42)
         assert pixels(processor, noise, do_resize=False, do_center_crop=False).shape == (1, 4, 3, 48, 64)
         assert pixels(processor, noise, do_normalize=False).min() >= 0
-        assert pixels(processor, noise, do_normalize=False, do_rescale=False).max() > 200
+        plain = pixels(processor, noise, do_normalize=False, do_rescale=False)
+        assert plain.dtype == torch.float32
+        assert plain.max() > 200
 
     def test_they_come_as_numpy_or_a_list_too(self, processor, noise):
         expected = pixels(processor, noise)
@@ -427,6 +436,12 @@ class TestErrors:
             Path(image).write_bytes(broken)
             with pytest.raises(VideoDecodingError, match=r"image\.png cannot be read as an image"):
                 processor(image)
+
+    def test_a_file_of_another_format_is_no_image(self, processor, image, noise):
+        with open(image, "wb") as file:
+            PIL.Image.fromarray(noise[0]).save(file, "EPS")
+        with pytest.raises(VideoDecodingError, match=r"image\.png cannot be read as an image"):
+            processor(image)
 
     def test_a_url_that_fails_is_named(self, processor, server):
         with pytest.raises(VideoDecodingError, match=r"/nowhere\.mp4 cannot be fetched.*404"):

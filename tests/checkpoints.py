@@ -1,0 +1,112 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tiny checkpoints of the architectures that CoVeR starts from, made on the spot."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    ViTConfig,
+    ViTModel,
+)
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+}
+# In the original release a head of attention is 64 wide.
+ORIGINAL_SIZES = {**SIZES, "hidden_size": 128, "num_attention_heads": 2}
+
+# The original release's names of what transformers' TimeSformer calls by others, within a layer and outside.
+_LAYER_NAMES = {
+    "temporal_layernorm": "temporal_norm1",
+    "temporal_attention.attention.qkv": "temporal_attn.qkv",
+    "temporal_attention.output.dense": "temporal_attn.proj",
+    "temporal_dense": "temporal_fc",
+    "layernorm_before": "norm1",
+    "attention.attention.qkv": "attn.qkv",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+_OTHER_NAMES = {
+    "timesformer.embeddings.cls_token": "cls_token",
+    "timesformer.embeddings.position_embeddings": "pos_embed",
+    "timesformer.embeddings.time_embeddings": "time_embed",
+    "timesformer.embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "timesformer.embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "timesformer.layernorm.weight": "norm.weight",
+    "timesformer.layernorm.bias": "norm.bias",
+    "classifier.weight": "head.weight",
+    "classifier.bias": "head.bias",
+}
+
+
+def perturb(model: nn.Module, std: float = 0.1) -> nn.Module:
+    """Move every parameter, so that none of them is all zeros or ones, which a comparison would not miss."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=std)
+    return model.eval()
+
+
+def save_vit(
+    folder: str | os.PathLike, model_class: type[PreTrainedModel] = ViTModel, **options: Any
+) -> PreTrainedModel:
+    """Saves a ViT as a checkpoint of transformers, and returns it."""
+    model = perturb(model_class(ViTConfig(**{**SIZES, **options})))
+    model.save_pretrained(folder)
+    return model
+
+
+def make_timesformer(**options: Any) -> TimesformerForVideoClassification:
+    return perturb(TimesformerForVideoClassification(TimesformerConfig(**{**SIZES, **options})))
+
+
+def save_timesformer(folder: str | os.PathLike, **options: Any) -> TimesformerForVideoClassification:
+    """Saves a TimeSformer as a checkpoint of transformers, and returns it."""
+    model = make_timesformer(**options)
+    model.save_pretrained(folder)
+    return model
+
+
+def original_state(model: TimesformerForVideoClassification) -> dict[str, torch.Tensor]:
+    """The weights of transformers' TimeSformer under the names of the original release."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name in _OTHER_NAMES:
+            state[f"model.{_OTHER_NAMES[name]}"] = tensor
+        else:
+            index, _, rest = name.removeprefix("timesformer.encoder.layer.").partition(".")
+            part, _, kind = rest.rpartition(".")
+            state[f"model.blocks.{index}.{_LAYER_NAMES[part]}.{kind}"] = tensor
+    return state
+
+
+def save_original(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) -> str:
+    """Writes a file as the original release has them, with what a training run leaves in it beside the weights."""
+    torch.save({"model_state": dict(state), "epoch": 3, "cfg": "TRAIN:\n  ENABLE: true\n"}, path)
+    return os.fspath(path)

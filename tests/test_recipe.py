@@ -1,0 +1,299 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Recipes: what a YAML file may say, and how what it may not say is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from modeling_cover import Recipe, load_recipe, recipe
+from modeling_cover.recipe import ClipRecipe, DatasetRecipe
+
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "recipes").glob("*.yaml"))
+KINETICS = {
+    "name": "k400",
+    "format": "class_folders",
+    "modality": "video",
+    "splits": {"train": "k400/train", "validation": "k400/val"},
+}
+IMAGENET = {"name": "imagenet", "format": "class_folders", "modality": "image", "splits": {"train": "imagenet/train"}}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a recipe given as text, or as keys and values that are put beside a data set."""
+
+    def load(text: str | None = None, **content) -> Recipe:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"datasets": [KINETICS], **content}) if text is None else text)
+        return load_recipe(path)
+
+    return load
+
+
+class TestContent:
+    def test_all_but_the_data_sets_has_defaults(self, load):
+        loaded = load()
+        assert loaded.datasets == (DatasetRecipe(**KINETICS),)
+        assert loaded.clips == ClipRecipe(num_frames=8, image_size=224, short_side=256)
+        assert (loaded.model, loaded.training) == ({}, {})
+        (kinetics,) = loaded.datasets
+        assert (kinetics.weight, kinetics.horizontal_flip, kinetics.labels, kinetics.media_root) == (
+            1,
+            True,
+            None,
+            None,
+        )
+        assert kinetics.columns == {"path": "path", "label": "label"}
+
+    def test_sections_may_be_left_empty(self, load):
+        assert load(model=None, clips=None, training=None) == load()
+
+    def test_everything_that_is_said_is_kept(self, load):
+        loaded = load(
+            model={"from_image_checkpoint": "google/vit-base-patch16-224-in21k", "default_head": "imagenet"},
+            clips={"num_frames": 16, "image_size": 448, "short_side": 480},
+            datasets=[KINETICS, {**IMAGENET, "weight": 0.5, "horizontal_flip": False, "labels": ["tench", "hen"]}],
+            training={"learning_rate": 0.005, "seed": 3},
+        )
+        assert loaded.model == {
+            "from_image_checkpoint": "google/vit-base-patch16-224-in21k",
+            "default_head": "imagenet",
+        }
+        assert loaded.clips == ClipRecipe(num_frames=16, image_size=448, short_side=480)
+        assert [dataset.name for dataset in loaded.datasets] == ["k400", "imagenet"]
+        assert (loaded.datasets[1].weight, loaded.datasets[1].horizontal_flip) == (0.5, False)
+        assert loaded.datasets[1].labels == ["tench", "hen"]
+        assert loaded.training == {"learning_rate": 0.005, "seed": 3}
+
+    @pytest.mark.parametrize(("image_size", "short_side"), [(224, 256), (448, 512), (32, 37)])
+    def test_the_short_side_before_cropping_is_an_eighth_more_than_seven_of_the_crop(self, image_size, short_side):
+        assert ClipRecipe(image_size=image_size).short_side == short_side
+
+    def test_a_weight_of_zero_leaves_a_data_set_in_the_mixture(self, load):
+        loaded = load(datasets=[KINETICS, {**IMAGENET, "weight": 0}])
+        assert [dataset.weight for dataset in loaded.datasets] == [1, 0]
+
+    def test_it_cannot_be_changed(self, load):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            load().datasets = ()
+
+
+class TestPaths:
+    def test_relative_ones_start_from_the_data_root(self, load):
+        somewhere = {**KINETICS, "media_root": "k400/videos", "labels": "k400/labels.txt"}
+        (dataset,) = load(data_root="/data", datasets=[somewhere]).datasets
+        assert dataset.splits == {"train": "/data/k400/train", "validation": "/data/k400/val"}
+        assert (dataset.media_root, dataset.labels) == ("/data/k400/videos", "/data/k400/labels.txt")
+
+    def test_without_a_data_root_they_start_from_the_current_folder(self, load):
+        (dataset,) = load().datasets
+        assert dataset.splits == {"train": "k400/train", "validation": "k400/val"}
+
+    def test_absolute_ones_stay(self, load):
+        (dataset,) = load(data_root="/data", datasets=[{**KINETICS, "splits": {"train": "/k400"}}]).datasets
+        assert dataset.splits == {"train": "/k400"}
+
+    def test_a_tilde_is_the_home_folder(self, load, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/somebody")
+        (dataset,) = load(data_root="~/data").datasets
+        assert dataset.splits["train"] == "/home/somebody/data/k400/train"
+
+
+class TestExamples:
+    def test_the_one_in_the_documentation_is_a_recipe(self, load):
+        loaded = load(recipe.__doc__.split("\n\n", maxsplit=1)[1])
+        assert [dataset.name for dataset in loaded.datasets] == ["k400", "ssv2"]
+        assert [dataset.horizontal_flip for dataset in loaded.datasets] == [True, False]
+        assert loaded.datasets[1].columns == {"path": "video", "label": "label"}
+        assert loaded.training == {"learning_rate": 0.005}
+
+    @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+    def test_those_that_come_with_the_package_are_recipes(self, path):
+        assert load_recipe(path).datasets
+
+    def test_the_quickstart_mixes_videos_and_images_and_never_mirrors_motions(self):
+        (path,) = [path for path in EXAMPLES if path.stem == "quickstart"]
+        datasets = {dataset.name: dataset for dataset in load_recipe(path).datasets}
+        assert {name: dataset.modality for name, dataset in datasets.items()} == {
+            "shapes": "video",
+            "motions": "video",
+            "textures": "image",
+        }
+        assert [name for name, dataset in datasets.items() if not dataset.horizontal_flip] == ["motions"]
+
+
+class TestBadFiles:
+    def test_one_that_is_missing_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"recipe .*nowhere\.yaml: .*No such file"):
+            load_recipe(tmp_path / "nowhere.yaml")
+
+    def test_one_that_is_no_text_is_named(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
+        with pytest.raises(ValueError, match=r"recipe .*recipe\.yaml: .*can't decode"):
+            load_recipe(tmp_path / "recipe.yaml")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{a: b: c}", r"recipe\.yaml: .*line 1, column 6"),
+            ("", r"recipe\.yaml: .*expected keys and values, got None"),
+            ("- k400\n- ssv2\n", r"recipe\.yaml: .*expected keys and values, got \['k400', 'ssv2'\]"),
+            ("datasets: !!python/object/apply:os.getcwd []", r"recipe\.yaml: .*python/object/apply"),
+        ],
+    )
+    def test_one_that_is_no_yaml_of_keys_and_values_is_named_with_the_place(self, load, text, message):
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            load(text)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("clips: {}\nmodel: {}\nclips: {}\n", "line 1: .*more than once: clips"),
+            ("clips:\n  num_frames: 8\n  num_frames: 16\n", "line 2: .*more than once: num_frames"),
+            ("datasets:\n- {name: a, weight: 1, weight: 2}\n", "line 2: .*more than once: weight"),
+        ],
+    )
+    def test_a_key_given_twice_is_refused_with_its_line(self, load, text, message):
+        with pytest.raises(ValueError, match=message):
+            load(text)
+
+    def test_a_key_that_is_no_name_is_refused(self, load):
+        with pytest.raises(ValueError, match=r"recipe\.yaml"):
+            load("? [clips, model]\n: {}\n")
+
+
+class TestUnknownKeys:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"modle": {}}, "the recipe: unknown key 'modle', did you mean 'model'"),
+            ({"clips": {"num_frame": 8}}, "clips: unknown key 'num_frame', did you mean 'num_frames'"),
+            ({"datasets": [{**KINETICS, "wieght": 1}]}, "'k400': unknown key 'wieght', did you mean 'weight'"),
+            ({"xyz": 1}, "the recipe: unknown key 'xyz', expected clips, data_root, datasets, model, training"),
+            ({"5": 1}, "the recipe: unknown key '5', expected clips, data_root, datasets, model, training"),
+        ],
+    )
+    def test_the_key_and_the_likeliest_or_all_others_are_named(self, load, content, message):
+        with pytest.raises(ValueError, match=rf"recipe\.yaml: .*{message}"):
+            load(**content)
+
+
+class TestBadDatasets:
+    @pytest.mark.parametrize(
+        ("datasets", "message"),
+        [
+            ([], "datasets: expected at least one"),
+            (None, "datasets: expected a list of data sets, got None"),
+            ({"k400": KINETICS}, "datasets: expected a list of data sets, got {'k400'"),
+            (["k400"], "dataset 'number 1': expected keys and values, got 'k400'"),
+            ([KINETICS, IMAGENET, KINETICS], "datasets: k400 given more than once"),
+            ([{**KINETICS, "weight": 0}, {**IMAGENET, "weight": 0.0}], "every weight is 0, there is nothing to train"),
+        ],
+    )
+    def test_there_is_a_list_of_one_or_more_each_with_its_name(self, load, datasets, message):
+        with pytest.raises(ValueError, match=message):
+            load(datasets=datasets)
+
+    @pytest.mark.parametrize("key", ["format", "modality", "splits"])
+    def test_a_missing_key_is_named_with_its_data_set(self, load, key):
+        entry = {other: value for other, value in KINETICS.items() if other != key}
+        with pytest.raises(ValueError, match=f"dataset 'k400': missing {key}"):
+            load(datasets=[entry])
+
+    def test_one_without_a_name_is_told_by_its_number(self, load):
+        nameless = {key: value for key, value in IMAGENET.items() if key != "name"}
+        with pytest.raises(ValueError, match="dataset 'number 2': missing name"):
+            load(datasets=[KINETICS, nameless])
+
+    @pytest.mark.parametrize("name", ["k.400", "k 400", "", 400, None, ["k400"]])
+    def test_a_name_is_one_that_a_head_can_have(self, load, name):
+        with pytest.raises(ValueError, match=r"dataset name .*expected letters, digits, '_' and '-'") as error:
+            load(datasets=[{**KINETICS, "name": name}])
+        assert repr(name) in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ({"format": "webdataset"}, r"format must be one of \('class_folders', 'manifest'\), got 'webdataset'"),
+            ({"modality": "audio"}, r"modality must be one of \('video', 'image'\), got 'audio'"),
+            ({"horizontal_flip": "never"}, "horizontal_flip must be true or false, got 'never'"),
+            ({"horizontal_flip": 0}, "horizontal_flip must be true or false, got 0"),
+            ({"splits": "k400/train"}, "splits must name at least the 'train' split, got 'k400/train'"),
+            ({"splits": {}}, "splits must name at least the 'train' split, got {}"),
+            ({"splits": {"validation": "v"}}, "splits must name at least the 'train' split, got {'validation'"),
+            ({"splits": {"train": "t", "val": "v"}}, r"unknown splits \['val'\], expected train and validation"),
+            ({"splits": {"train": 5}}, "splits.* 5"),
+            ({"splits": {"train": None}}, "splits.*None"),
+            ({"columns": {"path": "video"}}, "columns must name the columns of path and label, got {'path': 'video'}"),
+            ({"columns": {"path": "video", "label": 5}}, "columns must name the columns of path and label, got .*5"),
+            ({"columns": "video"}, "columns must name the columns of path and label, got 'video'"),
+            ({"media_root": 5}, "media_root.*5"),
+            ({"labels": 5}, "labels.*5"),
+            ({"labels": [True, False]}, r"labels.*\[True, False\]"),
+        ],
+    )
+    def test_a_wrong_value_is_named_with_its_data_set_and_what_was_expected(self, load, entry, message):
+        with pytest.raises(ValueError, match=f"dataset 'k400': {message}"):
+            load(datasets=[{**KINETICS, **entry}])
+
+    @pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), float("inf"), "heavy", True, None, [1.0]])
+    def test_a_weight_is_a_number_that_is_not_negative(self, load, weight):
+        with pytest.raises(ValueError, match="dataset 'k400': weight must be a number, at least 0, got") as error:
+            load(datasets=[{**KINETICS, "weight": weight}, IMAGENET])
+        assert repr(weight) in str(error.value)
+
+
+class TestOtherBadValues:
+    @pytest.mark.parametrize("name", ["num_frames", "image_size", "short_side"])
+    @pytest.mark.parametrize("value", [0, -8, 8.5, "224", True, [224, 224]])
+    def test_sizes_of_clips_are_positive_whole_numbers(self, load, name, value):
+        with pytest.raises(ValueError, match=rf"recipe\.yaml: clips: {name} must be a positive whole number") as error:
+            load(clips={name: value})
+        assert repr(value) in str(error.value)
+
+    def test_a_crop_has_to_fit_into_the_short_side(self, load):
+        with pytest.raises(ValueError, match=r"clips: short_side \(200\) is below image_size \(224\)"):
+            load(clips={"short_side": 200})
+
+    @pytest.mark.parametrize("section", ["model", "clips", "training"])
+    @pytest.mark.parametrize("value", [["num_frames"], [], 5, "fast", False])
+    def test_a_section_has_keys_and_values(self, load, section, value):
+        with pytest.raises(ValueError, match=f"{section}: expected keys and values, got ") as error:
+            load(**{section: value})
+        assert repr(value) in str(error.value)
+
+    @pytest.mark.parametrize("value", [5, ["data"]])
+    def test_the_data_root_is_a_path(self, load, value):
+        with pytest.raises(ValueError, match=rf"recipe\.yaml: data_root: .*{value!r}".replace("[", r"\[")):
+            load(data_root=value)
+
+    def test_a_model_has_one_starting_point(self, load):
+        with pytest.raises(
+            ValueError, match="expected one starting point, got from_image_checkpoint and from_pretrained"
+        ):
+            load(model={"from_pretrained": "here", "from_image_checkpoint": "there"})
+
+    @pytest.mark.parametrize("value", [None, "", 5])
+    @pytest.mark.parametrize("key", ["from_image_checkpoint", "from_timesformer", "from_pretrained"])
+    def test_a_starting_point_that_says_nothing_does_not_start_from_random_weights(self, load, key, value):
+        with pytest.raises(ValueError, match=rf"recipe\.yaml: model: {key}"):
+            load(model={key: value})
+
+    @pytest.mark.parametrize("value", [None, 5, ["k400"]])
+    def test_the_default_head_is_a_name(self, load, value):
+        with pytest.raises(ValueError, match="model: default_head must be a data set's name, got"):
+            load(model={"default_head": value})

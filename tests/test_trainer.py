@@ -1,0 +1,318 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Co-training: the loss, its independence of accumulation and processes, what is logged, schedules, resuming."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover.mixture import MixtureSampler
+from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
+from PIL import Image
+from torch.nn import functional as F
+
+
+MODEL = {
+    "default_head": "videos",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 8,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    """Two data sets of real files: 6 clips in 2 classes and 10 images in 3, each of random noise."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for index in range(6):
+            path = folder / "videos" / split / f"class{index % 2}" / f"{index}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+        for index in range(10):
+            path = folder / "images" / split / f"class{index % 3}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return Recipe(
+        datasets=tuple(
+            DatasetRecipe(
+                name=name,
+                format="class_folders",
+                modality=modality,
+                splits={split: str(folder / name / split) for split in ("train", "validation")},
+                weight=weight,
+            )
+            for name, modality, weight in (("videos", "video", 1.0), ("images", "image", 0.5))
+        ),
+        clips=ClipRecipe(num_frames=2, image_size=16, short_side=20),
+        model=MODEL,
+    )
+
+
+def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
+    torch.manual_seed(0)
+    cotraining = prepare_cotraining(recipe, seed=0)
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
+    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+
+
+def weights(model: CoverForVideoClassification) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def updates(recipe: Recipe, output_dir: Path, **options) -> dict[str, torch.Tensor]:
+    """How one step of plain SGD moves each parameter: its gradient, but for a factor."""
+    trainer = make_trainer(recipe, output_dir, **options)
+    before = weights(trainer.model)
+    trainer.train()
+    return {name: parameter - before[name] for name, parameter in weights(trainer.model).items()}
+
+
+def assert_same_direction_and_size(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    difference = sum((actual[name] - expected[name]).double().square().sum() for name in expected) ** 0.5
+    norm = sum(update.double().square().sum() for update in expected.values()) ** 0.5
+    assert norm > 1e-3
+    assert difference / norm < 1e-5
+
+
+def rows_of_first_step(recipe: Recipe) -> tuple[CoverForVideoClassification, list[dict]]:
+    torch.manual_seed(0)
+    cotraining = prepare_cotraining(recipe, seed=0)
+    references = list(MixtureSampler(cotraining.train_dataset.sizes, seed=42))[:8]
+    return cotraining.model, [cotraining.train_dataset[reference] for reference in references]
+
+
+class TestLoss:
+    @pytest.mark.parametrize("reduction", ["per_dataset", "per_sample"])
+    def test_it_is_that_of_the_paper_computed_by_hand_row_by_row(self, recipe, tmp_path, reduction):
+        model, samples = rows_of_first_step(recipe)
+        by_head = {0: [], 1: []}  # images, videos
+        for sample in samples:
+            logits = model(sample["pixel_values"][None]).head_logits[["images", "videos"][sample["head_ids"]]]
+            by_head[sample["head_ids"]].append(F.cross_entropy(logits[0], torch.tensor(sample["labels"])))
+        assert all(by_head.values())
+        if reduction == "per_dataset":
+            loss = 0.5 * torch.stack(by_head[0]).mean() + 1.0 * torch.stack(by_head[1]).mean()
+        else:
+            loss = (0.5 * sum(by_head[0]) + 1.0 * sum(by_head[1])) / len(samples)
+        loss.backward()
+        expected = {name: -0.1 * parameter.grad for name, parameter in model.named_parameters()}
+
+        trainer = make_trainer(recipe, tmp_path, loss_reduction=reduction)
+        before = weights(trainer.model)
+        trainer.train()
+        actual = {name: parameter - before[name] for name, parameter in weights(trainer.model).items()}
+        assert_same_direction_and_size(actual, expected)
+        logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert logged["images_loss"] == pytest.approx(torch.stack(by_head[0]).mean().item(), rel=1e-5)
+
+    @pytest.mark.parametrize("reduction", ["per_dataset", "per_sample"])
+    @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (1, 8)])
+    def test_accumulating_changes_no_gradient_though_micro_steps_lack_data_sets(
+        self, recipe, tmp_path, reduction, batch_size, accumulation
+    ):
+        whole = updates(recipe, tmp_path, loss_reduction=reduction)
+        accumulated = updates(
+            recipe,
+            tmp_path,
+            loss_reduction=reduction,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+        assert_same_direction_and_size(accumulated, whole)
+
+    def test_two_processes_move_the_weights_as_one_does(self, recipe, tmp_path):
+        whole = updates(recipe, tmp_path)
+        arguments = {"recipe": str(tmp_path / "recipe.json"), "output": str(tmp_path / "updates.pt")}
+        Path(arguments["recipe"]).write_text(
+            json.dumps({dataset.name: dataset.splits["train"] for dataset in recipe.datasets})
+        )
+        script = Path(__file__).parent / "train_two_processes.py"
+        command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", str(script)]
+        finished = subprocess.run(
+            [sys.executable, *command, *arguments.values()],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert_same_direction_and_size(torch.load(arguments["output"], weights_only=True), whole)
+
+    def test_a_data_set_of_weight_zero_trains_nothing_but_is_still_logged(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        trainer.loss_weights[trainer.head_names.index("images")] = 0.0
+        before = weights(trainer.model)
+        trainer.train()
+        after = weights(trainer.model)
+        assert torch.equal(after["classifiers.images.weight"], before["classifiers.images.weight"])
+        assert not torch.equal(after["classifiers.videos.weight"], before["classifiers.videos.weight"])
+        assert any("images_loss" in entry for entry in trainer.state.log_history)
+
+
+class TestLog:
+    def test_each_data_set_has_its_loss_and_its_share_of_the_samples_drawn(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path, max_steps=4, per_device_train_batch_size=4, logging_steps=4)
+        trainer.train()
+        logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        # 16 samples: one epoch, each row once.
+        assert logged["videos_share"] == pytest.approx(6 / 16)
+        assert logged["images_share"] == pytest.approx(10 / 16)
+        assert logged["videos_loss"] > 0
+        assert logged["images_loss"] > 0
+
+    def test_an_evaluation_has_top_1_and_top_5_of_each_data_set_and_their_mean(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        metrics = trainer.evaluate()
+        hits = {"videos": [], "images": []}
+        for name, dataset in trainer.eval_dataset.items():
+            for row in range(len(dataset)):
+                sample = dataset[row]
+                with torch.no_grad():
+                    logits = trainer.model.eval()(sample["pixel_values"][None], head=name).logits
+                hits[name].append(int(logits.argmax()) == sample["labels"])
+        for name in hits:
+            assert metrics[f"eval_{name}_top1"] == pytest.approx(np.mean(hits[name]))
+            assert metrics[f"eval_{name}_top5"] == 1.0  # 2 and 3 classes
+        mean = (metrics["eval_videos_top1"] + metrics["eval_images_top1"]) / 2
+        assert metrics["eval_mean_top1"] == pytest.approx(mean)
+        assert any(entry.get("eval_mean_top1") == metrics["eval_mean_top1"] for entry in trainer.state.log_history)
+
+    def test_the_best_checkpoint_is_chosen_by_the_mean(self, recipe, tmp_path):
+        trainer = make_trainer(
+            recipe,
+            tmp_path,
+            max_steps=2,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="best",
+            metric_for_best_model="eval_mean_top1",
+        )
+        trainer.train()
+        best = max(entry["eval_mean_top1"] for entry in trainer.state.log_history if "eval_mean_top1" in entry)
+        assert trainer.state.best_metric == best
+
+
+class TestOptimisation:
+    def test_the_learning_rate_drops_at_the_papers_epochs(self, recipe, tmp_path):
+        trainer = make_trainer(
+            recipe,
+            tmp_path,
+            max_steps=-1,
+            num_train_epochs=20,
+            learning_rate=5e-3,
+            learning_rate_drop_epochs=[11, 15],
+            optim_args="momentum=0.9",
+        )
+        optimizer, scheduler = trainer.create_optimizer(), trainer.create_scheduler(num_training_steps=200)
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert optimizer.defaults["momentum"] == 0.9
+        rates = []
+        for _ in range(200):
+            rates.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        assert rates[:110] == pytest.approx([5e-3] * 110)
+        assert rates[110:150] == pytest.approx([5e-4] * 40)
+        assert rates[150:] == pytest.approx([5e-5] * 50)
+
+    def test_any_other_optimizer_and_schedule_works(self, recipe, tmp_path):
+        trainer = make_trainer(
+            recipe, tmp_path, max_steps=3, optim="adamw_torch", lr_scheduler_type="cosine", warmup_steps=1
+        )
+        before = weights(trainer.model)
+        trainer.train()
+        assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
+        assert not torch.equal(
+            weights(trainer.model)["classifiers.videos.weight"], before["classifiers.videos.weight"]
+        )
+
+    @pytest.mark.parametrize("option", [{"activation_checkpointing": True}, {"bf16": True}, {"max_grad_norm": 1.0}])
+    def test_usual_training_arguments_work_on_mixed_batches(self, recipe, tmp_path, option):
+        trainer = make_trainer(recipe, tmp_path, max_steps=2, **option)
+        result = trainer.train()
+        assert np.isfinite(result.training_loss)
+
+
+class TestCheckpoints:
+    def test_a_run_resumed_inside_an_epoch_ends_with_the_weights_of_one_that_was_not_stopped(self, recipe, tmp_path):
+        options = {"per_device_train_batch_size": 4, "optim": "adamw_torch", "max_steps": 7, "save_strategy": "steps"}
+        whole = make_trainer(recipe, tmp_path / "whole", save_steps=6, **options)
+        whole.train()
+        resumed = make_trainer(recipe, tmp_path / "resumed", save_steps=6, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+        for name, parameter in weights(resumed.model).items():
+            assert torch.equal(parameter, weights(whole.model)[name]), name
+
+    def test_what_is_saved_is_a_whole_checkpoint_with_its_processor_and_code(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        trainer.save_model()
+        names = {file.name for file in tmp_path.iterdir()}
+        assert {"config.json", "model.safetensors", "video_preprocessor_config.json"} <= names
+        assert {"modeling_cover.py", "video_processing_cover.py"} <= names
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"loss_reduction": "sum"}, "loss_reduction must be one of"),
+            (
+                {"learning_rate_drop_epochs": [11.0], "lr_scheduler_type": "linear"},
+                "needs lr_scheduler_type 'constant'",
+            ),
+            ({"learning_rate_drop_epochs": [4.0], "num_train_epochs": 3}, r"\[4.0\] are not between 0 and"),
+            ({"learning_rate_drop_factor": 0.0}, "must be positive, got 0.0"),
+            ({"label_smoothing_factor": 0.1}, "has no label smoothing"),
+        ],
+    )
+    def test_training_arguments_that_do_not_fit_are_named(self, tmp_path, options, message):
+        options = {"lr_scheduler_type": "constant", **options}
+        with pytest.raises(ValueError, match=message):
+            CoverTrainingArguments(output_dir=str(tmp_path), report_to="none", **options)
+
+    def test_weights_and_data_of_unknown_heads_are_named(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        for arguments in ({"loss_weights": {"k400": 1.0}}, {"eval_dataset": {"k400": None}}):
+            with pytest.raises(ValueError, match=r"unknown data sets \['k400'\]: the model's heads are"):
+                CoverTrainer(model=trainer.model, args=trainer.args, **arguments)
+
+    def test_a_negative_weight_is_named(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        with pytest.raises(ValueError, match=r"must not be negative, got \{'videos': -1\}"):
+            CoverTrainer(model=trainer.model, args=trainer.args, loss_weights={"videos": -1})

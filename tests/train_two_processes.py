@@ -1,0 +1,54 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Started by test_trainer.py on two processes: one step, each with half of the rows of its single-process twin."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
+from test_trainer import MODEL, make_trainer, weights
+
+
+def main(recipe_path: str, output: str) -> None:
+    folders = json.loads(Path(recipe_path).read_text())
+    modalities, loss_weights = {"videos": "video", "images": "image"}, {"videos": 1.0, "images": 0.5}
+    recipe = Recipe(
+        datasets=tuple(
+            DatasetRecipe(
+                name=name,
+                format="class_folders",
+                modality=modalities[name],
+                splits={"train": folder},
+                weight=loss_weights[name],
+            )
+            for name, folder in folders.items()
+        ),
+        clips=ClipRecipe(num_frames=2, image_size=16, short_side=20),
+        model=MODEL,
+    )
+    trainer = make_trainer(recipe, Path(output).parent, per_device_train_batch_size=4)
+    before = weights(trainer.model)
+    trainer.train()
+    if trainer.args.process_index == 0:
+        if trainer.accelerator.num_processes != 2:
+            raise RuntimeError(f"expected two processes, got {trainer.accelerator.num_processes}")
+        after = weights(trainer.model)
+        torch.save({name: after[name] - before[name] for name in after}, output)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
