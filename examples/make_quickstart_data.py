@@ -39,13 +39,17 @@ the others to chance, so that no head can stand in for another:
   "moving left" is a clip "moving right" played backwards, so only the order of the frames tells the two apart, and a
   frame drawn at random from a clip is distributed alike for all six, so no single frame tells anything. Flipping
   a clip from left to right changes its label: train without.
-- `images` names the texture of a still shape. Video models have to see through the texture to name the shape.
+- `images` names the texture of a still shape.
+
+In `shapes` and `images` colour helps, as it does with real objects: two classes share a family of hues. In `motions` any
+hue goes with any label.
 
 Every file is a function of (seed, dataset, split, label, number) alone: neither the scale nor the number of processes
 changes it. The same seed and the same versions of NumPy, PyAV and Pillow give the same bytes.
 """
 
 import argparse
+import colorsys
 import csv
 import functools
 import json
@@ -94,6 +98,12 @@ TEXTURES: dict[str, Region] = {  # True where the shape is light; all look alike
     "plain": lambda x, y: np.ones_like(x, dtype=bool),
     "vertical_stripes": lambda x, y: np.sin(8 * x) > 0,
 }
+# Families of hues, on a circle of length 1: two classes to each.
+HUES = {
+    **{"circle": 0 / 3, "cross": 0 / 3, "ring": 1 / 3, "triangle": 1 / 3, "square": 2 / 3, "star": 2 / 3},
+    **{"checker": 0 / 3, "plain": 0 / 3, "dots": 1 / 3, "concentric": 1 / 3},
+    **{"horizontal_stripes": 2 / 3, "vertical_stripes": 2 / 3},
+}
 MOTIONS = {  # which of (x, y, radius) changes, and whether the frames are then played backwards
     "growing": (2, False),
     "moving down": (1, False),
@@ -108,7 +118,7 @@ LABELS = {"shapes": tuple(SHAPES), "motions": tuple(MOTIONS), "images": tuple(TE
 FILES_PER_LABEL = {
     "shapes": {"train": 240, "val": 20},
     "motions": {"train": 240, "val": 20},
-    "images": {"train": 60, "val": 20},
+    "images": {"train": 240, "val": 20},
 }
 
 MARKER = "quickstart.json"
@@ -126,11 +136,19 @@ class Sample:
     path: Path
 
 
-def render(rng: np.random.Generator, shape: str, texture: str, shade: float, track: np.ndarray) -> np.ndarray:
+def draw_colour(rng: np.random.Generator, label: str | None) -> np.ndarray:
+    """A bright colour, RGB of 0 to 255, of the label's family of hues, or of any hue for None."""
+    hue = rng.random() if label is None else HUES[label] + rng.uniform(-0.1, 0.1)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.4, 0.8), rng.uniform(0.8, 1.0)))
+
+
+def render(
+    rng: np.random.Generator, shape: str, texture: str, shade: float, colour: np.ndarray, track: np.ndarray
+) -> np.ndarray:
     """Draws a bright shape on a dim background of blotches and grain.
 
-    `shade` is the brightness of the texture's dark parts, relative to the light ones; `track` (3, T) holds the shape's
-    x, y and radius in pixels. Returns uint8 RGB (T, SIZE, SIZE, 3).
+    `shade` is the brightness of the texture's dark parts, relative to the light ones; `colour` is RGB of 0 to 255;
+    `track` (3, T) holds the shape's x, y and radius in pixels. Returns uint8 RGB (T, SIZE, SIZE, 3).
     """
     points = (np.arange(SIZE * SUPERSAMPLING, dtype=np.float32) + 0.5) / SUPERSAMPLING
     x, y, radius = track.astype(np.float32)[:, :, None, None]
@@ -143,11 +161,11 @@ def render(rng: np.random.Generator, shape: str, texture: str, shade: float, tra
     blocks = (-1, SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING)
     cover, paint = (v.reshape(blocks).mean(axis=(2, 4), dtype=np.float32)[..., None] for v in (inside, paint))
     blotches = rng.uniform(5, 55, (SIZE // 5, SIZE // 5, 3)).repeat(5, axis=0).repeat(5, axis=1)
-    frames = (1 - cover) * blotches + paint * rng.uniform(140, 255, 3) + rng.normal(0, 4, (len(x), SIZE, SIZE, 1))
+    frames = (1 - cover) * blotches + paint * colour + rng.normal(0, 4, (len(x), SIZE, SIZE, 1))
     return frames.clip(0, 255).round().astype(np.uint8)
 
 
-def draw_clip(rng: np.random.Generator, motion: str, shape: str, texture: str) -> np.ndarray:
+def draw_clip(rng: np.random.Generator, motion: str, shape: str, texture: str, colour: np.ndarray) -> np.ndarray:
     """Draws a clip, uint8 RGB (NUM_FRAMES, SIZE, SIZE, 3).
 
     x, y and radius each have a range. The motion runs through one of the ranges at even speed while the other two stay
@@ -156,17 +174,17 @@ def draw_clip(rng: np.random.Generator, motion: str, shape: str, texture: str) -
     axis, backwards = MOTIONS[motion]
     track = rng.random((3, 1)).repeat(NUM_FRAMES, axis=1)
     track[axis] = (np.arange(NUM_FRAMES) + rng.random()) / NUM_FRAMES
-    travel, largest = rng.uniform(13, 16), rng.uniform(10, 11.5)
+    travel, largest = rng.uniform(13, 16), rng.uniform(11, 12.5)
     track[:2] = SIZE / 2 + travel * (track[:2] - 0.5)
     track[2] = largest * (0.6 + 0.4 * track[2])
-    frames = render(rng, shape, texture, 0.8, track)
+    frames = render(rng, shape, texture, 0.8, colour, track)
     return frames[::-1] if backwards else frames
 
 
-def draw_image(rng: np.random.Generator, texture: str, shape: str) -> np.ndarray:
+def draw_image(rng: np.random.Generator, texture: str, shape: str, colour: np.ndarray) -> np.ndarray:
     """Draws a still shape, uint8 RGB (SIZE, SIZE, 3), larger than those of the clips and with more contrast."""
-    x, y = SIZE / 2 + rng.uniform(-5, 5, 2)
-    return render(rng, shape, texture, 0.5, np.array([[x], [y], [rng.uniform(9, 14)]]))[0]
+    x, y = SIZE / 2 + rng.uniform(-3, 3, 2)
+    return render(rng, shape, texture, 0.25, colour, np.array([[x], [y], [rng.uniform(12, 15)]]))[0]
 
 
 def write_clip(path: Path, frames: np.ndarray) -> None:
@@ -188,13 +206,14 @@ def draw_sample(sample: Sample, output: Path, seed: int) -> None:
     key = (list(LABELS).index(sample.dataset), SPLITS.index(sample.split), labels.index(sample.label), sample.number)
     rng = np.random.default_rng(np.random.SeedSequence((seed, *key)))
     motion, shape, texture = (str(rng.choice(names)) for names in (list(MOTIONS), list(SHAPES), list(TEXTURES)))
+    colour = draw_colour(rng, None if sample.dataset == "motions" else sample.label)
     path = output / sample.path
     if sample.dataset == "shapes":
-        write_clip(path, draw_clip(rng, motion, sample.label, texture))
+        write_clip(path, draw_clip(rng, motion, sample.label, texture, colour))
     elif sample.dataset == "motions":
-        write_clip(path, draw_clip(rng, sample.label, shape, texture))
+        write_clip(path, draw_clip(rng, sample.label, shape, texture, colour))
     else:
-        Image.fromarray(draw_image(rng, sample.label, shape)).save(path)
+        Image.fromarray(draw_image(rng, sample.label, shape, colour)).save(path)
 
 
 def plan_samples(scale: float) -> list[Sample]:

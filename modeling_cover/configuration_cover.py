@@ -69,6 +69,9 @@ class CoverConfig(PreTrainedConfig):
         width that `patch_size` divides; the position embeddings are resized bicubically.
     drop_path_rate (`float`, *optional*, defaults to 0.0):
         Stochastic depth: the rate of the last layer, growing linearly from 0 at the first.
+    time_initializer_range (`float`, *optional*):
+        The standard deviation of newly initialised time embeddings; `initializer_range` if not given. Without a
+        checkpoint to start from, larger ones let motion be learnt sooner.
     heads (`dict[str, dict]`, *optional*):
         The classification heads by name, one for each data set: `{"labels": [...], "modality": "video" | "image",
         "problem_type": "single_label_classification" | "multi_label_classification"}`; modality and problem type
@@ -113,6 +116,7 @@ class CoverConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     initializer_range: float | int = 0.02
+    time_initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16

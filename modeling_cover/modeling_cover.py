@@ -374,7 +374,8 @@ class CoverPreTrainedModel(PreTrainedModel):
         if isinstance(module, CoverEmbeddings):
             init.trunc_normal_(module.cls_token, std=std)
             init.trunc_normal_(module.position_embeddings, std=std)
-            init.trunc_normal_(module.time_embeddings, std=std)
+            time_std = self.config.time_initializer_range
+            init.trunc_normal_(module.time_embeddings, std=std if time_std is None else time_std)
 
 
 @auto_docstring(

@@ -154,12 +154,12 @@ class TestFromAViT:
         assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.4, 0.2)
         assert (config.drop_path_rate, config.hidden_act, config.num_frames) == (0.3, "relu", 8)
 
-    def test_weights_stored_in_half_precision_are_loaded_in_full(self, tmp_path):
+    def test_weights_stored_in_half_precision_are_resized_and_kept_in_full(self, tmp_path):
         vit = save_vit(tmp_path)
         vit.bfloat16().save_pretrained(tmp_path)
-        model = from_vit(tmp_path)
+        model = from_vit(tmp_path, image_size=24)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        assert_features_equal(model, vit.float(), images())
+        assert_features_equal(model, vit.float(), images(24, 24), interpolate_pos_encoding=True)
 
     def test_it_can_be_saved_and_loaded(self, tmp_path):
         save_vit(tmp_path / "vit")

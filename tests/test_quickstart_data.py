@@ -61,7 +61,7 @@ def measure(frames: np.ndarray) -> np.ndarray:
 def draw_motion(seed: int, motion: str) -> np.ndarray:
     rng = np.random.default_rng(seed)
     shape, texture = rng.choice(list(quickstart.SHAPES)), rng.choice(list(quickstart.TEXTURES))
-    return quickstart.draw_clip(rng, motion, shape, texture)
+    return quickstart.draw_clip(rng, motion, shape, texture, quickstart.draw_colour(rng, None))
 
 
 @pytest.mark.parametrize(("dataset", "suffix"), [("shapes", ".mp4"), ("images", ".png")])
