@@ -16,8 +16,7 @@
 A TimeSformer with divided space-time attention and one classification head for each data set; an image is a clip of
 one frame. Axes, in the shapes below:
 
-    B clips   T frames of a clip   N patches of a frame   D hidden_size   K attention heads
-    S tokens attended to: T in temporal attention, 1 + N (the class token first) in spatial attention
+    B clips   T frames of a clip   N patches of a frame   D hidden_size
 """
 
 import os
@@ -33,14 +32,15 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_cover import CoverConfig, as_pair
+from .attention_cover import CoverAttention
+from .configuration_cover import CoverConfig
 from .conversion_cover import EncoderWeights, encoder_weights_from_timesformer, encoder_weights_from_vit
+from .embeddings_cover import CoverEmbeddings, resize_position_embeddings, resize_time_embeddings
 from .head_losses_cover import head_loss, mixed_head_losses
 
 
@@ -103,162 +103,6 @@ class CoverVideoClassifierOutput(ModelOutput):
     hidden_states: tuple | None = None
     attentions: tuple | None = None
     temporal_attentions: tuple | None = None
-
-
-def resize_position_embeddings(
-    embeddings: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> torch.Tensor:
-    """Resize position embeddings bicubically, in fp32, keeping the class token's apart.
-
-    `embeddings` is (1, 1 + rows * columns of the old grid, D), the result (1, 1 + rows * columns of the new grid, D).
-    """
-    if old_grid == new_grid:
-        return embeddings
-    grid = embeddings[:, 1:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat([embeddings[:, :1], grid.flatten(2).transpose(1, 2).to(embeddings.dtype)], dim=1)
-
-
-def resize_time_embeddings(embeddings: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Resize time embeddings (1, frames, D) linearly, in fp32, to (1, `num_frames`, D)."""
-    if embeddings.shape[1] == num_frames:
-        return embeddings
-    resized = nn.functional.interpolate(embeddings.float().transpose(1, 2), size=num_frames, mode="linear")
-    return resized.transpose(1, 2).to(embeddings.dtype)
-
-
-class CoverPatchEmbeddings(nn.Module):
-    """Cuts frames into patches and projects each: (frames, C, H, W) to (frames, N, D)."""
-
-    def __init__(self, config: CoverConfig):
-        super().__init__()
-        self.num_channels = config.num_channels
-        self.patch_size = as_pair(config.patch_size)
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-        )
-
-    def check(self, pixel_values: torch.Tensor) -> None:
-        """Raise a `ValueError` unless `pixel_values` is (B, T, C, H, W), with T > 0 and whole patches."""
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 5:
-            raise ValueError(
-                "pixel_values: expected shape (batch_size, num_frames, num_channels, height, width), got "
-                f"{shape}. An image is a clip of one frame."
-            )
-        _, num_frames, num_channels, height, width = shape
-        if num_frames == 0:
-            raise ValueError(f"pixel_values: a clip without frames, shape {shape}")
-        if num_channels != self.num_channels:
-            raise ValueError(f"pixel_values: expected {self.num_channels} channels, got {num_channels}, shape {shape}")
-        rows, columns = self.patch_size
-        if height == 0 or width == 0 or height % rows or width % columns:
-            raise ValueError(f"pixel_values: frames of {height}x{width} are not whole patches of {rows}x{columns}")
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.projection(frames).flatten(2).transpose(1, 2)
-
-
-class CoverEmbeddings(nn.Module):
-    """Patch, position and time embeddings and the class token: (B, T, C, H, W) to (B, 1 + T * N, D)."""
-
-    def __init__(self, config: CoverConfig):
-        super().__init__()
-        self.patch_embeddings = CoverPatchEmbeddings(config)
-        image_size, self.patch_size = as_pair(config.image_size), as_pair(config.patch_size)
-        self.grid = (image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1])
-        num_patches = self.grid[0] * self.grid[1]
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
-        self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        self.patch_embeddings.check(pixel_values)
-        batch_size, num_frames, _, height, width = pixel_values.shape
-        grid = (height // self.patch_size[0], width // self.patch_size[1])
-        positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
-        times = resize_time_embeddings(self.time_embeddings, num_frames)
-        patches = self.patch_embeddings(pixel_values.flatten(0, 1)).unflatten(0, (batch_size, num_frames))
-        patches = patches + positions[:, None, 1:] + times[:, :, None]
-        class_token = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
-        return self.dropout(torch.cat([class_token, patches.flatten(1, 2)], dim=1))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class CoverAttention(nn.Module):
-    """Multi-head self-attention over the second axis of (batch, S, D)."""
-
-    def __init__(self, config: CoverConfig):
-        super().__init__()
-        self.config = config
-        self.num_attention_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if hidden_states.shape[1] == 1:
-            return self.attend_to_one_key(hidden_states)
-        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attn_output, attn_weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        # Other backends return None or a log-sum-exp: better an error than no maps.
-        if kwargs.get("output_attentions") and (attn_weights is None or attn_weights.ndim != 4):
-            raise ValueError("output_attentions: only eager attention has maps, load with attn_implementation='eager'")
-        return self.o_proj(attn_output.reshape(hidden_states.shape)), attn_weights
-
-    def attend_to_one_key(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for S = 1: the one weight is 1 whatever query and key are, so the result is the projected value.
-
-        Query and key project zero rows: that costs nothing and gives their parameters the gradient they have in the
-        general case, zero rather than none, so that distributed training does not wait for it.
-        """
-        value = self.v_proj(hidden_states)
-        no_rows = hidden_states[:0]
-        value = value + (self.q_proj(no_rows).sum() + self.k_proj(no_rows).sum())
-        weights = value.new_ones(()).expand(hidden_states.shape[0], self.num_attention_heads, 1, 1)
-        return self.o_proj(value), weights
 
 
 class CoverDropPath(nn.Module):

@@ -118,7 +118,7 @@ class TestHeads:
                 config.update_heads(heads, default_head)
             assert config.to_dict() == before
 
-    def test_what_was_given_is_neither_changed_nor_shared(self):
+    def test_what_was_given_is_neither_changed_nor_changes_it_later(self):
         heads = {"k400": {"labels": ["abseiling", "zumba"]}}
         config = CoverConfig(heads=heads)
         assert heads == {"k400": {"labels": ["abseiling", "zumba"]}}

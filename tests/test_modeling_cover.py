@@ -16,7 +16,8 @@
 import pytest
 import torch
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverModel
-from modeling_cover.modeling_cover import CoverDropPath, resize_position_embeddings, resize_time_embeddings
+from modeling_cover.embeddings_cover import resize_position_embeddings, resize_time_embeddings
+from modeling_cover.modeling_cover import CoverDropPath
 from torch import nn
 from torch.nn import functional as F
 from transformers import (

@@ -1,0 +1,102 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From pixels to tokens: patch, position and time embeddings and the class token.
+
+Axes: B clips   T frames of a clip   N patches of a frame   D hidden_size   C, H, W channels, height and width.
+"""
+
+import torch
+from torch import nn
+
+from .configuration_cover import CoverConfig, as_pair
+
+
+def resize_position_embeddings(
+    embeddings: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Resize position embeddings bicubically, in fp32, keeping the class token's apart.
+
+    `embeddings` is (1, 1 + rows * columns of the old grid, D), the result (1, 1 + rows * columns of the new grid, D).
+    """
+    if old_grid == new_grid:
+        return embeddings
+    grid = embeddings[:, 1:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([embeddings[:, :1], grid.flatten(2).transpose(1, 2).to(embeddings.dtype)], dim=1)
+
+
+def resize_time_embeddings(embeddings: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Resize time embeddings (1, frames, D) linearly, in fp32, to (1, `num_frames`, D)."""
+    if embeddings.shape[1] == num_frames:
+        return embeddings
+    resized = nn.functional.interpolate(embeddings.float().transpose(1, 2), size=num_frames, mode="linear")
+    return resized.transpose(1, 2).to(embeddings.dtype)
+
+
+class CoverPatchEmbeddings(nn.Module):
+    """Cuts frames into patches and projects each: (frames, C, H, W) to (frames, N, D)."""
+
+    def __init__(self, config: CoverConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = as_pair(config.patch_size)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def check(self, pixel_values: torch.Tensor) -> None:
+        """Raise a `ValueError` unless `pixel_values` is (B, T, C, H, W), with T > 0 and whole patches."""
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 5:
+            raise ValueError(
+                "pixel_values: expected shape (batch_size, num_frames, num_channels, height, width), got "
+                f"{shape}. An image is a clip of one frame."
+            )
+        _, num_frames, num_channels, height, width = shape
+        if num_frames == 0:
+            raise ValueError(f"pixel_values: a clip without frames, shape {shape}")
+        if num_channels != self.num_channels:
+            raise ValueError(f"pixel_values: expected {self.num_channels} channels, got {num_channels}, shape {shape}")
+        rows, columns = self.patch_size
+        if height == 0 or width == 0 or height % rows or width % columns:
+            raise ValueError(f"pixel_values: frames of {height}x{width} are not whole patches of {rows}x{columns}")
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.projection(frames).flatten(2).transpose(1, 2)
+
+
+class CoverEmbeddings(nn.Module):
+    """Patch, position and time embeddings and the class token: (B, T, C, H, W) to (B, 1 + T * N, D)."""
+
+    def __init__(self, config: CoverConfig):
+        super().__init__()
+        self.patch_embeddings = CoverPatchEmbeddings(config)
+        image_size, self.patch_size = as_pair(config.image_size), as_pair(config.patch_size)
+        self.grid = (image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1])
+        num_patches = self.grid[0] * self.grid[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
+        self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.patch_embeddings.check(pixel_values)
+        batch_size, num_frames, _, height, width = pixel_values.shape
+        grid = (height // self.patch_size[0], width // self.patch_size[1])
+        positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
+        times = resize_time_embeddings(self.time_embeddings, num_frames)
+        patches = self.patch_embeddings(pixel_values.flatten(0, 1)).unflatten(0, (batch_size, num_frames))
+        patches = patches + positions[:, None, 1:] + times[:, :, None]
+        class_token = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
+        return self.dropout(torch.cat([class_token, patches.flatten(1, 2)], dim=1))
