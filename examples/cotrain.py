@@ -27,7 +27,7 @@ from pathlib import Path
 
 from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, set_seed
 
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -67,6 +67,7 @@ def main() -> None:
     if recipe_path == QUICKSTART:
         with args.main_process_first(desc="drawing the quickstart's data"):
             draw_quickstart(QUICKSTART_DATA)
+    set_seed(args.seed)  # of the weights that are new
     cotraining = prepare_cotraining(recipe, seed=args.seed)
     trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

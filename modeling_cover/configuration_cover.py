@@ -159,6 +159,8 @@ class CoverConfig(PreTrainedConfig):
             # What is derived from the heads is derived anew: a stored id2label is that of the stored default head.
             for name in ("id2label", "label2id", "problem_type"):
                 config_dict.pop(name, None)
+            if "problem_type" in kwargs:
+                config_dict["problem_type"] = kwargs.pop("problem_type")
             config_dict = _replace_default_labels(config_dict, kwargs)
         return super().from_dict(config_dict, **kwargs)
 
@@ -190,9 +192,10 @@ class CoverConfig(PreTrainedConfig):
             if len(checked) > 1:
                 raise ValueError(f"default_head: expected one of {sorted(checked)}, got None")
             default_head = next(iter(checked))
-        self.heads = checked
-        default = self.get_head(default_head)
-        self.default_head = default_head
+        if default_head not in checked:
+            raise ValueError(f"unknown default_head {default_head!r}: expected one of {sorted(checked)}")
+        self.heads, self.default_head = checked, default_head
+        default = checked[default_head]
         self.id2label = dict(enumerate(default["labels"]))
         self.label2id = {label: index for index, label in enumerate(default["labels"])}
         self.problem_type = default["problem_type"]
@@ -204,6 +207,10 @@ class CoverConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"{name} must be one number or a height and a width, got {size}")
         if any(size % patch for size, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True)):
             raise ValueError(f"image_size ({self.image_size}) is not a multiple of patch_size ({self.patch_size})")
         if self.num_frames < 1:
@@ -248,14 +255,19 @@ def _replace_default_labels(config_dict: dict[str, Any], kwargs: dict[str, Any])
     default_head = config_dict.get("default_head") or next(iter(heads))
     if default_head not in heads:
         raise ValueError(f"unknown default_head {default_head!r}: expected one of {sorted(heads)}")
+    head = check_head(default_head, heads[default_head])
     if id2label is not None:
+        if num_labels not in (None, len(id2label)):
+            raise ValueError(
+                f"num_labels ({num_labels}) differs from the number of labels of id2label ({len(id2label)})"
+            )
         id2label = {int(index): label for index, label in id2label.items()}
         labels = [id2label[index] for index in sorted(id2label)]
-    elif num_labels not in (None, len(heads[default_head]["labels"])):
+    elif num_labels not in (None, len(head["labels"])):
         labels = [f"LABEL_{index}" for index in range(num_labels)]
     else:
         return config_dict
-    return {**config_dict, "heads": {**heads, default_head: {**heads[default_head], "labels": labels}}}
+    return {**config_dict, "heads": {**heads, default_head: {**head, "labels": labels}}}
 
 
 __all__ = ["CoverConfig"]

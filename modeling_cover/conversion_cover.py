@@ -17,6 +17,7 @@ Each reader names the encoder's parameters as `CoverModel` does, so that the mod
 """
 
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,15 @@ ORIGINAL_NAMES = (
 )
 
 
+# What the original release normalises pixels of 0 to 1 with.
+RELEASE_MEAN, RELEASE_STD = [0.45] * 3, [0.225] * 3
+
+
+def is_original_release(path: str | os.PathLike) -> bool:
+    """Whether `path` names a file of the original TimeSformer release, rather than a folder or Hub id."""
+    return str(path).endswith((".pyth", ".pth", ".pt"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderWeights:
     """An encoder read from a checkpoint of another architecture.
@@ -101,10 +111,12 @@ class EncoderWeights:
 
 def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int) -> EncoderWeights:
     """Read a ViT; see `CoverForVideoClassification.from_image_checkpoint`."""
-    vit, unused = _load(AutoModel, path, "vit", may_lack="pooler.")
+    vit, unused, missing = _load(AutoModel, path, "vit", may_lack="pooler.")
     state = {name.replace(".mlp.", "."): tensor for name, tensor in vit.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
-    unused = sorted({*unused, *(name for name in vit.state_dict() if name.startswith("pooler."))})
+    unused = sorted(
+        {*unused, *(name for name in vit.state_dict() if name.startswith("pooler.") and name not in missing)}
+    )
     hidden_size = vit.config.hidden_size
     for name, tensor in list(state.items()):
         for spatial, temporal in (
@@ -133,9 +145,9 @@ def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int) -> Encode
 
 def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
     """Read a TimeSformer; see `CoverForVideoClassification.from_timesformer`."""
-    if str(path).endswith((".pyth", ".pth", ".pt")):
+    if is_original_release(path):
         return _from_original_timesformer(path)
-    model, unused = _load(AutoModelForVideoClassification, path, "timesformer")
+    model, unused, _ = _load(AutoModelForVideoClassification, path, "timesformer")
     if model.config.attention_type != "divided_space_time":
         raise ValueError(f"{path}: expected attention_type 'divided_space_time', got '{model.config.attention_type}'")
     state, classifier = model.state_dict(), {}
@@ -161,10 +173,15 @@ def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
 def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
     """Read a `.pyth` file of the original release, whose configuration is in the shapes of its tensors."""
     # weights_only: such a file is a pickle, and must not run code.
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: expected a file of tensors only, as torch.save writes it") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
     state = checkpoint.get("model_state", checkpoint)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
     state = {name.removeprefix("module.").removeprefix("model."): tensor for name, tensor in state.items()}
     needed = (
         "pos_embed",
@@ -205,7 +222,7 @@ def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
 
 def _load(
     auto_class: type, path: str | os.PathLike, model_type: str, may_lack: str | None = None
-) -> tuple[PreTrainedModel, set[str]]:
+) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Load a whole checkpoint of `model_type` in fp32, and the names of its weights that are not used."""
     found = AutoConfig.from_pretrained(path).model_type
     if found != model_type:
@@ -214,7 +231,7 @@ def _load(
     missing = sorted(name for name in info["missing_keys"] if may_lack is None or not name.startswith(may_lack))
     if missing or info["mismatched_keys"]:
         raise ValueError(f"{path}: weights are missing or of another shape: {missing or info['mismatched_keys']}")
-    return model, set(info["unexpected_keys"])
+    return model, set(info["unexpected_keys"]), set(info["missing_keys"])
 
 
 def _shared_fields(config: Any) -> dict[str, Any]:

@@ -17,10 +17,11 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Any
 
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from .configuration_cover import CoverConfig
+from .conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
 from .data import CoTrainingDataset, EvaluationDataset
 from .modeling_cover import CoverForVideoClassification
 from .recipe import STARTING_POINTS, Recipe
@@ -31,7 +32,7 @@ from .video_processing_cover import CoverVideoProcessor
 logger = logging.get_logger(__name__)
 
 # Fields of CoverConfig that a recipe sets elsewhere: under `clips` and `datasets`.
-_SET_ELSEWHERE = {"heads", "image_size", "num_frames"}
+_SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "clips"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +93,13 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0) -> CoTraining:
 
 
 def _check_model_fields(recipe: Recipe) -> None:
-    known = {field.name for field in fields(CoverConfig)} - _SET_ELSEWHERE
+    known = {field.name for field in fields(CoverConfig)} - set(_SET_ELSEWHERE)
     known |= {*STARTING_POINTS, "head", "default_head"}
     for key in recipe.model:
+        if key in _SET_ELSEWHERE:
+            raise ValueError(f"model: '{key}' is set under {_SET_ELSEWHERE[key]}")
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "expected a starting point or a field of CoverConfig"
             raise ValueError(f"model: unknown key '{key}', {hint}")
     if "head" in recipe.model and "from_timesformer" not in recipe.model:
@@ -109,11 +112,26 @@ def _config_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
-    """The label spaces of the heads that a CoVeR checkpoint brings."""
-    if "from_pretrained" not in recipe.model:
+    """The label spaces of the heads that the starting point brings."""
+    if path := recipe.model.get("from_pretrained"):
+        heads = CoverConfig.from_pretrained(path).heads
+        for dataset in recipe.datasets:
+            head = heads.get(dataset.name)
+            if head is not None and head["problem_type"] != "single_label_classification":
+                raise ValueError(f"dataset '{dataset.name}': its head in {path} is for several labels a row")
+        return {name: head["labels"] for name, head in heads.items()}
+    head, path = recipe.model.get("head"), recipe.model.get("from_timesformer")
+    names = [dataset.name for dataset in recipe.datasets]
+    if head is not None and head not in names:
+        raise ValueError(f"model: unknown head {head!r}, the data sets are {names}")
+    if head is None or is_original_release(
+        path
+    ):  # the release's files hold no label names: the data set's order counts
         return {}
-    config = CoverConfig.from_pretrained(recipe.model["from_pretrained"])
-    return {name: head["labels"] for name, head in config.heads.items()}
+    id2label = AutoConfig.from_pretrained(path).id2label
+    labels = [id2label[index] for index in sorted(id2label)]
+    unnamed = labels == [f"LABEL_{index}" for index in range(len(labels))]
+    return {} if unnamed else {head: labels}
 
 
 def _build_model(recipe: Recipe, sources: dict[str, Source], default_head: str) -> CoverForVideoClassification:
@@ -125,32 +143,25 @@ def _build_model(recipe: Recipe, sources: dict[str, Source], default_head: str) 
             path, heads=heads, default_head=default_head, **sizes, **config_fields
         )
     if path := recipe.model.get("from_timesformer"):
-        model = _from_timesformer(path, recipe.model.get("head"), sources, {**sizes, **config_fields})
+        head = recipe.model.get("head")
+        labels = None if head is None else sources[head].labels
+        unwanted = "-".join(["not", *sources])  # longer than any data set's name, so none of them
+        model = CoverForVideoClassification.from_timesformer(path, head or unwanted, labels, **sizes, **config_fields)
     elif path := recipe.model.get("from_pretrained"):
         model = CoverForVideoClassification.from_pretrained(path, **config_fields)
+        model.resize_clips(**sizes)
     else:
         return CoverForVideoClassification(
             CoverConfig(heads=heads, default_head=default_head, **sizes, **config_fields)
         )
-    for name, head in heads.items():
-        if name not in model.config.heads:
-            model.add_head(name, **head)
+    new = {name: head for name, head in heads.items() if name not in model.config.heads}
+    for name, head in new.items():
+        model.add_head(name, **head)
+    logger.warning(f"New heads, to be trained: {', '.join(sorted(new)) or 'none'}")
     model.config.update_heads(model.config.heads, default_head)
     if "from_timesformer" in recipe.model and "head" not in recipe.model:
-        model.remove_head(_UNUSED_HEAD)
+        model.remove_head(unwanted)
     return model
-
-
-_UNUSED_HEAD = "timesformer"
-
-
-def _from_timesformer(
-    path: str, head: str | None, sources: dict[str, Source], config_fields: dict[str, Any]
-) -> CoverForVideoClassification:
-    if head is not None and head not in sources:
-        raise ValueError(f"model: unknown head {head!r}, the data sets are {sorted(sources)}")
-    labels = sources[head].labels if head is not None else None
-    return CoverForVideoClassification.from_timesformer(path, head or _UNUSED_HEAD, labels, **config_fields)
 
 
 def _build_processor(recipe: Recipe) -> CoverVideoProcessor:
@@ -166,9 +177,12 @@ def _build_processor(recipe: Recipe) -> CoverVideoProcessor:
         return CoverVideoProcessor(**sizes)
     if "from_pretrained" in recipe.model:
         return CoverVideoProcessor.from_pretrained(path, **sizes)
+    if is_original_release(path):
+        return CoverVideoProcessor(**sizes, image_mean=RELEASE_MEAN, image_std=RELEASE_STD)
     try:
-        stored, _ = ImageProcessingMixin.get_image_processor_dict(path)
+        stored, _ = CoverVideoProcessor.get_video_processor_dict(path)
     except OSError:
         logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
         return CoverVideoProcessor(**sizes)
-    return CoverVideoProcessor(**sizes, image_mean=stored["image_mean"], image_std=stored["image_std"])
+    normalisation = {key: stored[key] for key in ("image_mean", "image_std", "rescale_factor") if key in stored}
+    return CoverVideoProcessor(**sizes, **normalisation)

@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from .mixture import SampleReference
+from .mixture import SAMPLE_STREAM, SampleReference
 from .sources import Source
-from .video_processing_cover import CoverVideoProcessor
+from .video_processing_cover import CoverVideoProcessor, read_image
 
 
 Sample = dict[str, Any]
@@ -39,7 +38,7 @@ def load_clip(source: Source, row: int, processor: CoverVideoProcessor, **kwargs
         VideoDecodingError: if the file cannot be decoded.
     """
     path = source.paths[row]
-    clip = Image.open(path) if source.modality == "image" else path
+    clip = read_image(path) if source.modality == "image" else path
     return processor(clip, return_tensors="pt", **kwargs)["pixel_values"][0]
 
 
@@ -77,7 +76,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, reference: SampleReference) -> Sample:
         source = self.sources[reference.dataset]
-        rng = np.random.default_rng([self.seed, reference.position])
+        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, reference.position])
         clip = load_clip(source, reference.row, self.processor, do_center_crop=False)
         clip = random_crop(clip, self.processor.crop_size["height"], self.processor.crop_size["width"], rng)
         if source.horizontal_flip and rng.random() < 0.5:

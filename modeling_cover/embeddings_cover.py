@@ -90,6 +90,17 @@ class CoverEmbeddings(nn.Module):
         self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def resize(self, num_frames: int, image_size: int | tuple[int, int]) -> None:
+        """Replace the stored embeddings by resized ones, for `num_frames` and `image_size` (height and width, pixels)."""
+        height, width = as_pair(image_size)
+        if height % self.patch_size[0] or width % self.patch_size[1]:
+            raise ValueError(f"image_size ({image_size}) is not a multiple of patch_size ({self.patch_size})")
+        grid = (height // self.patch_size[0], width // self.patch_size[1])
+        positions = resize_position_embeddings(self.position_embeddings.detach(), self.grid, grid)
+        times = resize_time_embeddings(self.time_embeddings.detach(), num_frames)
+        self.position_embeddings, self.time_embeddings = nn.Parameter(positions), nn.Parameter(times)
+        self.grid = grid
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self.patch_embeddings.check(pixel_values)
         batch_size, num_frames, _, height, width = pixel_values.shape

@@ -104,8 +104,8 @@ def _rows_loss(
 
 
 def _is_checked(ids: torch.Tensor) -> bool:
-    # On an accelerator a check would make every step wait for the device. There torch's own kernels assert the range of
-    # labels, and the training data's collator has checked both on the CPU.
+    # On an accelerator a check would make every step wait for the device; there torch's own kernels assert the range of
+    # labels. Labels read from a recipe's data sets have been checked against their heads already.
     return ids.device.type == "cpu" and not is_torchdynamo_compiling()
 
 

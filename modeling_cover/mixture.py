@@ -25,6 +25,10 @@ import numpy as np
 import torch
 
 
+# Separates the random streams that share the run's seed: the order of samples, and each sample's augmentation.
+ORDER_STREAM, SAMPLE_STREAM = 0, 1
+
+
 class SampleReference(NamedTuple):
     """A sample to be decoded: row `row` of data set `dataset`, the `position`-th sample of the run.
 
@@ -61,7 +65,7 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
 
     def __iter__(self) -> Iterator[SampleReference]:
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
+        order = np.random.default_rng([ORDER_STREAM, self.seed, self.epoch]).permutation(len(self))
         datasets = np.searchsorted(starts, order, side="right") - 1
         rows = order - starts[datasets]
         first = self.epoch * len(self)

@@ -366,6 +366,14 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         self.config.update_heads(remaining, self.config.default_head)
         del self.classifiers[name]
 
+    def resize_clips(self, num_frames: int, image_size: int | tuple[int, int]) -> None:
+        """Store time and position embeddings for clips of another usual size, resized from those there are.
+
+        The model takes clips of any size all the same; this is for training on, at that size.
+        """
+        self.cover.embeddings.resize(num_frames, image_size)
+        self.config.num_frames, self.config.image_size = num_frames, image_size
+
     def freeze_backbone(self) -> None:
         """Train the heads only (section 3.2 of the paper: transfer with frozen features)."""
         self.cover.requires_grad_(False)
@@ -443,6 +451,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         state["embeddings.time_embeddings"] = resize_time_embeddings(
             state["embeddings.time_embeddings"], config.num_frames
         )
+        _check_whole(weights.source, state, model.cover.state_dict())
         model.cover.load_state_dict(state)
         new = [f"classifiers.{name}" for name in config.head_names if name not in classified]
         logger.warning(
@@ -452,6 +461,19 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             f"- in the checkpoint and not used: {', '.join(weights.unused) or 'nothing'}"
         )
         return model.eval()
+
+
+def _check_whole(source: str, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Raise a `ValueError` unless `state` has the names and shapes of `expected`."""
+    wrong = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "left over": sorted(state.keys() - expected.keys()),
+        "of another shape": sorted(
+            name for name in expected.keys() & state.keys() if state[name].shape != expected[name].shape
+        ),
+    }
+    if found := {what: names for what, names in wrong.items() if names}:
+        raise ValueError(f"{source}: weights do not fit, {found}")
 
 
 __all__ = ["CoverForVideoClassification", "CoverModel", "CoverPreTrainedModel"]

@@ -42,6 +42,7 @@ training:
 """
 
 import difflib
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which would let the second of two equal keys win, made to refuse them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if nested := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
+            raise ValueError(f"line {nested[0].start_mark.line + 1}: a key must be a name")
         keys = Counter(key.value for key, _ in node.value)
         if repeated := [key for key, count in keys.items() if count > 1]:
             raise ValueError(f"line {node.start_mark.line + 1}: keys given more than once: {', '.join(repeated)}")
@@ -77,10 +80,11 @@ class ClipRecipe:
     short_side: int | None = None
 
     def __post_init__(self):
-        if self.short_side is None:
-            object.__setattr__(self, "short_side", round(self.image_size * 8 / 7))
         for name in ("num_frames", "image_size", "short_side"):
             value = getattr(self, name)
+            if name == "short_side" and value is None:
+                value = round(self.image_size * 8 / 7)
+                object.__setattr__(self, name, value)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"clips: {name} must be a positive whole number, got {value!r}")
         if self.short_side < self.image_size:
@@ -109,16 +113,31 @@ class DatasetRecipe:
             raise ValueError(f"{where}: format must be one of {FORMATS}, got {self.format!r}")
         if self.modality not in MODALITIES:
             raise ValueError(f"{where}: modality must be one of {MODALITIES}, got {self.modality!r}")
-        if not isinstance(self.weight, int | float) or isinstance(self.weight, bool) or not 0 <= self.weight < 1e9:
-            raise ValueError(f"{where}: weight must be a number, at least 0, got {self.weight!r}")
+        if (
+            not isinstance(self.weight, int | float)
+            or isinstance(self.weight, bool)
+            or not 0 <= self.weight < math.inf
+        ):
+            raise ValueError(f"{where}: weight must be a finite number, at least 0, got {self.weight!r}")
         if not isinstance(self.horizontal_flip, bool):
             raise ValueError(f"{where}: horizontal_flip must be true or false, got {self.horizontal_flip!r}")
         if not isinstance(self.splits, Mapping) or "train" not in self.splits:
             raise ValueError(f"{where}: splits must name at least the 'train' split, got {self.splits!r}")
         if unknown := set(self.splits) - {"train", "validation"}:
             raise ValueError(f"{where}: unknown splits {sorted(unknown)}, expected train and validation")
-        if not isinstance(self.columns, Mapping) or set(self.columns) != {"path", "label"}:
+        if not all(_is_text(place) for place in self.splits.values()):
+            raise ValueError(f"{where}: splits: expected a path for each, got {self.splits!r}")
+        if (
+            not isinstance(self.columns, Mapping)
+            or set(self.columns) != {"path", "label"}
+            or not all(_is_text(column) for column in self.columns.values())
+        ):
             raise ValueError(f"{where}: columns must name the columns of path and label, got {self.columns!r}")
+        if self.media_root is not None and not _is_text(self.media_root):
+            raise ValueError(f"{where}: media_root must be a path, got {self.media_root!r}")
+        labels = self.labels if isinstance(self.labels, list) else [self.labels]
+        if self.labels is not None and not all(_is_text(label) for label in labels):
+            raise ValueError(f"{where}: labels must be a list of strings or a file, got {self.labels!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +166,9 @@ class Recipe:
             raise ValueError("datasets: every weight is 0, there is nothing to train")
         if len(starts := [key for key in STARTING_POINTS if key in self.model]) > 1:
             raise ValueError(f"model: expected one starting point, got {' and '.join(starts)}")
+        for key in starts:
+            if not _is_text(self.model[key]):
+                raise ValueError(f"model: {key} must be a folder, a file or a Hub id, got {self.model[key]!r}")
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
             raise ValueError(f"model: default_head must be a data set's name, got {self.model['default_head']!r}")
 
@@ -166,12 +188,15 @@ def load_recipe(path: str | os.PathLike) -> Recipe:
 
 def _build_recipe(content: Any) -> Recipe:
     content = _checked_keys("the recipe", content, {"data_root", "model", "clips", "datasets", "training"})
-    data_root = Path(os.path.expanduser(content.get("data_root", ".")))
+    data_root = content.get("data_root", ".")
+    if not _is_text(data_root):
+        raise ValueError(f"data_root: expected a path, got {data_root!r}")
+    data_root = Path(data_root).expanduser()
     entries = content.get("datasets")
     if not isinstance(entries, list):
         raise ValueError(f"datasets: expected a list of data sets, got {entries!r}")
-    sections = {key: _checked_keys(key, content.get(key) or {}, None) for key in ("model", "training")}
-    clips = _checked_keys("clips", content.get("clips") or {}, {field.name for field in fields(ClipRecipe)})
+    sections = {key: _checked_keys(key, _section(content, key), None) for key in ("model", "training")}
+    clips = _checked_keys("clips", _section(content, "clips"), {field.name for field in fields(ClipRecipe)})
     return Recipe(
         datasets=tuple(_build_dataset(entry, index, data_root) for index, entry in enumerate(entries)),
         clips=ClipRecipe(**clips),
@@ -187,12 +212,25 @@ def _build_dataset(entry: Any, index: int, data_root: Path) -> DatasetRecipe:
     if missing := [key for key in required if key not in entry]:
         raise ValueError(f"dataset '{name}': missing {', '.join(missing)}")
     if isinstance(entry["splits"], Mapping):
-        entry["splits"] = {split: str(data_root / place) for split, place in entry["splits"].items()}
+        entry["splits"] = {split: _resolved(data_root, place) for split, place in entry["splits"].items()}
     if entry.get("media_root") is not None:
-        entry["media_root"] = str(data_root / entry["media_root"])
+        entry["media_root"] = _resolved(data_root, entry["media_root"])
     if isinstance(entry.get("labels"), str):
-        entry["labels"] = str(data_root / entry["labels"])
+        entry["labels"] = _resolved(data_root, entry["labels"])
     return DatasetRecipe(**entry)
+
+
+def _section(content: Mapping[str, Any], key: str) -> Any:
+    return {} if content.get(key) is None else content[key]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _resolved(root: Path, place: Any) -> Any:
+    # What is no path is left for DatasetRecipe to refuse.
+    return str(root / Path(place).expanduser()) if _is_text(place) else place
 
 
 def _is_required(dataclass_field: Any) -> bool:

@@ -15,7 +15,7 @@
 
 import csv
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .recipe import DatasetRecipe
 VIDEO_SUFFIXES = frozenset(
     [".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
 )
-IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 
 Rows = list[tuple[str, str]]  # (path, label) pairs
@@ -70,7 +70,7 @@ def read_sources(dataset: DatasetRecipe, head_labels: list[str] | None = None) -
     """
     rows = {split: _READERS[dataset.format](dataset, Path(place)) for split, place in dataset.splits.items()}
     found = sorted({label for _, label in rows["train"]})
-    labels = _listed_labels(dataset) or head_labels or found
+    labels = _listed_labels(dataset) or found
     if head_labels is not None:
         check_same_classes(dataset.name, labels, head_labels)
         labels = head_labels
@@ -102,7 +102,7 @@ def _read_class_folders(dataset: DatasetRecipe, folder: Path) -> Rows:
     if not folder.is_dir():
         raise ValueError(f"dataset '{dataset.name}': {folder} is not a folder")
     suffixes, rows = SUFFIXES[dataset.modality], []
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
         files = sorted(file for file in class_folder.rglob("*") if file.suffix.lower() in suffixes)
         if not files:
             raise ValueError(f"dataset '{dataset.name}': no {dataset.modality} files in {class_folder}")
@@ -121,15 +121,24 @@ def _read_manifest(dataset: DatasetRecipe, manifest: Path) -> Rows:
     rows, lines_of_folder = [], defaultdict(list)
     with open(manifest, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
-        header = reader.fieldnames or []
-        if missing := [column for column in (path_column, label_column) if column not in header]:
-            raise ValueError(f"{manifest}, line 1: no column {missing}, found {header}")
-        for line in reader:
-            if not line[path_column] or not line[label_column]:
-                raise ValueError(f"{manifest}, line {reader.line_num}: path or label is empty")
-            path = root / line[path_column]
-            rows.append((str(path), line[label_column]))
-            lines_of_folder[path.parent].append((path.name, reader.line_num))
+        try:
+            header = reader.fieldnames or []
+            if missing := [column for column in (path_column, label_column) if column not in header]:
+                raise ValueError(f"line 1: no column {missing}, found {header}")
+            for line in reader:
+                if None in line:
+                    raise ValueError(f"line {reader.line_num}: more cells than columns (quote cells with commas)")
+                if not line[path_column] or not line[label_column]:
+                    raise ValueError(f"line {reader.line_num}: path or label is empty")
+                path = root / line[path_column]
+                rows.append((str(path), line[label_column]))
+                lines_of_folder[path.parent].append((path.name, reader.line_num))
+        except csv.Error as error:
+            raise ValueError(f"{manifest}, line {reader.reader.line_num}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{manifest}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{manifest}, {error}") from error
     if not rows:
         raise ValueError(f"{manifest}: no lines after the header")
     _check_files_exist(manifest, lines_of_folder)
@@ -153,12 +162,20 @@ def _listed_labels(dataset: DatasetRecipe) -> list[str] | None:
     labels = dataset.labels
     if labels is None:
         return None
+    where = f"dataset '{dataset.name}': labels: "
     if isinstance(labels, str):
+        where += f"{labels}: "
         if not os.path.isfile(labels):
             raise ValueError(f"dataset '{dataset.name}': labels: {labels} is not a file")
-        labels = [line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            text = Path(labels).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}{error}") from error
+        labels = [line.strip() for line in text.split("\n") if line.strip()]
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"dataset '{dataset.name}': labels: expected a list of strings or a file, got {labels!r}")
+        raise ValueError(f"{where}expected a list of strings or a file, got {labels!r}")
+    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
+        raise ValueError(f"{where}{repeated} given more than once")
     return labels
 
 

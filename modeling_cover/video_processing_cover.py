@@ -267,7 +267,7 @@ def _to_item(item: Any, name: str, data_format: ChannelDimension | None) -> torc
     if isinstance(item, np.ndarray | torch.Tensor) and item.ndim in (3, 4):
         return _array_to_tensor(item, name, data_format)
     if isinstance(item, str | os.PathLike):
-        return _image_to_tensor(_read_image(item)) if _has_image_suffix(item) else item
+        return _image_to_tensor(read_image(item)) if _has_image_suffix(item) else item
     if isinstance(item, bytes) or hasattr(item, "read"):
         return item
     kind = (
@@ -311,11 +311,12 @@ def _has_image_suffix(path: str | os.PathLike) -> bool:
     return PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
 
 
-def _read_image(path: str | os.PathLike) -> PIL.Image.Image:
+def read_image(path: str | os.PathLike) -> PIL.Image.Image:
     """The image at a path or a URL, turned upright by its EXIF data."""
     source = io.BytesIO(_download(path)) if _is_url(path) else path
     try:
         with PIL.Image.open(source, formats=_IMAGE_FORMATS) as image:
+            image.load()
             return PIL.ImageOps.exif_transpose(image)
     # PIL has no error of its own for a broken file; these are what its readers raise.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:

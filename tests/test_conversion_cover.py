@@ -14,7 +14,6 @@
 """Starting from a ViT or a TimeSformer: the same outputs, a report of what was done, and no guessing where it cannot."""
 
 import os
-import pickle
 
 import pytest
 import safetensors.torch
@@ -291,7 +290,7 @@ class TestFromTheOriginalRelease:
                 return os.mkdir, (str(tmp_path / "ran"),)
 
         torch.save({"model_state": {}, "cfg": RunsCode()}, tmp_path / "x.pyth")
-        with pytest.raises((ValueError, pickle.UnpicklingError), match="mkdir"):
+        with pytest.raises(ValueError, match=r"x\.pyth: expected a file of tensors only"):
             CoverForVideoClassification.from_timesformer(tmp_path / "x.pyth")
         assert not (tmp_path / "ran").exists()
 

@@ -304,7 +304,7 @@ class TestFromACoverCheckpoint:
         saved = save(actions=["push", "pull"])
         cotraining = prepare(recipe, from_pretrained=str(tmp_path))
         assert cotraining.model.config.heads["actions"]["labels"] == ["push", "pull"]
-        assert same_weights(cotraining.model.cover, saved.cover)
+        assert same_weights(cotraining.model.cover.layers, saved.cover.layers)
         assert same_weights(cotraining.model.classifiers["actions"], saved.classifiers["actions"])
         samples = [cotraining.train_dataset[SampleReference("actions", row, 0)] for row in range(2)]
         # Rows are in the order of the folders: pull, then push.
@@ -340,6 +340,16 @@ class TestFromACoverCheckpoint:
         with pytest.raises(ValueError, match=r"dataset 'actions'.*classes") as error:
             prepare(recipe, from_pretrained=str(tmp_path))
         assert all(label in str(error.value) for label in named)
+
+    def test_its_embeddings_are_resized_to_the_clips_of_the_recipe(self, recipe, tmp_path, save):
+        saved = save(actions=ACTIONS).cover.eval()
+        model = prepare(recipe, from_pretrained=str(tmp_path)).model.cover.eval()
+        assert (model.config.num_frames, model.config.image_size) == (2, 16)
+        embeddings = model.embeddings
+        assert (embeddings.time_embeddings.shape[1], embeddings.position_embeddings.shape[1]) == (2, 1 + 4)
+        # The old model resizes its own on the way: at the new size both are the same function.
+        clips = torch.randn(1, 2, 3, 16, 16)
+        torch.testing.assert_close(model(clips).pooler_output, saved(clips).pooler_output, atol=1e-6, rtol=0)
 
     def test_fields_given_replace_its_own(self, recipe, tmp_path, save):
         save(actions=ACTIONS)
