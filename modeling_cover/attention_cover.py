@@ -67,6 +67,16 @@ class CoverAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if hidden_states.shape[1] == 1:
             return self.attend_to_one_key(hidden_states)
+        attn_output, attn_weights = self.attend(hidden_states, **kwargs)
+        # Other backends return None or a log-sum-exp: better an error than no maps.
+        if kwargs.get("output_attentions") and (attn_weights is None or attn_weights.ndim != 4):
+            raise ValueError("output_attentions: only eager attention has maps, load with attn_implementation='eager'")
+        return self.o_proj(attn_output), attn_weights
+
+    def attend(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the heads see, (batch, S, D), before the output projection, and the backend's weights."""
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
@@ -85,10 +95,7 @@ class CoverAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        # Other backends return None or a log-sum-exp: better an error than no maps.
-        if kwargs.get("output_attentions") and (attn_weights is None or attn_weights.ndim != 4):
-            raise ValueError("output_attentions: only eager attention has maps, load with attn_implementation='eager'")
-        return self.o_proj(attn_output.reshape(hidden_states.shape)), attn_weights
+        return attn_output.reshape(hidden_states.shape), attn_weights
 
     def attend_to_one_key(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for S = 1: the one weight is 1 whatever query and key are, so the result is the projected value.

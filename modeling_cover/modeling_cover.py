@@ -46,6 +46,9 @@ from .head_losses_cover import head_loss, mixed_head_losses
 
 logger = logging.get_logger(__name__)
 
+# Tokens of a clip that go through an MLP at a time in inference: more than 16 frames of 224 x 224 pixels have.
+INFERENCE_CHUNK = 4096
+
 
 @auto_docstring(
     custom_intro="""
@@ -167,12 +170,15 @@ class CoverLayer(GradientCheckpointingLayer):
         """Attention among the class token, repeated for each frame, and that frame's patches: to (B, T, 1 + N, D)."""
         batch_size, num_frames = patches.shape[:2]
         class_tokens = class_token[:, None].expand(-1, num_frames, -1, -1)
-        frames = torch.cat([class_tokens, patches], dim=2).flatten(0, 1)  # (B * T, 1 + N, D)
-        frames, _ = self.attention(self.layernorm_before(frames), **kwargs)
+        frames = self.layernorm_before(torch.cat([class_tokens, patches], dim=2).flatten(0, 1))  # (B * T, 1 + N, D)
+        frames, _ = self.attention(frames, **kwargs)
         return self.dropout(frames).unflatten(0, (batch_size, num_frames))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The MLP, token by token: (B, 1 + T * N, D) to the same."""
+        """The MLP, token by token: (B, S, D) to the same."""
+        if not torch.is_grad_enabled() and hidden_states.shape[1] > INFERENCE_CHUNK:
+            # Nothing is kept for a backward pass, so the widest tensor need not be there for all tokens at once.
+            return torch.cat([self.feed_forward(part) for part in hidden_states.split(INFERENCE_CHUNK, dim=1)], dim=1)
         update = self.layernorm_after(hidden_states)
         update = self.fc1(update)
         update = self.activation_fn(update)

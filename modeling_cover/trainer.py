@@ -120,11 +120,12 @@ class CoverTrainer(Trainer):
         args: CoverTrainingArguments,
         loss_weights: Mapping[str, float] | None = None,
         train_dataset: CoTrainingDataset | None = None,
-        eval_dataset: Mapping[str, torch.utils.data.Dataset] | None = None,
+        eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None = None,
         **kwargs: Any,
     ):
         heads = model.config.head_names
-        if unknown := sorted({*(loss_weights or {}), *(eval_dataset or {})} - set(heads)):
+        named = {*(loss_weights or {}), *(eval_dataset if isinstance(eval_dataset, Mapping) else ())}
+        if unknown := sorted(named - set(heads)):
             raise ValueError(f"unknown data sets {unknown}: the model's heads are {heads}")
         if negative := {name: weight for name, weight in (loss_weights or {}).items() if weight < 0}:
             raise ValueError(f"loss weights must not be negative, got {negative}")

@@ -100,6 +100,13 @@ class TestOutputs:
         alone = torch.cat([model(clip[None]).logits for clip in pixel_values])
         torch.testing.assert_close(model(pixel_values).logits, alone, atol=1e-6, rtol=0)
 
+    def test_a_long_clip_goes_through_the_mlps_in_parts_in_inference_with_the_same_result(self, model, monkeypatch):
+        pixel_values = clips()
+        expected = model(pixel_values).logits
+        monkeypatch.setattr("modeling_cover.modeling_cover.INFERENCE_CHUNK", 20)  # of 65 tokens
+        with torch.no_grad():
+            torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-6, rtol=0)
+
     def test_frame_order_matters(self, model):
         pixel_values = clips()
         assert (model(pixel_values).logits - model(pixel_values.flip(1)).logits).abs().max() > 1e-3

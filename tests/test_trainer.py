@@ -156,11 +156,15 @@ class TestLoss:
         )
         assert_same_direction_and_size(accumulated, whole)
 
-    def test_two_processes_move_the_weights_as_one_does(self, recipe, tmp_path):
-        whole = updates(recipe, tmp_path)
+    def test_two_processes_move_the_weights_as_one_does_and_evaluate_alike(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        before = weights(trainer.model)
+        trainer.train()
+        whole = {name: parameter - before[name] for name, parameter in weights(trainer.model).items()}
+        metrics = trainer.evaluate()
         arguments = {"recipe": str(tmp_path / "recipe.json"), "output": str(tmp_path / "updates.pt")}
         Path(arguments["recipe"]).write_text(
-            json.dumps({dataset.name: dataset.splits["train"] for dataset in recipe.datasets})
+            json.dumps({dataset.name: dict(dataset.splits) for dataset in recipe.datasets})
         )
         script = Path(__file__).parent / "train_two_processes.py"
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -173,6 +177,9 @@ class TestLoss:
         )
         assert finished.returncode == 0, finished.stderr[-3000:]
         assert_same_direction_and_size(torch.load(arguments["output"], weights_only=True), whole)
+        theirs = json.loads(Path(arguments["output"]).with_suffix(".json").read_text())
+        for name in ("eval_videos_top1", "eval_images_top1", "eval_mean_top1"):
+            assert theirs[name] == pytest.approx(metrics[name]), name
 
     def test_a_data_set_of_weight_zero_trains_nothing_but_is_still_logged(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)

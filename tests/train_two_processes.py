@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Started by test_trainer.py on two processes: one step, each with half of the rows of its single-process twin."""
+"""Started by test_trainer.py on two processes: one step, each with half of the rows of its single-process twin, and an
+evaluation."""
 
 import json
 import sys
@@ -31,7 +32,7 @@ def main(recipe_path: str, output: str) -> None:
                 name=name,
                 format="class_folders",
                 modality=modalities[name],
-                splits={"train": folder},
+                splits=folder,
                 weight=loss_weights[name],
             )
             for name, folder in folders.items()
@@ -42,11 +43,13 @@ def main(recipe_path: str, output: str) -> None:
     trainer = make_trainer(recipe, Path(output).parent, per_device_train_batch_size=4)
     before = weights(trainer.model)
     trainer.train()
+    metrics = trainer.evaluate()
     if trainer.args.process_index == 0:
         if trainer.accelerator.num_processes != 2:
             raise RuntimeError(f"expected two processes, got {trainer.accelerator.num_processes}")
         after = weights(trainer.model)
         torch.save({name: after[name] - before[name] for name in after}, output)
+        Path(output).with_suffix(".json").write_text(json.dumps(metrics))
     trainer.end()
 
 

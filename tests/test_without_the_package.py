@@ -1,0 +1,84 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A saved checkpoint works where this package is not installed: its code is beside its weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from packageless import run_without_package
+
+
+CODE = """
+import json
+import torch
+import transformers
+
+model = transformers.AutoModelForVideoClassification.from_pretrained("checkpoint", trust_remote_code=True).eval()
+processor = transformers.AutoVideoProcessor.from_pretrained("checkpoint", trust_remote_code=True)
+clip = processor("clip.mp4", return_tensors="pt")
+with torch.no_grad():
+    logits = {name: logits.tolist() for name, logits in model(**clip).head_logits.items()}
+classify = transformers.pipeline("video-classification", model="checkpoint", trust_remote_code=True)
+print(json.dumps({"logits": logits, "predictions": classify("clip.mp4", top_k=3)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("published")
+    heads = {
+        "motions": {"labels": ["left", "right", "up"]},
+        "images": {"labels": ["checker", "dots"], "modality": "image"},
+    }
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = CoverConfig(**sizes, image_size=32, patch_size=8, num_frames=4, heads=heads, default_head="motions")
+    CoverForVideoClassification(config).save_pretrained(folder / "checkpoint")
+    processor = CoverVideoProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_std=[0.25] * 3, num_frames=4
+    )
+    processor.save_pretrained(folder / "checkpoint")
+    frames = np.random.default_rng(0).integers(0, 256, (10, 48, 64, 3), dtype=np.uint8)
+    write_clip(folder / "clip.mp4", frames)
+    return folder
+
+
+def test_auto_classes_and_pipeline_give_what_the_package_gives_to_the_bit(folder):
+    model = CoverForVideoClassification.from_pretrained(folder / "checkpoint").eval()
+    processor = CoverVideoProcessor.from_pretrained(folder / "checkpoint")
+    with torch.no_grad():
+        output = model(**processor(str(folder / "clip.mp4"), return_tensors="pt"))
+
+    finished = run_without_package(CODE, folder)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    answer = json.loads(finished.stdout.splitlines()[-1])
+    assert answer["logits"] == {name: logits.tolist() for name, logits in output.head_logits.items()}
+    scores, indices = output.logits[0].softmax(dim=-1).sort(descending=True)
+    assert [entry["label"] for entry in answer["predictions"]] == [
+        model.config.id2label[index] for index in indices.tolist()
+    ]
+    assert [entry["score"] for entry in answer["predictions"]] == pytest.approx(scores.tolist())
+
+
+def test_the_code_beside_the_weights_imports_nothing_of_the_package(folder):
+    files = sorted((folder / "checkpoint").glob("*.py"))
+    assert "modeling_cover.py" in {file.name for file in files}
+    for file in files:
+        assert "import modeling_cover" not in file.read_text(), file.name
+        assert "from modeling_cover" not in file.read_text().replace(">>> from modeling_cover", ""), file.name
