@@ -23,6 +23,7 @@ It leaves a checkpoint with a head for each data set in `output_dir`, and prints
 """
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from make_quickstart_data import draw_quickstart
@@ -37,7 +38,7 @@ QUICKSTART_DATA = Path("data/quickstart")
 def parse_training_arguments(recipe: Recipe, arguments: list[str]) -> CoverTrainingArguments:
     """The recipe's training arguments, overridden by those of the command line."""
     parser = HfArgumentParser(CoverTrainingArguments)
-    known = {action.dest for action in parser._actions}
+    known = {field.name for field in fields(CoverTrainingArguments) if field.init}
     if unknown := sorted(set(recipe.training) - known):
         raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
     parser.set_defaults(**recipe.training)

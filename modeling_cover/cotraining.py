@@ -124,9 +124,8 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
     names = [dataset.name for dataset in recipe.datasets]
     if head is not None and head not in names:
         raise ValueError(f"model: unknown head {head!r}, the data sets are {names}")
-    if head is None or is_original_release(
-        path
-    ):  # the release's files hold no label names: the data set's order counts
+    # The release's files hold no label names: there, the order of the data set's counts.
+    if head is None or is_original_release(path):
         return {}
     id2label = AutoConfig.from_pretrained(path).id2label
     labels = [id2label[index] for index in sorted(id2label)]
@@ -144,24 +143,28 @@ def _build_model(recipe: Recipe, sources: dict[str, Source], default_head: str) 
         )
     if path := recipe.model.get("from_timesformer"):
         head = recipe.model.get("head")
+        # The classifier of a checkpoint whose head is not named goes: it is added under a name that no data set has.
+        name = head or "-".join(["not", *sources])
         labels = None if head is None else sources[head].labels
-        unwanted = "-".join(["not", *sources])  # longer than any data set's name, so none of them
-        model = CoverForVideoClassification.from_timesformer(path, head or unwanted, labels, **sizes, **config_fields)
-    elif path := recipe.model.get("from_pretrained"):
+        model = CoverForVideoClassification.from_timesformer(path, name, labels, **sizes, **config_fields)
+        _add_missing_heads(model, heads, default_head)
+        if head is None:
+            model.remove_head(name)
+        return model
+    if path := recipe.model.get("from_pretrained"):
         model = CoverForVideoClassification.from_pretrained(path, **config_fields)
         model.resize_clips(**sizes)
-    else:
-        return CoverForVideoClassification(
-            CoverConfig(heads=heads, default_head=default_head, **sizes, **config_fields)
-        )
+        _add_missing_heads(model, heads, default_head)
+        return model
+    return CoverForVideoClassification(CoverConfig(heads=heads, default_head=default_head, **sizes, **config_fields))
+
+
+def _add_missing_heads(model: CoverForVideoClassification, heads: dict[str, dict], default_head: str) -> None:
     new = {name: head for name, head in heads.items() if name not in model.config.heads}
     for name, head in new.items():
         model.add_head(name, **head)
-    logger.warning(f"New heads, to be trained: {', '.join(sorted(new)) or 'none'}")
     model.config.update_heads(model.config.heads, default_head)
-    if "from_timesformer" in recipe.model and "head" not in recipe.model:
-        model.remove_head(unwanted)
-    return model
+    logger.warning(f"New heads, to be trained: {', '.join(sorted(new)) or 'none'}")
 
 
 def _build_processor(recipe: Recipe) -> CoverVideoProcessor:

@@ -66,7 +66,7 @@ class CoverTrainingArguments(TrainingArguments):
             if self.lr_scheduler_type not in constant:
                 raise ValueError(
                     "learning_rate_drop_epochs needs lr_scheduler_type 'constant' or 'constant_with_warmup', got "
-                    f"'{self.lr_scheduler_type}'"
+                    f"'{self.lr_scheduler_type.value}'"
                 )
             if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < self.num_train_epochs]:
                 raise ValueError(
@@ -206,8 +206,9 @@ class CoverTrainer(Trainer):
             return metrics
         means = {}
         for metric in ("top1", "top5"):
-            values = [metrics[f"{metric_key_prefix}_{name}_{metric}"] for name in data_sets]
-            means[f"{metric_key_prefix}_mean_{metric}"] = sum(values) / len(values)
+            names = [f"{metric_key_prefix}_{name}_{metric}" for name in data_sets]
+            if names and all(name in metrics for name in names):  # another compute_metrics may have others
+                means[f"{metric_key_prefix}_mean_{metric}"] = sum(metrics[name] for name in names) / len(names)
         self.log(means)
         return {**metrics, **means}
 

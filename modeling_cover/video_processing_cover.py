@@ -166,11 +166,13 @@ class CoverVideoProcessor(BaseVideoProcessor):
             )
         source = video_url_or_urls
         sample_indices = sample_indices_fn or _every_frame
+        # As many threads as torch may use: one in a data loader's worker, whose siblings have the other cores.
+        num_threads = torch.get_num_threads()
         if not _is_url(source):
-            return read_video(source, sample_indices)
+            return read_video(source, sample_indices, num_threads=num_threads)
         content = _download(source)
         try:
-            return read_video(content, sample_indices)
+            return read_video(content, sample_indices, num_threads=num_threads)
         except VideoDecodingError as error:
             raise VideoDecodingError(f"{source}: {error}") from error
 
