@@ -65,7 +65,7 @@ def main() -> None:
     recipe_path = arguments.pop(0) if arguments and not arguments[0].startswith("-") else QUICKSTART
     recipe = load_recipe(recipe_path)
     args = parse_training_arguments(recipe, arguments)
-    if recipe_path == QUICKSTART:
+    if Path(recipe_path).resolve() == QUICKSTART.resolve():
         with args.main_process_first(desc="drawing the quickstart's data"):
             draw_quickstart(QUICKSTART_DATA)
     set_seed(args.seed)  # of the weights that are new

@@ -202,6 +202,11 @@ class CoverConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: checks what depends on several fields."""
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels")
+        for name in (*sizes, "num_frames", "image_size", "patch_size"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, list | tuple) else [value]) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
@@ -213,8 +218,6 @@ class CoverConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one number or a height and a width, got {size}")
         if any(size % patch for size, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True)):
             raise ValueError(f"image_size ({self.image_size}) is not a multiple of patch_size ({self.patch_size})")
-        if self.num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
 

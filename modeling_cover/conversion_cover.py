@@ -20,13 +20,13 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
 
-from .configuration_cover import as_pair
+from .configuration_cover import CoverConfig, as_pair
 
 
 Weights = dict[str, torch.Tensor]
@@ -262,3 +262,22 @@ def _split_qkv(state: Weights) -> Weights:
         else:
             split[name] = tensor
     return split
+
+
+def check_config_fields(kwargs: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` unless `kwargs` are fields of `CoverConfig`, which would keep a misspelt one in silence."""
+    if unknown := sorted(set(kwargs) - {field.name for field in fields(CoverConfig)} - {"attn_implementation"}):
+        raise ValueError(f"{unknown} are not fields of CoverConfig")
+
+
+def check_whole(source: str, state: Weights, expected: Weights) -> None:
+    """Raise a `ValueError` unless `state` has the names and shapes of `expected`."""
+    wrong = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "left over": sorted(state.keys() - expected.keys()),
+        "of another shape": sorted(
+            name for name in expected.keys() & state.keys() if state[name].shape != expected[name].shape
+        ),
+    }
+    if found := {what: names for what, names in wrong.items() if names}:
+        raise ValueError(f"{source}: weights do not fit, {found}")

@@ -34,6 +34,17 @@ logger = logging.get_logger(__name__)
 # Fields of CoverConfig that a recipe sets elsewhere: under `clips` and `datasets`.
 _SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "clips"}
 
+# Fields that a starting point decides.
+_SHAPES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoTraining:
@@ -102,6 +113,9 @@ def _check_model_fields(recipe: Recipe) -> None:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "expected a starting point or a field of CoverConfig"
             raise ValueError(f"model: unknown key '{key}', {hint}")
+    shapes = [key for key in _SHAPES if key in recipe.model]
+    if shapes and any(key in recipe.model for key in STARTING_POINTS):
+        raise ValueError(f"model: {', '.join(shapes)}: the starting point has its own")
     if "head" in recipe.model and "from_timesformer" not in recipe.model:
         raise ValueError("model: 'head' names the head of a TimeSformer, and needs from_timesformer")
 
@@ -124,13 +138,25 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
     names = [dataset.name for dataset in recipe.datasets]
     if head is not None and head not in names:
         raise ValueError(f"model: unknown head {head!r}, the data sets are {names}")
-    # The release's files hold no label names: there, the order of the data set's counts.
-    if head is None or is_original_release(path):
+    if head is None:
         return {}
+    if is_original_release(path):
+        return _unnamed_labels(recipe, head)
     id2label = AutoConfig.from_pretrained(path).id2label
     labels = [id2label[index] for index in sorted(id2label)]
     unnamed = labels == [f"LABEL_{index}" for index in range(len(labels))]
-    return {} if unnamed else {head: labels}
+    return _unnamed_labels(recipe, head) if unnamed else {head: labels}
+
+
+def _unnamed_labels(recipe: Recipe, head: str) -> dict[str, list[str]]:
+    """Where a classifier's labels have no names, the recipe must list them: an order found would be a guess."""
+    dataset = next(dataset for dataset in recipe.datasets if dataset.name == head)
+    if dataset.labels is None:
+        raise ValueError(
+            f"dataset '{head}': {recipe.model['from_timesformer']} does not name the labels of its classifier, so list "
+            "`labels` in its order"
+        )
+    return {}
 
 
 def _build_model(recipe: Recipe, sources: dict[str, Source], default_head: str) -> CoverForVideoClassification:

@@ -57,6 +57,8 @@ class CoverPatchEmbeddings(nn.Module):
 
     def check(self, pixel_values: torch.Tensor) -> None:
         """Raise a `ValueError` unless `pixel_values` is (B, T, C, H, W), with T > 0 and whole patches."""
+        if not isinstance(pixel_values, torch.Tensor):
+            raise ValueError(f"pixel_values: expected one tensor of clips, got {type(pixel_values).__name__}")
         shape = tuple(pixel_values.shape)
         if len(shape) != 5:
             raise ValueError(
@@ -92,13 +94,16 @@ class CoverEmbeddings(nn.Module):
 
     def resize(self, num_frames: int, image_size: int | tuple[int, int]) -> None:
         """Replace the stored embeddings by resized ones, for `num_frames` and `image_size` (height and width, pixels)."""
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
         height, width = as_pair(image_size)
         if height % self.patch_size[0] or width % self.patch_size[1]:
             raise ValueError(f"image_size ({image_size}) is not a multiple of patch_size ({self.patch_size})")
         grid = (height // self.patch_size[0], width // self.patch_size[1])
         positions = resize_position_embeddings(self.position_embeddings.detach(), self.grid, grid)
         times = resize_time_embeddings(self.time_embeddings.detach(), num_frames)
-        self.position_embeddings, self.time_embeddings = nn.Parameter(positions), nn.Parameter(times)
+        self.position_embeddings = nn.Parameter(positions, requires_grad=self.position_embeddings.requires_grad)
+        self.time_embeddings = nn.Parameter(times, requires_grad=self.time_embeddings.requires_grad)
         self.grid = grid
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,7 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
         raise ValueError(f"labels of head '{name}': expected shape {expected}, got {tuple(labels.shape)}")
     if multi_label:
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    _check_integers(f"labels of head '{name}'", labels)
     _check_range(f"labels of head '{name}'", labels, logits.shape[-1])
     return nn.functional.cross_entropy(logits.float(), labels)
 
@@ -67,6 +68,7 @@ def mixed_head_losses(
     num_rows = head_logits[names[0]].shape[0]
     if tuple(head_ids.shape) != (num_rows,):
         raise ValueError(f"head_ids: expected shape ({num_rows},), one for each row, got {tuple(head_ids.shape)}")
+    _check_integers("head_ids", head_ids)
     _check_range("head_ids", head_ids, len(names))
     masks = {name: head_ids == index for index, name in enumerate(names)}
     if isinstance(labels, Mapping):
@@ -75,6 +77,7 @@ def mixed_head_losses(
         return {name: _rows_loss(config, name, head_logits[name], masks[name], labels.get(name)) for name in names}
     if tuple(labels.shape) != (num_rows,):
         raise ValueError(f"labels: expected shape ({num_rows},), one for each row, got {tuple(labels.shape)}")
+    _check_integers("labels", labels)
     return {name: _masked_loss(config, name, head_logits[name], labels, masks[name]) for name in names}
 
 
@@ -86,7 +89,7 @@ def _masked_loss(
         if not is_torchdynamo_compiling() and mask.any():
             raise ValueError(f"head '{name}' is multi-label: with head_ids, give labels as a dict {{head: labels}}")
         return logits[:0].float().sum()
-    _check_range(f"labels of head '{name}'", labels[mask] if _is_checked(labels) else labels, logits.shape[-1])
+    _check_range(f"labels of head '{name}'", labels.masked_fill(~mask, 0), logits.shape[-1])
     targets = labels.masked_fill(~mask, -100)
     total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum")
     return total / mask.sum().clamp(min=1)
@@ -104,14 +107,20 @@ def _rows_loss(
 
 
 def _is_checked(ids: torch.Tensor) -> bool:
-    # On an accelerator a check would make every step wait for the device; there torch's own kernels assert the range of
-    # labels. Labels read from a recipe's data sets have been checked against their heads already.
+    # On an accelerator this check would make every step wait for the device; on CUDA the device checks by itself.
     return ids.device.type == "cpu" and not is_torchdynamo_compiling()
 
 
 def _check_range(what: str, ids: torch.Tensor, size: int) -> None:
+    if ids.is_cuda and not is_torchdynamo_compiling():
+        torch._assert_async(((ids >= 0) & (ids < size)).all(), f"{what} are not in the range 0 to {size - 1}")
     if not _is_checked(ids):
         return
     outside = ids[(ids < 0) | (ids >= size)]
     if len(outside):
         raise ValueError(f"{what}: {outside.tolist()} are not in the range 0 to {size - 1}")
+
+
+def _check_integers(what: str, ids: torch.Tensor) -> None:
+    if ids.dtype != torch.long:
+        raise ValueError(f"{what}: expected int64, got {ids.dtype}")

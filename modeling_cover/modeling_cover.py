@@ -38,8 +38,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_cover import CoverAttention
-from .configuration_cover import CoverConfig
-from .conversion_cover import EncoderWeights, encoder_weights_from_timesformer, encoder_weights_from_vit
+from .configuration_cover import CoverConfig, check_head
+from .conversion_cover import (
+    EncoderWeights,
+    check_config_fields,
+    check_whole,
+    encoder_weights_from_timesformer,
+    encoder_weights_from_vit,
+)
 from .embeddings_cover import CoverEmbeddings, resize_position_embeddings, resize_time_embeddings
 from .head_losses_cover import head_loss, mixed_head_losses
 
@@ -254,9 +260,9 @@ class CoverModel(CoverPreTrainedModel):
             Clips; an image is a clip of one frame. The patch size must divide height and width, otherwise a
             `ValueError` is raised.
         """
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        num_frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 0
-        hidden_states = self.embeddings(pixel_values)
+        self.embeddings.patch_embeddings.check(pixel_values)
+        num_frames = pixel_values.shape[1]
+        hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype))
         for layer in self.layers:
             hidden_states = layer(hidden_states, num_frames, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -304,12 +310,13 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         """
         if head is not None and head_ids is not None:
             raise ValueError("give `head` (one for all rows) or `head_ids` (one for each row), not both")
-        self.config.get_head(head := head or self.config.default_head)
+        head = self.config.default_head if head is None else head
+        self.config.get_head(head)
         several_groups = isinstance(pixel_values, list | tuple)
         if several_groups and not pixel_values:
             raise ValueError("pixel_values: an empty list of clip groups")
         groups = pixel_values if several_groups else [pixel_values]
-        outputs = [self.cover(group, **kwargs) for group in groups]
+        outputs = [self.cover(group, **{**kwargs, "return_dict": True}) for group in groups]
         pooled = (
             torch.cat([output.pooler_output for output in outputs]) if several_groups else outputs[0].pooler_output
         )
@@ -353,8 +360,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         """
         if name in self.config.heads:
             raise ValueError(f"there is a head {name!r} already")
-        classifier = self._new_classifier(name, len(labels))
-        head = {"labels": list(labels), "modality": modality, "problem_type": problem_type}
+        head = check_head(name, {"labels": labels, "modality": modality, "problem_type": problem_type})
+        classifier = self._new_classifier(name, len(head["labels"]))
         self.config.update_heads({**self.config.heads, name: head}, self.config.default_head)
         self._init_weights(classifier)
         self.classifiers[name] = classifier.to(device=self.device, dtype=self.dtype)
@@ -409,6 +416,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         Raises:
             ValueError: if the checkpoint is of another architecture, or lacks weights of the encoder.
         """
+        check_config_fields(kwargs)
         weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames)
         config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
         return cls._from_encoder_weights(config, weights)
@@ -433,6 +441,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         Raises:
             ValueError: if the checkpoint is of another architecture, or weights are missing or left over.
         """
+        check_config_fields(kwargs)
         weights = encoder_weights_from_timesformer(pretrained_model_name_or_path)
         labels = list(weights.labels if labels is None else labels)
         if len(labels) != len(weights.labels):
@@ -457,8 +466,9 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         state["embeddings.time_embeddings"] = resize_time_embeddings(
             state["embeddings.time_embeddings"], config.num_frames
         )
-        _check_whole(weights.source, state, model.cover.state_dict())
+        check_whole(weights.source, state, model.cover.state_dict())
         model.cover.load_state_dict(state)
+        model.to(config.dtype or torch.float32)
         new = [f"classifiers.{name}" for name in config.head_names if name not in classified]
         logger.warning(
             f"Encoder loaded from {weights.source}.\n"
@@ -467,19 +477,6 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             f"- in the checkpoint and not used: {', '.join(weights.unused) or 'nothing'}"
         )
         return model.eval()
-
-
-def _check_whole(source: str, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Raise a `ValueError` unless `state` has the names and shapes of `expected`."""
-    wrong = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "left over": sorted(state.keys() - expected.keys()),
-        "of another shape": sorted(
-            name for name in expected.keys() & state.keys() if state[name].shape != expected[name].shape
-        ),
-    }
-    if found := {what: names for what, names in wrong.items() if names}:
-        raise ValueError(f"{source}: weights do not fit, {found}")
 
 
 __all__ = ["CoverForVideoClassification", "CoverModel", "CoverPreTrainedModel"]

@@ -109,6 +109,8 @@ class DatasetRecipe:
         where = f"dataset '{self.name}'"
         if not isinstance(self.name, str) or not HEAD_NAME.fullmatch(self.name):
             raise ValueError(f"dataset name {self.name!r}: expected letters, digits, '_' and '-' (not at the start)")
+        if self.name == "mean":
+            raise ValueError("dataset name 'mean': the mean over data sets is logged under that name")
         if self.format not in FORMATS:
             raise ValueError(f"{where}: format must be one of {FORMATS}, got {self.format!r}")
         if self.modality not in MODALITIES:

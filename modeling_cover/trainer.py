@@ -13,6 +13,7 @@
 # limitations under the License.
 """Co-training with transformers' Trainer: the weighted sum of per-data-set losses (section 3.3 of the paper)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,8 @@ class CoverTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "eval_mean_top1"
         super().__post_init__()
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
@@ -68,11 +71,17 @@ class CoverTrainingArguments(TrainingArguments):
                     "learning_rate_drop_epochs needs lr_scheduler_type 'constant' or 'constant_with_warmup', got "
                     f"'{self.lr_scheduler_type.value}'"
                 )
-            if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < self.num_train_epochs]:
+            last = self.num_train_epochs if self.max_steps <= 0 else float("inf")
+            if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < last]:
                 raise ValueError(
                     f"learning_rate_drop_epochs {outside} are not between 0 and num_train_epochs "
                     f"({self.num_train_epochs})"
                 )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy '{self.train_sampling_strategy}': the mixture has an order of its own, leave it "
+                "at 'random'"
+            )
         if self.learning_rate_drop_factor <= 0:
             raise ValueError(f"learning_rate_drop_factor must be positive, got {self.learning_rate_drop_factor}")
 
@@ -87,6 +96,15 @@ class _EpochOrder(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
+def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
+    """Raise a `ValueError` unless the head ids of `dataset` are those of a model with `heads`."""
+    if not isinstance(dataset, CoTrainingDataset):
+        raise ValueError(f"train_dataset: expected a CoTrainingDataset, got {type(dataset).__name__}")
+    made_for = sorted(dataset.head_ids, key=dataset.head_ids.get)
+    if made_for != heads:
+        raise ValueError(f"train_dataset was made for the heads {made_for}, and the model has {heads}: make it anew")
+
+
 class CoverTrainer(Trainer):
     """A Trainer of one model on a mixture of data sets.
 
@@ -95,12 +113,15 @@ class CoverTrainer(Trainer):
         sum over data sets i of  weight_i * mean over the rows of data set i of their loss
 
     or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows. Its
-    gradient depends neither on the number of processes nor on that of accumulation steps. The log has the mean loss
-    (`<data set>_loss`) and the share of the drawn samples (`<data set>_share`) of each data set, an evaluation top-1
-    and top-5 of each (`eval_<data set>_top1`) and their means (`eval_mean_top1`).
+    gradient does not depend on how the rows are spread over accumulation steps and processes. (With several processes
+    accelerate fills the last batches of an epoch with rows of its beginning, unless `dataloader_drop_last` is set.)
+
+    The log has the mean loss (`<data set>_loss`) and the share of the drawn samples (`<data set>_share`) of each data
+    set, an evaluation top-1 and top-5 of each (`eval_<data set>_top1`) and their means (`eval_mean_top1`). Predictions
+    are the five classes of largest logit, in order, unless another `compute_metrics` is given: then they are logits.
 
     Args:
-        model: with a head for each data set, of the same name.
+        model: with a single-label head for each data set, of the same name.
         args: training arguments.
         loss_weights: the weight of each data set's loss; 1 where none is given.
         train_dataset: the mixture.
@@ -108,7 +129,8 @@ class CoverTrainer(Trainer):
         kwargs: as of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: if a weight is negative or its data set has no head, or evaluation data has no head.
+        ValueError: if a weight is negative or its data set has no head, evaluation data has no head, the training data
+            was made for other heads, or an argument is given that co-training has no use for.
     """
 
     # compute_loss divides by the rows of the whole step, accumulation steps included.
@@ -118,12 +140,19 @@ class CoverTrainer(Trainer):
         self,
         model: CoverForVideoClassification,
         args: CoverTrainingArguments,
+        *,
         loss_weights: Mapping[str, float] | None = None,
         train_dataset: CoTrainingDataset | None = None,
         eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None = None,
         **kwargs: Any,
     ):
         heads = model.config.head_names
+        if not isinstance(args, CoverTrainingArguments):
+            raise ValueError(f"args: expected CoverTrainingArguments, got {type(args).__name__}")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func: CoverTrainer has the co-training loss, override compute_loss instead")
+        if train_dataset is not None:
+            _check_made_for(train_dataset, heads)
         named = {*(loss_weights or {}), *(eval_dataset if isinstance(eval_dataset, Mapping) else ())}
         if unknown := sorted(named - set(heads)):
             raise ValueError(f"unknown data sets {unknown}: the model's heads are {heads}")
@@ -132,8 +161,9 @@ class CoverTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         kwargs.setdefault("data_collator", collate_clips)
-        kwargs.setdefault("compute_metrics", compute_top_k)
-        kwargs.setdefault("preprocess_logits_for_metrics", largest_classes)
+        if "compute_metrics" not in kwargs:
+            kwargs["compute_metrics"] = compute_top_k
+            kwargs.setdefault("preprocess_logits_for_metrics", largest_classes)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
@@ -141,7 +171,8 @@ class CoverTrainer(Trainer):
         # Since the last log, on this process: each data set's sum of losses, and its number of rows.
         self._logged_sums = torch.zeros(2, len(heads), device=args.device)
         if train_dataset is not None:
-            self._train_sampler = MixtureSampler(train_dataset.sizes, seed=args.seed)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self._train_sampler = MixtureSampler(train_dataset.sizes, seed)
             self.add_callback(_EpochOrder(self._train_sampler))
 
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
@@ -149,8 +180,10 @@ class CoverTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Rows of each head, (heads,), in all batches of an optimizer step on all processes; None in evaluation."""
-        if not batch_samples or "head_ids" not in batch_samples[0]:
+        if not batch_samples or "head" in batch_samples[0]:
             return None
+        if "head_ids" not in batch_samples[0]:
+            raise ValueError("a training batch needs head_ids, which say whose row is whose: see collate_clips")
         counts = sum(self._rows_of_heads(batch["head_ids"]) for batch in batch_samples)
         return self.accelerator.reduce(counts.to(device), reduction="sum")
 
@@ -165,9 +198,12 @@ class CoverTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """This batch's part of the loss of its optimizer step; in evaluation, the mean loss of its rows."""
+        """This batch's part of the loss of its optimizer step; in evaluation, the mean loss of its rows.
+
+        `inputs` is a batch of `collate_clips`, `num_items_in_batch` (heads,) the rows of each head in the step.
+        """
         outputs = model(**inputs)
-        if num_items_in_batch is None:
+        if not model.training:
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
         rows = self._rows_of_heads(inputs["head_ids"])
@@ -209,8 +245,18 @@ class CoverTrainer(Trainer):
             names = [f"{metric_key_prefix}_{name}_{metric}" for name in data_sets]
             if names and all(name in metrics for name in names):  # another compute_metrics may have others
                 means[f"{metric_key_prefix}_mean_{metric}"] = sum(metrics[name] for name in names) / len(names)
-        self.log(means)
-        return {**metrics, **means}
+        if means:
+            self.log(means)
+            # Callbacks such as early stopping look for the means; until now they have seen one data set at a time.
+            metrics = {**metrics, **means}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # A head without training data has a gradient of zeros, and decay would eat its weights all the same.
+        untrained = set(self.head_names) - set(self.train_dataset.sizes)
+        prefixes = tuple(f"classifiers.{name}." for name in untrained)
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(prefixes)]
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -219,7 +265,7 @@ class CoverTrainer(Trainer):
         if not drops or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
-        drop_steps = [round(num_training_steps * epoch / self.args.num_train_epochs) for epoch in drops]
+        drop_steps = [round(epoch * self._steps_per_epoch()) for epoch in drops]
 
         def factor(step: int) -> float:
             if step < warmup:
@@ -229,6 +275,13 @@ class CoverTrainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, as Trainer counts them."""
+        rows_per_batch = self.args.train_batch_size * self.args.world_size
+        batches = len(self.train_dataset) / rows_per_batch
+        batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
+        return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations for each parameter of the encoder and each patch: forward and backward, attention left out."""

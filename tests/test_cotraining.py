@@ -87,6 +87,12 @@ def prepare(recipe: Recipe, **model):
     return prepare_cotraining(dataclasses.replace(recipe, model=model))
 
 
+def listing(recipe: Recipe, labels: list[str]) -> Recipe:
+    """The recipe with the labels of its first data set listed."""
+    first, *others = recipe.datasets
+    return dataclasses.replace(recipe, datasets=(dataclasses.replace(first, labels=labels), *others))
+
+
 def renamed(recipe: Recipe, *names: str) -> Recipe:
     """The recipe with other names for its data sets."""
     pairs = zip(recipe.datasets, names, strict=True)
@@ -210,7 +216,7 @@ class TestFromAViT:
 
 class TestFromATimeSformer:
     def test_it_can_bring_the_head_of_a_data_set(self, recipe, tmp_path):
-        timesformer = save_timesformer(tmp_path, num_frames=2, num_labels=2)
+        timesformer = save_timesformer(tmp_path, num_frames=2, id2label=dict(enumerate(ACTIONS)))
         model = prepare(recipe, from_timesformer=str(tmp_path), head="actions", default_head="objects").model
         assert model.config.head_names == ["actions", "objects"]
         assert model.config.default_head == "objects"
@@ -266,9 +272,23 @@ class TestFromATimeSformer:
     def test_a_file_of_the_original_release_serves_as_well(self, recipe, tmp_path):
         timesformer = make_timesformer(**ORIGINAL_SIZES, num_frames=2, num_labels=2)
         path = save_original(tmp_path / "TimeSformer.pyth", original_state(timesformer))
-        model = prepare(recipe, from_timesformer=path, head="actions").model
-        assert model.config.heads["actions"]["labels"] == ACTIONS
+        labels = list(reversed(ACTIONS))
+        model = prepare(listing(recipe, labels), from_timesformer=path, head="actions").model
+        assert model.config.heads["actions"]["labels"] == labels
         assert torch.equal(model.classifiers["actions"].weight, timesformer.classifier.weight)
+
+    def test_a_classifier_without_label_names_needs_them_listed_since_an_order_found_would_be_a_guess(
+        self, recipe, tmp_path
+    ):
+        save_timesformer(tmp_path, num_frames=2, num_labels=2)
+        with pytest.raises(ValueError, match=r"dataset 'actions': .* does not name the labels .* list `labels`"):
+            prepare(recipe, from_timesformer=str(tmp_path), head="actions")
+        prepare(listing(recipe, ACTIONS), from_timesformer=str(tmp_path), head="actions")
+
+    def test_its_shape_is_its_own(self, recipe, tmp_path):
+        save_timesformer(tmp_path, num_frames=2)
+        with pytest.raises(ValueError, match="num_hidden_layers: the starting point has its own"):
+            prepare(recipe, from_timesformer=str(tmp_path), num_hidden_layers=3)
 
     def test_a_head_that_is_no_data_sets_is_named(self, recipe, tmp_path):
         save_timesformer(tmp_path)
@@ -278,7 +298,7 @@ class TestFromATimeSformer:
     def test_a_head_with_another_number_of_classes_is_refused(self, recipe, tmp_path):
         save_timesformer(tmp_path, num_labels=7)
         with pytest.raises(ValueError, match=r"expected 7, .*, got 2"):
-            prepare(recipe, from_timesformer=str(tmp_path), head="actions")
+            prepare(listing(recipe, ACTIONS), from_timesformer=str(tmp_path), head="actions")
 
 
 class TestFromACoverCheckpoint:

@@ -111,6 +111,13 @@ class TestOutputs:
         pixel_values = clips()
         assert (model(pixel_values).logits - model(pixel_values.flip(1)).logits).abs().max() > 1e-3
 
+    def test_a_tuple_comes_on_request(self, model):
+        pixel_values = clips()
+        logits, head_logits, pooled = model(pixel_values, return_dict=False)
+        assert torch.equal(logits, model(pixel_values).logits)
+        assert set(head_logits) == set(HEADS)
+        assert pooled.shape == (2, 32)
+
     def test_running_twice_leaves_nothing_behind(self, model):
         pixel_values = clips()
         first = model(pixel_values, output_hidden_states=True).logits
@@ -242,6 +249,8 @@ class TestBadInput:
             ({"head_ids": torch.tensor([0, 3])}, r"head_ids: \[3\] are not in the range 0 to 2"),
             ({"head_ids": torch.tensor([0])}, r"head_ids: expected shape \(2,\)"),
             ({"head_ids": torch.tensor([0, 0]), "head": "k400"}, "not both"),
+            ({"labels": torch.tensor([0, 1]).int()}, "labels of head 'k400': expected int64, got torch.int32"),
+            ({"head_ids": torch.tensor([0.0, 0])}, "head_ids: expected int64, got torch.float32"),
             ({"labels": torch.tensor([0])}, r"labels of head 'k400': expected shape \(2,\), got \(1,\)"),
             ({"labels": {"k400": torch.tensor([0, 1])}}, "needs head_ids"),
             ({"labels": {"k4": torch.tensor([0, 1])}, "head_ids": torch.tensor([1, 1])}, "unknown head 'k4'"),
@@ -258,6 +267,10 @@ class TestBadInput:
         model.add_head("charades", **MULTI_LABEL)
         with pytest.raises(ValueError, match="head 'charades' is multi-label"):
             model([clips()], head_ids=torch.tensor([0, 1]), labels=torch.tensor([0, 1]))
+
+    def test_the_encoder_takes_one_group(self, model):
+        with pytest.raises(ValueError, match="expected one tensor of clips, got list"):
+            model.cover([clips()])
 
     def test_an_empty_list_of_groups_is_refused(self, model):
         with pytest.raises(ValueError, match="empty list"):
@@ -370,6 +383,7 @@ class TestTraining:
 
     def test_freezing_the_backbone_trains_the_heads_only(self, model):
         model.freeze_backbone()
+        model.resize_clips(num_frames=2, image_size=16)
         trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == {"classifiers"}
 
@@ -416,6 +430,10 @@ class TestHeads:
         with pytest.raises(ValueError, match=message):
             model.add_head(name, labels=["a", "b"])
         assert model.config.head_names == ["imagenet", "k400", "ssv2"]
+
+    def test_labels_are_a_list(self, model):
+        with pytest.raises(ValueError, match="head 'hmdb51': labels must be a non-empty list of strings, got 'wave'"):
+            model.add_head("hmdb51", labels="wave")
 
     def test_removing_an_unknown_head_is_refused(self, model):
         with pytest.raises(ValueError, match="unknown head 'k600'"):

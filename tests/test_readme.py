@@ -108,3 +108,10 @@ def test_every_file_that_the_readme_links_to_exists():
     local = [link for link in links if "://" not in link]
     assert len(local) >= 4
     assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_no_placeholder_is_left(path):
+    assert re.findall(r"\b(?:BENCH|TODO|TBD|FIXME|XXX|QUICKSTART_\w+)\b", path.read_text(encoding="utf-8")) == []

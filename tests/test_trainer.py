@@ -23,11 +23,18 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
-from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover import (
+    CoTrainingDataset,
+    CoverForVideoClassification,
+    CoverTrainer,
+    CoverTrainingArguments,
+    prepare_cotraining,
+)
 from modeling_cover.mixture import MixtureSampler
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
 from PIL import Image
 from torch.nn import functional as F
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 
 MODEL = {
@@ -156,6 +163,12 @@ class TestLoss:
         )
         assert_same_direction_and_size(accumulated, whole)
 
+    def test_an_uneven_last_step_counts_the_rows_it_has(self, recipe, tmp_path):
+        # 16 rows: with batches of 6 the last step has 4, whether they come at once or 3 and 1 (of 3, 3, 3, 3, 3, 1).
+        whole = updates(recipe, tmp_path, per_device_train_batch_size=6, max_steps=3)
+        parts = updates(recipe, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=3)
+        assert_same_direction_and_size(parts, whole)
+
     def test_two_processes_move_the_weights_as_one_does_and_evaluate_alike(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
         before = weights(trainer.model)
@@ -220,6 +233,43 @@ class TestLog:
         assert metrics["eval_mean_top1"] == pytest.approx(mean)
         assert any(entry.get("eval_mean_top1") == metrics["eval_mean_top1"] for entry in trainer.state.log_history)
 
+    def test_another_compute_metrics_sees_logits(self, recipe, tmp_path):
+        seen = {}
+
+        def compute_metrics(prediction):
+            seen[prediction.predictions.shape] = prediction.predictions.dtype
+            return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+        cotraining = prepare_cotraining(recipe, seed=0)
+        args = make_trainer(recipe, tmp_path).args
+        trainer = CoverTrainer(args=args, compute_metrics=compute_metrics, **cotraining.trainer_kwargs)
+        metrics = trainer.evaluate()
+        assert seen == {(6, 2): np.float32, (10, 3): np.float32}
+        assert "eval_videos_accuracy" in metrics
+        assert "eval_mean_top1" not in metrics
+
+    def test_one_data_set_may_be_evaluated_alone(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        metrics = trainer.evaluate(trainer.eval_dataset["images"])
+        assert 0 <= metrics["eval_top1"] <= 1
+
+    def test_early_stopping_looks_at_the_mean(self, recipe, tmp_path):
+        trainer = make_trainer(
+            recipe,
+            tmp_path,
+            max_steps=6,
+            learning_rate=0.0,  # nothing gets better
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            load_best_model_at_end=True,
+        )
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+        trainer.train()
+        assert trainer.args.metric_for_best_model == "eval_mean_top1"
+        assert trainer.state.global_step == 3
+
     def test_the_best_checkpoint_is_chosen_by_the_mean(self, recipe, tmp_path):
         trainer = make_trainer(
             recipe,
@@ -246,17 +296,46 @@ class TestOptimisation:
             learning_rate_drop_epochs=[11, 15],
             optim_args="momentum=0.9",
         )
-        optimizer, scheduler = trainer.create_optimizer(), trainer.create_scheduler(num_training_steps=200)
+        optimizer = trainer.create_optimizer()
         assert isinstance(optimizer, torch.optim.SGD)
         assert optimizer.defaults["momentum"] == 0.9
+        # 16 rows in batches of 8: 2 steps an epoch, 40 in 20 epochs.
+        rates = self.rates(optimizer, trainer.create_scheduler(num_training_steps=40), 40)
+        assert rates[:22] == pytest.approx([5e-3] * 22)
+        assert rates[22:30] == pytest.approx([5e-4] * 8)
+        assert rates[30:] == pytest.approx([5e-5] * 10)
+
+    def test_a_run_cut_short_drops_at_the_same_epochs(self, recipe, tmp_path):
+        options = {"max_steps": 10, "num_train_epochs": 20, "learning_rate_drop_epochs": [3]}
+        trainer = make_trainer(recipe, tmp_path, **options)
+        rates = self.rates(trainer.create_optimizer(), trainer.create_scheduler(num_training_steps=10), 10)
+        assert rates == pytest.approx([0.1] * 6 + [0.01] * 4)
+
+    @staticmethod
+    def rates(optimizer, scheduler, steps: int) -> list[float]:
         rates = []
-        for _ in range(200):
+        for _ in range(steps):
             rates.append(scheduler.get_last_lr()[0])
             optimizer.step()
             scheduler.step()
-        assert rates[:110] == pytest.approx([5e-3] * 110)
-        assert rates[110:150] == pytest.approx([5e-4] * 40)
-        assert rates[150:] == pytest.approx([5e-5] * 50)
+        return rates
+
+    def test_weight_decay_leaves_heads_without_data_as_they_are(self, recipe, tmp_path):
+        cotraining = prepare_cotraining(recipe, seed=0)
+        cotraining.model.add_head("zoo", labels=["lion", "seal"])
+        train = CoTrainingDataset(
+            list(cotraining.train_dataset.sources.values()),
+            cotraining.model.config.head_names,
+            cotraining.processor,
+            0,
+        )
+        options = {"optim": "adamw_torch", "weight_decay": 0.5, "max_steps": 2}
+        args = make_trainer(recipe, tmp_path, **options).args
+        before = weights(cotraining.model)
+        CoverTrainer(cotraining.model, args, train_dataset=train).train()
+        after = weights(cotraining.model)
+        assert torch.equal(after["classifiers.zoo.weight"], before["classifiers.zoo.weight"])
+        assert not torch.equal(after["classifiers.images.weight"], before["classifiers.images.weight"])
 
     def test_any_other_optimizer_and_schedule_works(self, recipe, tmp_path):
         trainer = make_trainer(
@@ -306,6 +385,7 @@ class TestBadInput:
             ({"learning_rate_drop_epochs": [4.0], "num_train_epochs": 3}, r"\[4.0\] are not between 0 and"),
             ({"learning_rate_drop_factor": 0.0}, "must be positive, got 0.0"),
             ({"label_smoothing_factor": 0.1}, "has no label smoothing"),
+            ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy 'sequential'"),
         ],
     )
     def test_training_arguments_that_do_not_fit_are_named(self, tmp_path, options, message):
@@ -318,6 +398,28 @@ class TestBadInput:
         for arguments in ({"loss_weights": {"k400": 1.0}}, {"eval_dataset": {"k400": None}}):
             with pytest.raises(ValueError, match=r"unknown data sets \['k400'\]: the model's heads are"):
                 CoverTrainer(model=trainer.model, args=trainer.args, **arguments)
+
+    def test_training_data_made_for_other_heads_is_refused(self, recipe, tmp_path):
+        cotraining = prepare_cotraining(recipe, seed=0)
+        cotraining.model.add_head("aardvarks", labels=["one", "two", "three"])
+        with pytest.raises(ValueError, match=r"made for the heads \['images', 'videos'\], and the model has"):
+            CoverTrainer(args=make_trainer(recipe, tmp_path).args, **cotraining.trainer_kwargs)
+
+    def test_arguments_that_would_do_nothing_are_refused(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        with pytest.raises(ValueError, match="expected CoverTrainingArguments, got TrainingArguments"):
+            CoverTrainer(model=trainer.model, args=TrainingArguments(str(tmp_path), use_cpu=True))
+        with pytest.raises(ValueError, match="expected a CoTrainingDataset, got list"):
+            CoverTrainer(model=trainer.model, args=trainer.args, train_dataset=[1])
+        with pytest.raises(ValueError, match="compute_loss_func"):
+            CoverTrainer(model=trainer.model, args=trainer.args, compute_loss_func=lambda *_: 0)
+
+    def test_a_training_batch_that_does_not_say_whose_rows_are_whose_is_refused(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        collate = trainer.data_collator
+        trainer.data_collator = lambda samples: {k: v for k, v in collate(samples).items() if k != "head_ids"}
+        with pytest.raises(ValueError, match="a training batch needs head_ids"):
+            trainer.train()
 
     def test_a_negative_weight_is_named(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
