@@ -23,7 +23,6 @@ right": a model that sees motion is wrong on all of them, and one that sees only
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 import transformers
@@ -67,7 +66,7 @@ def main() -> None:
     print(table(rows))
 
     classify = transformers.pipeline("video-classification", model=arguments.model)
-    print(f"\ntransformers' own pipeline on {Path(example)} ({label}):")
+    print(f"\ntransformers' own pipeline on {example} ({label}):")
     for entry in classify(example, top_k=3):
         print(f"  {entry['score']:6.1%}  {entry['label']}")
     if failed:

@@ -21,7 +21,6 @@ one frame. Axes, in the shapes below:
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -31,9 +30,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, logging
+from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -48,70 +46,13 @@ from .conversion_cover import (
 )
 from .embeddings_cover import CoverEmbeddings, resize_position_embeddings, resize_time_embeddings
 from .head_losses_cover import head_loss, mixed_head_losses
+from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
 
 
 logger = logging.get_logger(__name__)
 
 # Tokens of a clip that go through an MLP at a time in inference: more than 16 frames of 224 x 224 pixels have.
 INFERENCE_CHUNK = 4096
-
-
-@auto_docstring(
-    custom_intro="""
-    Output of [`CoverModel`].
-    """
-)
-@dataclass
-class CoverModelOutput(BaseModelOutputWithPooling):
-    r"""
-    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_frames * num_patches, hidden_size)`):
-        The class token, then the patches of the first frame, of the second, and so on, after the final LayerNorm.
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-        The class token after the final LayerNorm.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-        Spatial attention of each layer, `(batch_size * num_frames, num_attention_heads, 1 + num_patches,
-        1 + num_patches)`.
-    temporal_attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
-        Temporal attention of each layer, `(batch_size * num_patches, num_attention_heads, num_frames, num_frames)`.
-    """
-
-    temporal_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@auto_docstring(
-    custom_intro="""
-    Output of [`CoverForVideoClassification`].
-    """
-)
-@dataclass
-class CoverVideoClassifierOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `labels`):
-        The sum of `head_losses`.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-        The logits of the head asked for, else of the default head.
-    head_logits (`dict[str, torch.FloatTensor]`):
-        The logits of every head, `(batch_size, num_labels of the head)` each.
-    head_losses (`dict[str, torch.FloatTensor]`, *optional*, returned with `labels`):
-        Each head's mean loss over its rows; 0, with a gradient, for a head without rows.
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-        The class token after the final LayerNorm.
-    hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-        As of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
-    attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Spatial attention, as of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
-    temporal_attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Temporal attention, as of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    head_logits: dict[str, torch.FloatTensor] | None = None
-    head_losses: dict[str, torch.FloatTensor] | None = None
-    pooler_output: torch.FloatTensor | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
-    temporal_attentions: tuple | None = None
 
 
 class CoverDropPath(nn.Module):
