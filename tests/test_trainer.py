@@ -169,13 +169,26 @@ class TestLoss:
         parts = updates(recipe, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=3)
         assert_same_direction_and_size(parts, whole)
 
-    def test_two_processes_move_the_weights_as_one_does_and_evaluate_alike(self, recipe, tmp_path):
+    # With batches of 1, a process has videos or images at a time, never both.
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"per_device_train_batch_size": 4},
+            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "activation_checkpointing": True},
+        ],
+        ids=["batches of 4", "batches of 1, checkpointed"],
+    )
+    def test_two_processes_move_the_weights_as_one_does_and_evaluate_alike(self, recipe, tmp_path, options):
         trainer = make_trainer(recipe, tmp_path)
         before = weights(trainer.model)
         trainer.train()
         whole = {name: parameter - before[name] for name, parameter in weights(trainer.model).items()}
         metrics = trainer.evaluate()
-        arguments = {"recipe": str(tmp_path / "recipe.json"), "output": str(tmp_path / "updates.pt")}
+        arguments = {
+            "recipe": str(tmp_path / "recipe.json"),
+            "output": str(tmp_path / "updates.pt"),
+            "options": json.dumps(options),
+        }
         Path(arguments["recipe"]).write_text(
             json.dumps({dataset.name: dict(dataset.splits) for dataset in recipe.datasets})
         )

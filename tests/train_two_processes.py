@@ -23,7 +23,7 @@ from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
 from test_trainer import MODEL, make_trainer, weights
 
 
-def main(recipe_path: str, output: str) -> None:
+def main(recipe_path: str, output: str, options: str) -> None:
     folders = json.loads(Path(recipe_path).read_text())
     modalities, loss_weights = {"videos": "video", "images": "image"}, {"videos": 1.0, "images": 0.5}
     recipe = Recipe(
@@ -40,7 +40,7 @@ def main(recipe_path: str, output: str) -> None:
         clips=ClipRecipe(num_frames=2, image_size=16, short_side=20),
         model=MODEL,
     )
-    trainer = make_trainer(recipe, Path(output).parent, per_device_train_batch_size=4)
+    trainer = make_trainer(recipe, Path(output).parent, **json.loads(options))
     before = weights(trainer.model)
     trainer.train()
     metrics = trainer.evaluate()
