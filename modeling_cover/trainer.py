@@ -254,7 +254,8 @@ class CoverTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # A head without training data has a gradient of zeros, and decay would eat its weights all the same.
-        untrained = set(self.head_names) - set(self.train_dataset.sizes)
+        trained = self.head_names if self.train_dataset is None else self.train_dataset.sizes
+        untrained = set(self.head_names) - set(trained)
         prefixes = tuple(f"classifiers.{name}." for name in untrained)
         return [name for name in super().get_decay_parameter_names(model) if not name.startswith(prefixes)]
 
