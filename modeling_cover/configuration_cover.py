@@ -244,6 +244,14 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def patch_grid(
+    image_size: int | list[int] | tuple[int, int], patch_size: int | list[int] | tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns of patches in a frame."""
+    (height, width), (rows, columns) = as_pair(image_size), as_pair(patch_size)
+    return height // rows, width // columns
+
+
 def _replace_default_labels(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Apply `id2label`, `label2id` and `num_labels`, taken out of `kwargs`, to the default head of `config_dict`.
 

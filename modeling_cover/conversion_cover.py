@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
 
-from .configuration_cover import CoverConfig, as_pair
+from .configuration_cover import CoverConfig, patch_grid
 
 
 Weights = dict[str, torch.Tensor]
@@ -134,7 +134,7 @@ def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int) -> Encode
         source=str(path),
         config=config,
         state_dict=state,
-        grid=_grid(config),
+        grid=patch_grid(config["image_size"], config["patch_size"]),
         derived=(
             "temporal_attention and temporal_layernorm (copies of attention and layernorm_before)",
             "temporal_dense and time_embeddings (zeros)",
@@ -163,7 +163,7 @@ def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
         source=str(path),
         config=config,
         state_dict=_split_qkv(_rename(state, TIMESFORMER_NAMES)),
-        grid=_grid(config),
+        grid=patch_grid(config["image_size"], config["patch_size"]),
         unused=tuple(sorted(unused)),
         labels=[model.config.id2label[index] for index in range(model.config.num_labels)],
         classifier=classifier,
@@ -172,10 +172,12 @@ def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
 
 def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
     """Read a `.pyth` file of the original release, whose configuration is in the shapes of its tensors."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file")
     # weights_only: such a file is a pickle, and must not run code.
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: expected a file of tensors only, as torch.save writes it") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
@@ -236,11 +238,6 @@ def _load(
 
 def _shared_fields(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHARED_FIELDS}
-
-
-def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
-    (height, width), (rows, columns) = as_pair(config["image_size"]), as_pair(config["patch_size"])
-    return height // rows, width // columns
 
 
 def _rename(state: Weights, names: tuple[tuple[str, str], ...]) -> Weights:

@@ -13,8 +13,7 @@
 # limitations under the License.
 """From a recipe to what a `CoverTrainer` takes: model, processor, training and evaluation data, loss weights."""
 
-import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig
@@ -24,7 +23,7 @@ from .configuration_cover import CoverConfig
 from .conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
 from .data import CoTrainingDataset, EvaluationDataset
 from .modeling_cover import CoverForVideoClassification
-from .recipe import STARTING_POINTS, Recipe
+from .recipe import STARTING_POINTS, Recipe, checked_keys
 from .sources import Source, read_sources
 from .video_processing_cover import CoverVideoProcessor
 
@@ -104,15 +103,13 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0) -> CoTraining:
 
 
 def _check_model_fields(recipe: Recipe) -> None:
-    known = {field.name for field in fields(CoverConfig)} - set(_SET_ELSEWHERE)
+    # Its own fields: labels and problem type, which the base class has, are the data sets'.
+    known = set(CoverConfig.__annotations__) - set(_SET_ELSEWHERE)
     known |= {*STARTING_POINTS, "head", "default_head"}
     for key in recipe.model:
         if key in _SET_ELSEWHERE:
             raise ValueError(f"model: '{key}' is set under {_SET_ELSEWHERE[key]}")
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "expected a starting point or a field of CoverConfig"
-            raise ValueError(f"model: unknown key '{key}', {hint}")
+    checked_keys("model", recipe.model, known)
     shapes = [key for key in _SHAPES if key in recipe.model]
     if shapes and any(key in recipe.model for key in STARTING_POINTS):
         raise ValueError(f"model: {', '.join(shapes)}: the starting point has its own")

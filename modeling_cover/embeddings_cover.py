@@ -19,7 +19,7 @@ Axes: B clips   T frames of a clip   N patches of a frame   D hidden_size   C, H
 import torch
 from torch import nn
 
-from .configuration_cover import CoverConfig, as_pair
+from .configuration_cover import CoverConfig, as_pair, patch_grid
 
 
 def resize_position_embeddings(
@@ -84,8 +84,8 @@ class CoverEmbeddings(nn.Module):
     def __init__(self, config: CoverConfig):
         super().__init__()
         self.patch_embeddings = CoverPatchEmbeddings(config)
-        image_size, self.patch_size = as_pair(config.image_size), as_pair(config.patch_size)
-        self.grid = (image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1])
+        self.patch_size = as_pair(config.patch_size)
+        self.grid = patch_grid(config.image_size, self.patch_size)
         num_patches = self.grid[0] * self.grid[1]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
@@ -99,7 +99,7 @@ class CoverEmbeddings(nn.Module):
         height, width = as_pair(image_size)
         if height % self.patch_size[0] or width % self.patch_size[1]:
             raise ValueError(f"image_size ({image_size}) is not a multiple of patch_size ({self.patch_size})")
-        grid = (height // self.patch_size[0], width // self.patch_size[1])
+        grid = patch_grid(image_size, self.patch_size)
         positions = resize_position_embeddings(self.position_embeddings.detach(), self.grid, grid)
         times = resize_time_embeddings(self.time_embeddings.detach(), num_frames)
         self.position_embeddings = nn.Parameter(positions, requires_grad=self.position_embeddings.requires_grad)
@@ -107,9 +107,8 @@ class CoverEmbeddings(nn.Module):
         self.grid = grid
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        self.patch_embeddings.check(pixel_values)
         batch_size, num_frames, _, height, width = pixel_values.shape
-        grid = (height // self.patch_size[0], width // self.patch_size[1])
+        grid = patch_grid((height, width), self.patch_size)
         positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
         times = resize_time_embeddings(self.time_embeddings, num_frames)
         patches = self.patch_embeddings(pixel_values.flatten(0, 1)).unflatten(0, (batch_size, num_frames))

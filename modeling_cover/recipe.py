@@ -189,7 +189,7 @@ def load_recipe(path: str | os.PathLike) -> Recipe:
 
 
 def _build_recipe(content: Any) -> Recipe:
-    content = _checked_keys("the recipe", content, {"data_root", "model", "clips", "datasets", "training"})
+    content = checked_keys("the recipe", content, {"data_root", "model", "clips", "datasets", "training"})
     data_root = content.get("data_root", ".")
     if not _is_text(data_root):
         raise ValueError(f"data_root: expected a path, got {data_root!r}")
@@ -197,8 +197,8 @@ def _build_recipe(content: Any) -> Recipe:
     entries = content.get("datasets")
     if not isinstance(entries, list):
         raise ValueError(f"datasets: expected a list of data sets, got {entries!r}")
-    sections = {key: _checked_keys(key, _section(content, key), None) for key in ("model", "training")}
-    clips = _checked_keys("clips", _section(content, "clips"), {field.name for field in fields(ClipRecipe)})
+    sections = {key: checked_keys(key, _section(content, key), None) for key in ("model", "training")}
+    clips = checked_keys("clips", _section(content, "clips"), {field.name for field in fields(ClipRecipe)})
     return Recipe(
         datasets=tuple(_build_dataset(entry, index, data_root) for index, entry in enumerate(entries)),
         clips=ClipRecipe(**clips),
@@ -209,7 +209,7 @@ def _build_recipe(content: Any) -> Recipe:
 def _build_dataset(entry: Any, index: int, data_root: Path) -> DatasetRecipe:
     known = {field.name for field in fields(DatasetRecipe)}
     name = entry.get("name", f"number {index + 1}") if isinstance(entry, Mapping) else f"number {index + 1}"
-    entry = _checked_keys(f"dataset '{name}'", entry, known)
+    entry = checked_keys(f"dataset '{name}'", entry, known)
     required = [field.name for field in fields(DatasetRecipe) if _is_required(field)]
     if missing := [key for key in required if key not in entry]:
         raise ValueError(f"dataset '{name}': missing {', '.join(missing)}")
@@ -239,7 +239,8 @@ def _is_required(dataclass_field: Any) -> bool:
     return dataclass_field.default is MISSING and dataclass_field.default_factory is MISSING
 
 
-def _checked_keys(where: str, content: Any, known: set[str] | None) -> dict[str, Any]:
+def checked_keys(where: str, content: Any, known: set[str] | None) -> dict[str, Any]:
+    """A copy of the mapping `content`; a `ValueError` that says `where` for a key that is not `known`, if that is given."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where}: expected keys and values, got {content!r}")
     for key in content:

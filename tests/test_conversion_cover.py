@@ -294,6 +294,10 @@ class TestFromTheOriginalRelease:
             CoverForVideoClassification.from_timesformer(tmp_path / "x.pyth")
         assert not (tmp_path / "ran").exists()
 
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"nowhere\.pyth is not a file"):
+            CoverForVideoClassification.from_timesformer(tmp_path / "nowhere.pyth")
+
     @pytest.mark.parametrize("content", [[1, 2], {"model_state": [1, 2]}, {"epoch": 3}])
     def test_a_file_without_weights_is_named(self, content, tmp_path):
         torch.save(content, tmp_path / "x.pyth")

@@ -416,7 +416,9 @@ class TestBadModelSections:
         ("key", "hint"),
         [
             ("hiden_size", "did you mean 'hidden_size'"),
-            ("from_vit", "expected a starting point or a field of CoverConfig"),
+            ("from_vit", "expected .*from_image_checkpoint, from_pretrained, from_timesformer"),
+            ("id2label", "expected "),
+            ("problem_type", "expected "),
             ("defualt_head", "did you mean 'default_head'"),
         ],
     )
