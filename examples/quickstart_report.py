@@ -62,7 +62,7 @@ def main() -> None:
         cells = ["-" if share is None else f"{share:.1%}" for share in (chance, forwards, backwards)]
         rows.append([dataset.name, str(len(source.labels)), *cells])
         if dataset.name == model.config.default_head:
-            example, label = source.paths[0], source.labels[source.targets[0]]
+            example, label = source.media[0].content, source.labels[source.target(0)]
     print(table(rows))
 
     classify = transformers.pipeline("video-classification", model=arguments.model)

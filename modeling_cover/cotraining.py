@@ -13,7 +13,9 @@
 # limitations under the License.
 """From a recipe to what a `CoverTrainer` takes: model, processor, training and evaluation data, loss weights."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
@@ -22,9 +24,11 @@ from transformers.utils import logging
 from .configuration_cover import CoverConfig
 from .conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
 from .data import CoTrainingDataset, EvaluationDataset
+from .mixture import MixtureSchedule
 from .modeling_cover import CoverForVideoClassification
+from .quarantine import Quarantine
 from .recipe import STARTING_POINTS, Recipe, checked_keys
-from .sources import Source, read_sources
+from .sources import Source, StreamedSource, read_sources
 from .video_processing_cover import CoverVideoProcessor
 
 
@@ -52,6 +56,7 @@ class CoTraining:
     model: CoverForVideoClassification
     processor: CoverVideoProcessor
     train_dataset: CoTrainingDataset
+    schedule: MixtureSchedule
     eval_datasets: dict[str, EvaluationDataset]
     loss_weights: dict[str, float]
 
@@ -61,17 +66,20 @@ class CoTraining:
             "model": self.model,
             "processing_class": self.processor,
             "train_dataset": self.train_dataset,
+            "schedule": self.schedule,
             "eval_dataset": self.eval_datasets,
             "loss_weights": self.loss_weights,
         }
 
 
-def prepare_cotraining(recipe: Recipe, seed: int = 0) -> CoTraining:
+def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathLike | None = None) -> CoTraining:
     """Read the data sets and build or load the model, with a head for each data set.
 
     Args:
         recipe: what to train on what.
-        seed: of everything random about a training sample; give the run's.
+        seed: of all that is random about the data; give the run's.
+        output_dir: of the run. Files that cannot be decoded are written down in its `quarantine.jsonl` and replaced;
+            without an `output_dir` they are errors.
 
     Raises:
         ValueError: if the recipe names an unknown default head or field of the configuration, its data cannot be read,
@@ -86,20 +94,41 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0) -> CoTraining:
     sources = {
         dataset.name: read_sources(dataset, head_labels=existing.get(dataset.name)) for dataset in recipe.datasets
     }
-    model = _build_model(recipe, {name: splits["train"] for name, splits in sources.items()}, default_head)
+    train = {name: splits["train"] for name, splits in sources.items()}
+    schedule = _build_schedule(recipe, train, seed)
+    model = _build_model(recipe, train, default_head)
     processor = _build_processor(recipe)
-    train = [splits["train"] for splits in sources.values()]
+    quarantine = None
+    if output_dir is not None:
+        quarantine = Quarantine(Path(output_dir) / "quarantine.jsonl", recipe.bad_files.max_share)
     return CoTraining(
         model=model,
         processor=processor,
-        train_dataset=CoTrainingDataset(train, model.config.head_names, processor, seed),
+        train_dataset=CoTrainingDataset(
+            list(train.values()),
+            model.config.head_names,
+            processor,
+            seed,
+            clip_sampling=recipe.clips.sampling,
+            augmentations=recipe.augmentations,
+            quarantine=quarantine,
+        ),
+        schedule=schedule,
         eval_datasets={
-            name: EvaluationDataset(splits["validation"], processor)
+            name: EvaluationDataset(splits["validation"], processor, quarantine)
             for name, splits in sources.items()
             if "validation" in splits
         },
         loss_weights={dataset.name: dataset.weight for dataset in recipe.datasets},
     )
+
+
+def _build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], seed: int) -> MixtureSchedule:
+    sizes = {name: len(source) for name, source in sources.items()}
+    shares = recipe.mixture.shares(sizes, {dataset.name: dataset.share for dataset in recipe.datasets})
+    # Proportional shares are exactly the sizes: a division would leave an epoch without some row.
+    proportional = recipe.mixture.sampling == "proportional"
+    return MixtureSchedule(sizes, seed, None if proportional else shares, recipe.mixture.when_exhausted)
 
 
 def _check_model_fields(recipe: Recipe) -> None:
@@ -128,8 +157,11 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
         heads = CoverConfig.from_pretrained(path).heads
         for dataset in recipe.datasets:
             head = heads.get(dataset.name)
-            if head is not None and head["problem_type"] != "single_label_classification":
-                raise ValueError(f"dataset '{dataset.name}': its head in {path} is for several labels a row")
+            if head is not None and head["problem_type"] != dataset.problem_type:
+                raise ValueError(
+                    f"dataset '{dataset.name}': its head in {path} is for {head['problem_type']}, and the recipe says "
+                    f"{dataset.problem_type}"
+                )
         return {name: head["labels"] for name, head in heads.items()}
     head, path = recipe.model.get("head"), recipe.model.get("from_timesformer")
     names = [dataset.name for dataset in recipe.datasets]
@@ -156,8 +188,13 @@ def _unnamed_labels(recipe: Recipe, head: str) -> dict[str, list[str]]:
     return {}
 
 
-def _build_model(recipe: Recipe, sources: dict[str, Source], default_head: str) -> CoverForVideoClassification:
-    heads = {name: {"labels": source.labels, "modality": source.modality} for name, source in sources.items()}
+def _build_model(
+    recipe: Recipe, sources: dict[str, Source | StreamedSource], default_head: str
+) -> CoverForVideoClassification:
+    heads = {
+        name: {"labels": source.labels, "modality": source.modality, "problem_type": source.problem_type}
+        for name, source in sources.items()
+    }
     sizes = {"image_size": recipe.clips.image_size, "num_frames": recipe.clips.num_frames}
     config_fields = _config_fields(recipe)
     if path := recipe.model.get("from_image_checkpoint"):
@@ -197,6 +234,9 @@ def _build_processor(recipe: Recipe) -> CoverVideoProcessor:
         "num_frames": clips.num_frames,
         "size": {"shortest_edge": clips.short_side},
         "crop_size": {"height": clips.image_size, "width": clips.image_size},
+        # Of a file; in training, the data set's clip_sampling says what is random about it.
+        "frame_sampling": "dense" if clips.sampling == "dense" else "uniform",
+        "frame_stride": clips.frame_stride,
     }
     path = next((recipe.model[key] for key in STARTING_POINTS if key in recipe.model), None)
     if path is None:

@@ -16,48 +16,103 @@
 Axes: B clips   T frames of a clip   C, H, W channels, height and width of a frame.
 """
 
+import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.image_utils import SizeDict
+from transformers.video_utils import VideoMetadata
 
-from .mixture import SAMPLE_STREAM, SampleReference
-from .sources import Source
-from .video_processing_cover import CoverVideoProcessor, read_image
+from .augmentation import (
+    Augmentation,
+    Purpose,
+    SampleRandomness,
+    augment_frames,
+    draw_mix,
+    draw_short_side,
+    erase,
+    soft_targets,
+)
+from .dataset_recipe import MULTI_LABEL
+from .frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
+from .image_reading_cover import image_to_tensor, read_image
+from .media import Media
+from .mixture import REPLACEMENT_STREAM, SampleReference
+from .quarantine import BadFile, Quarantine, TooManyBadFilesError
+from .sources import Source, StreamedSource
+from .streams import Stream
+from .video_decoding_cover import VideoDecodingError, read_video
+from .video_processing_cover import CoverVideoProcessor
 
 
 Sample = dict[str, Any]
+SampleIndices = Callable[[VideoMetadata], Sequence[int]]
+
+# The label of an evaluation's row whose file cannot be decoded; as all over torch, it counts for nothing.
+UNREADABLE = -100
+
+# Rows that are tried in place of one that cannot be decoded.
+_MOST_REPLACEMENTS = 100
 
 
-def load_clip(source: Source, row: int, processor: CoverVideoProcessor, **kwargs: Any) -> torch.Tensor:
-    """Decode and process one row: (T, C, H, W), T = 1 for an image.
+def load_frames(
+    media: Media,
+    modality: str,
+    processor: CoverVideoProcessor,
+    sample_indices: SampleIndices,
+    short_side: int | None = None,
+) -> torch.Tensor:
+    """Decode one row: uint8 (T, 3, H, W), T = 1 for an image.
+
+    Args:
+        sample_indices: which frames of a video, see [`read_video`].
+        short_side: of the frames, in pixels; as they are stored if None.
 
     Raises:
         VideoDecodingError: if the file cannot be decoded.
     """
-    path = source.paths[row]
-    clip = read_image(path) if source.modality == "image" else path
-    return processor(clip, return_tensors="pt", **kwargs)["pixel_values"][0]
+    if modality == "image":
+        frames = image_to_tensor(read_image(media.content)).unsqueeze(0)
+        size = SizeDict(shortest_edge=short_side)
+        return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
+    segment = {"start": media.start, "end": media.end}
+    frames, _ = read_video(media.content, sample_indices, short_side, torch.get_num_threads(), **segment)
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 class CoTrainingDataset(torch.utils.data.Dataset):
     """Training samples of all data sets, indexed by [`SampleReference`].
 
-    A clip is resized to the processor's short side, cropped at a random place, the same in each of its frames, and
-    mirrored with probability 1/2 where the data set allows it (section 4.1 of the paper). What is random depends on
-    (seed, position of the sample) alone, not on the worker or the process that decodes it.
+    By default a clip is resized to the processor's short side, cropped at a random place, the same in each of its
+    frames, and mirrored with probability 1/2 where the data set allows it (section 4.1 of the paper). What is random
+    depends on (seed, position of the sample) alone, not on the worker or the process that decodes it.
+
+    With a quarantine, a file that cannot be decoded is written down there, and another row of the same data set, as
+    much a function of (seed, position), stands in for it. Without, it is an error.
 
     Args:
         sources: the train split of each data set.
         head_names: `config.head_names`; a sample's head id is the index of its data set's name.
         processor: its `crop_size` is the size of the crop.
         seed: the run's.
+        clip_sampling: "uniform", "dense" (with the processor's `frame_stride`) or "segments": see [`ClipRecipe`].
+        augmentations: by data set; the default is the paper's.
+        quarantine: of files that cannot be decoded.
     """
 
     def __init__(
-        self, sources: Sequence[Source], head_names: Sequence[str], processor: CoverVideoProcessor, seed: int
+        self,
+        sources: Sequence[Source | StreamedSource],
+        head_names: Sequence[str],
+        processor: CoverVideoProcessor,
+        seed: int,
+        clip_sampling: str = "uniform",
+        augmentations: Mapping[str, Augmentation] | None = None,
+        quarantine: Quarantine | None = None,
     ):
         self.sources = {source.name: source for source in sources}
         if missing := sorted(set(self.sources) - set(head_names)):
@@ -65,58 +120,173 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         self.head_ids = {name: index for index, name in enumerate(head_names)}
         self.processor = processor
         self.seed = seed
+        self.clip_sampling = clip_sampling
+        self.augmentations = {name: (augmentations or {}).get(name, Augmentation()) for name in self.sources}
+        self.quarantine = quarantine
+        self._pools: dict[str, list] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Rows of each data set."""
         return {name: len(source) for name, source in self.sources.items()}
 
+    def open_streams(self) -> dict[str, Stream]:
+        """The data sets that are read in order, by name."""
+        return {
+            name: source.open(self.seed) for name, source in self.sources.items() if isinstance(source, StreamedSource)
+        }
+
     def __len__(self) -> int:
         return sum(self.sizes.values())
 
     def __getitem__(self, reference: SampleReference) -> Sample:
-        source = self.sources[reference.dataset]
-        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, reference.position])
-        clip = load_clip(source, reference.row, self.processor, do_center_crop=False)
-        clip = random_crop(clip, self.processor.crop_size["height"], self.processor.crop_size["width"], rng)
-        if source.horizontal_flip and rng.random() < 0.5:
-            clip = clip.flip(-1)
+        source, augmentation = self.sources[reference.dataset], self.augmentations[reference.dataset]
+        randomness = SampleRandomness(self.seed, reference.position)
+        clip, target = self._load(reference, self._candidates(source, reference), randomness)
+        if augmentation.mixes or source.problem_type == MULTI_LABEL:
+            # Also where this sample is not mixed: the targets of one head make one tensor.
+            target = soft_targets(target, target, 1.0, len(source.labels))
+        if (mix := draw_mix(augmentation, randomness)) is not None:
+            partners = self._replacements(source, randomness.of(Purpose.PARTNER))
+            partner, partner_target = self._load(reference, partners, randomness.of_partner())
+            clip, share = mix.apply(clip, partner)
+            target = soft_targets(target, partner_target, share, len(source.labels))
         return {
             "pixel_values": clip,
-            "labels": int(source.targets[reference.row]),
+            "labels": target,
             "head_ids": self.head_ids[source.name],
+            "dataset": source.name,
         }
+
+    def _candidates(
+        self, source: Source | StreamedSource, reference: SampleReference
+    ) -> Iterator[tuple[Media, int | np.ndarray]]:
+        """The row that is referred to, and then those that may stand in for it."""
+        if reference.example is not None:
+            yield reference.example.media, reference.example.target
+        else:
+            yield source.media[reference.row], source.target(reference.row)
+        yield from self._replacements(
+            source, np.random.default_rng([REPLACEMENT_STREAM, self.seed, reference.position])
+        )
+
+    def _replacements(
+        self, source: Source | StreamedSource, rng: np.random.Generator
+    ) -> Iterator[tuple[Media, int | np.ndarray]]:
+        for _ in range(_MOST_REPLACEMENTS):
+            if isinstance(source, Source):
+                row = int(rng.integers(len(source)))
+                yield source.media[row], source.target(row)
+            else:
+                # A stream has no rows to choose from, but for those that it begins with.
+                if source.name not in self._pools:
+                    self._pools[source.name] = source.open(self.seed).sample_pool()
+                pool = self._pools[source.name]
+                example = pool[int(rng.integers(len(pool)))]
+                yield example.media, example.target
+
+    def _load(
+        self,
+        reference: SampleReference,
+        candidates: Iterator[tuple[Media, int | np.ndarray]],
+        randomness: SampleRandomness,
+    ) -> tuple[torch.Tensor, int | np.ndarray]:
+        """The first of the candidates that can be decoded, as the model takes it: (T, C, H, W), and its target."""
+        source = self.sources[reference.dataset]
+        for media, target in candidates:
+            if self.quarantine is not None and self.quarantine.reason(source.name, media.name) is not None:
+                continue
+            try:
+                return self._augmented(source, media, randomness), target
+            except (VideoDecodingError, OSError) as error:
+                check_still_there(source)
+                if self.quarantine is None:
+                    raise
+                self.quarantine.add(BadFile(source.name, media.name, str(error)))
+                self.quarantine.check(source.name, len(source), reference.draw + 1)
+        raise TooManyBadFilesError(
+            f"dataset '{source.name}': {_MOST_REPLACEMENTS} rows drawn to stand in for position {reference.position} are "
+            f"all in {self.quarantine.path}"
+        )
+
+    def _augmented(self, source: Source | StreamedSource, media: Media, randomness: SampleRandomness) -> torch.Tensor:
+        augmentation, crop = self.augmentations[source.name], self.processor.crop_size
+        short_side = draw_short_side(augmentation, self.processor.size["shortest_edge"], randomness)
+        sample_indices = partial(self._sample_indices, randomness=randomness)
+        frames = load_frames(media, source.modality, self.processor, sample_indices, short_side)
+        frames = augment_frames(frames, augmentation, crop["height"], crop["width"], randomness)
+        return erase(_normalised(frames, self.processor, do_center_crop=False), augmentation, randomness)
+
+    def _sample_indices(self, metadata: VideoMetadata, randomness: SampleRandomness) -> Sequence[int]:
+        total, num_frames = metadata.total_num_frames, self.processor.num_frames
+        if self.clip_sampling == "uniform":
+            return self.processor.sample_frames(metadata)
+        rng = randomness.of(Purpose.FRAMES)
+        if self.clip_sampling == "segments":
+            return segment_frame_indices(total, num_frames, rng)
+        stride = self.processor.frame_stride
+        return dense_frame_indices(total, num_frames, stride, random_clip_start(total, num_frames, stride, rng))
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
-    """One split of one data set, in order, each clip with a centre crop."""
+    """One split of one data set, in order, each clip with a centre crop.
 
-    def __init__(self, source: Source, processor: CoverVideoProcessor):
+    A file that cannot be decoded is an error; or, with a quarantine, written down there: its row has labels of
+    `UNREADABLE`, which count neither for nor against the model, and the evaluation tells how many they were.
+    """
+
+    def __init__(self, source: Source, processor: CoverVideoProcessor, quarantine: Quarantine | None = None):
         self.source = source
         self.processor = processor
+        self.quarantine = quarantine
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Sample:
-        clip = load_clip(self.source, row, self.processor)
-        return {"pixel_values": clip, "labels": int(self.source.targets[row]), "head": self.source.name}
+        target, media = self.source.target(row), self.source.media[row]
+        try:
+            clip = self._load(media)
+        except (VideoDecodingError, OSError) as error:
+            check_still_there(self.source)
+            if self.quarantine is None:
+                raise
+            self.quarantine.add(BadFile(self.source.name, media.name, str(error)))
+            self.quarantine.check(self.source.name, len(self.source), row + 1)
+            clip = torch.zeros(self._clip_shape)
+            target = np.full_like(target, UNREADABLE)[()]
+        return {"pixel_values": clip, "labels": target, "head": self.source.name}
+
+    def _load(self, media: Media) -> torch.Tensor:
+        short_side = self.processor.size["shortest_edge"]
+        frames = load_frames(media, self.source.modality, self.processor, self.processor.sample_frames, short_side)
+        return _normalised(frames, self.processor, do_center_crop=True)
+
+    @property
+    def _clip_shape(self) -> tuple[int, ...]:
+        num_frames = 1 if self.source.modality == "image" else self.processor.num_frames
+        return num_frames, 3, self.processor.crop_size["height"], self.processor.crop_size["width"]
 
 
-def random_crop(clip: torch.Tensor, height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
-    """Cut (T, C, `height`, `width`) out of (T, C, H, W) at a place drawn uniformly."""
-    if clip.shape[-2] < height or clip.shape[-1] < width:
-        raise ValueError(f"a crop of {height}x{width} does not fit into frames of {tuple(clip.shape[-2:])}")
-    top = int(rng.integers(clip.shape[-2] - height + 1))
-    left = int(rng.integers(clip.shape[-1] - width + 1))
-    return clip[..., top : top + height, left : left + width]
+def _normalised(frames: torch.Tensor, processor: CoverVideoProcessor, do_center_crop: bool) -> torch.Tensor:
+    """What the processor makes of frames (T, 3, H, W) that have their size already."""
+    done = {"do_sample_frames": False, "do_resize": False, "num_clips": 1, "num_spatial_crops": 1}
+    return processor(frames, do_center_crop=do_center_crop, return_tensors="pt", **done)["pixel_values"][0]
+
+
+def check_still_there(source: Source | StreamedSource) -> None:
+    """Raise a `FileNotFoundError` if the data set as a whole is gone: a drive that is no longer there, say."""
+    for root in source.roots:
+        if not os.path.exists(root):
+            raise FileNotFoundError(f"dataset '{source.name}': {root} was there at the start and is not any more")
 
 
 def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch that `CoverForVideoClassification` takes.
 
     Training samples become groups of clips of one shape, in order of first appearance, with the `labels` and
-    `head_ids` of all rows in the order of the groups. Samples of an evaluation, all of one head, become one tensor.
+    `head_ids` of all rows in the order of the groups; `labels` is a dict by head where some are vectors (of a
+    multi-label head, or of mixed samples). Samples of an evaluation, all of one head, become one tensor.
 
     Raises:
         ValueError: if samples of an evaluation are of several heads.
@@ -127,7 +297,7 @@ def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"a batch for evaluation is of one head, got {sorted(heads)}")
         return {
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "labels": torch.tensor([sample["labels"] for sample in samples]),
+            "labels": _stacked_labels(samples),
             "head": samples[0]["head"],
         }
     groups = defaultdict(list)
@@ -136,6 +306,19 @@ def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [sample for group in groups.values() for sample in group]
     return {
         "pixel_values": [torch.stack([sample["pixel_values"] for sample in group]) for group in groups.values()],
-        "labels": torch.tensor([sample["labels"] for sample in rows]),
+        "labels": _mixed_labels(rows),
         "head_ids": torch.tensor([sample["head_ids"] for sample in rows]),
     }
+
+
+def _mixed_labels(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | dict[str, torch.Tensor]:
+    if not any(isinstance(sample["labels"], torch.Tensor) for sample in rows):
+        return _stacked_labels(rows)
+    rows_of = defaultdict(list)
+    for sample in rows:
+        rows_of[sample["dataset"]].append(sample)
+    return {name: _stacked_labels(samples) for name, samples in rows_of.items()}
+
+
+def _stacked_labels(samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(sample["labels"]) for sample in samples])

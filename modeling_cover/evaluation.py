@@ -11,13 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Top-k accuracy, as an `evaluate` metric that needs no download."""
+"""Top-k accuracy and mean average precision, as `evaluate` metrics that need no download."""
 
 import datasets
 import evaluate
 import numpy as np
 import torch
 from transformers import EvalPrediction
+
+from .data import UNREADABLE
 
 
 TOP_K = (1, 5)
@@ -47,12 +49,67 @@ class TopKAccuracy(evaluate.Metric):
         return {f"top{k}": float(hits[:, :k].any(axis=1).mean()) for k in TOP_K}
 
 
-def largest_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The classes of largest logit, (rows, up to 5): all that a Trainer needs to gather for `TopKAccuracy`."""
+class MeanAveragePrecision(evaluate.Metric):
+    """The area under precision over recall of each label, averaged over the labels that some row has.
+
+    `predictions`: (rows, labels), a score for each label; `references`: (rows, labels), 0 or 1. Rows of equal score are
+    one point of the curve.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Mean average precision.",
+            citation="",
+            inputs_description=self.__doc__,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float32")),
+                    "references": datasets.Sequence(datasets.Value("float32")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
+        scores, has_label = np.asarray(predictions), np.asarray(references) > 0.5
+        precisions = [
+            average_precision(scores[:, label], has_label[:, label])
+            for label in range(scores.shape[1])
+            if has_label[:, label].any()
+        ]
+        return {"map": float(np.mean(precisions)) if precisions else float("nan")}
+
+
+def average_precision(scores: np.ndarray, has_label: np.ndarray) -> float:
+    """The sum of precision times gain in recall, from the highest score (rows,) down."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(has_label[order])
+    is_last_of_equals = np.append(np.diff(scores[order]) != 0, True)
+    ranks = np.flatnonzero(is_last_of_equals)
+    precision, recall = hits[ranks] / (ranks + 1), hits[ranks] / hits[-1]
+    return float(np.sum(precision * np.diff(recall, prepend=0)))
+
+
+def metric_inputs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """All that a Trainer needs to gather for `compute_metrics`: (rows, up to 5), the classes of largest logit; of a
+    multi-label head, the logits."""
+    if labels.ndim == 2:
+        return logits
     return logits.topk(min(max(TOP_K), logits.shape[-1])).indices
 
 
-def compute_top_k(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` of a Trainer whose predictions are `largest_classes`."""
-    metric = TopKAccuracy(keep_in_memory=True)
-    return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` of a Trainer whose predictions are `metric_inputs`.
+
+    `top1` and `top5`, or `map` of a multi-label head; and `unreadable`, the number of rows whose file could not be
+    decoded, if there are any: they count neither for nor against the model.
+
+    Raises:
+        ValueError: if not one row could be decoded.
+    """
+    labels = prediction.label_ids
+    readable = (labels if labels.ndim == 1 else labels[:, 0]) != UNREADABLE
+    if not readable.any():
+        raise ValueError("not one file of the evaluation could be decoded")
+    metric = (TopKAccuracy if labels.ndim == 1 else MeanAveragePrecision)(keep_in_memory=True)
+    metrics = metric.compute(predictions=prediction.predictions[readable], references=labels[readable])
+    return metrics if readable.all() else {**metrics, "unreadable": int((~readable).sum())}

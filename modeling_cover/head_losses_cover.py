@@ -30,7 +30,8 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
 
     Args:
         logits: (R, L).
-        labels: (R,); for a multi-label head (R, L), 0 or 1 for each label.
+        labels: (R,), or (R, L) of probabilities that add up to 1, as mixing two samples makes them; for a multi-label head
+            (R, L), 0 or 1 for each label, or between.
 
     Raises:
         ValueError: if the labels have another shape, or are out of the head's range.
@@ -38,13 +39,15 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
     if isinstance(labels, Mapping):
         raise ValueError("labels: a dict of labels needs head_ids, which say whose row is whose")
     multi_label = config.heads[name]["problem_type"] == "multi_label_classification"
-    expected = tuple(logits.shape) if multi_label else (logits.shape[0],)
+    probabilities = not multi_label and labels.is_floating_point() and labels.ndim == 2
+    expected = tuple(logits.shape) if multi_label or probabilities else (logits.shape[0],)
     if tuple(labels.shape) != expected:
         raise ValueError(f"labels of head '{name}': expected shape {expected}, got {tuple(labels.shape)}")
     if multi_label:
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    _check_integers(f"labels of head '{name}'", labels)
-    _check_range(f"labels of head '{name}'", labels, logits.shape[-1])
+    if not probabilities:
+        _check_integers(f"labels of head '{name}'", labels)
+        _check_range(f"labels of head '{name}'", labels, logits.shape[-1])
     return nn.functional.cross_entropy(logits.float(), labels)
 
 

@@ -13,61 +13,277 @@
 # limitations under the License.
 """The order in which a mixture of data sets is drawn (section 4.1 of the paper).
 
-Every data set is drawn in proportion to its size, so an epoch is the sum of the sizes and holds every row once. The
-order is a function of the seed and of the epoch alone: it costs no file access, and knows nothing of workers,
-processes or of where a run was stopped.
+An epoch is as many draws as the data sets have rows. Every data set has its share of them, evenly spread: within any
+stretch of an epoch it is drawn as often as its share says, give or take a draw or two in a thousand. A data set is gone
+through in a shuffled order, every row once, and then again in another order. With proportional shares, an epoch holds
+every row once.
+
+All of it is arithmetic: what is drawn at a position is a function of the position, the seed, the sizes and the shares,
+in constant time and memory. It costs no file access, and knows nothing of workers, processes or of where a run was
+stopped.
 """
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 
-# Separates the random streams that share the run's seed: the order of samples, and each sample's augmentation.
-ORDER_STREAM, SAMPLE_STREAM = 0, 1
+# Separates the random streams that share the run's seed: the order of samples, each sample's augmentation, and the
+# rows that stand in for those that cannot be decoded.
+ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM = 0, 1, 2
+
+SAMPLINGS = ("proportional", "equal", "temperature", "shares")
+WHEN_EXHAUSTED = ("repeat", "stop")
+
+# Draws of a block, about: what is shuffled at a time, and what shares are exact over, but for rounding.
+_BLOCK = 1024
+
+_ROUNDS = 12  # of the Feistel network: fewer leave a bias where a data set has but a few rows
 
 
 class SampleReference(NamedTuple):
-    """A sample to be decoded: row `row` of data set `dataset`, the `position`-th sample of the run.
+    """A sample to be decoded: the `draw`-th of data set `dataset` and the `position`-th of the run, both from 0.
 
-    The position counts from 0 through all epochs. With the run's seed it decides everything random about the sample.
+    The position counts through all epochs. With the run's seed it decides everything random about the sample. `row` is
+    the row of the data set; a streamed data set, which has no rows to choose from, sends along the `example` itself.
     """
 
     dataset: str
     row: int
     position: int
+    draw: int
+    example: Any = None
 
 
-class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
-    """Yields the references of one epoch; `set_epoch` chooses which.
+@dataclass(frozen=True, kw_only=True)
+class MixtureRecipe:
+    """How often each data set is drawn.
+
+    Attributes:
+        sampling: "proportional" to the data sets' sizes, as the paper does; "equal"; "temperature": proportional to
+            size ** (1 / temperature); or "shares": those that the data sets list, relative to their sum.
+        temperature: 1 is proportional, infinity would be equal.
+        when_exhausted: a data set that is drawn more often than it has rows is by default gone through again,
+            reshuffled ("repeat"). With "stop", an epoch ends where the first data set would be exhausted.
+    """
+
+    sampling: str = "proportional"
+    temperature: float = 1.0
+    when_exhausted: str = "repeat"
+
+    def __post_init__(self):
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"mixture: sampling must be one of {SAMPLINGS}, got {self.sampling!r}")
+        if self.when_exhausted not in WHEN_EXHAUSTED:
+            raise ValueError(f"mixture: when_exhausted must be one of {WHEN_EXHAUSTED}, got {self.when_exhausted!r}")
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not number or not 0 < self.temperature < math.inf:
+            raise ValueError(f"mixture: temperature must be a positive number, got {self.temperature!r}")
+        if self.temperature != 1 and self.sampling != "temperature":
+            raise ValueError(f"mixture: temperature {self.temperature} is of no use with sampling '{self.sampling}'")
+
+    def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
+        """The share of each data set, adding up to 1.
+
+        Args:
+            sizes: rows of each data set.
+            listed: the shares that the data sets list; None where there is none.
+
+        Raises:
+            ValueError: if shares are listed and not asked for, or some are missing.
+        """
+        given = [name for name in sizes if listed.get(name) is not None]
+        if given and self.sampling != "shares":
+            raise ValueError(f"mixture: {', '.join(given)} list a share: set `sampling: shares`")
+        if self.sampling == "shares" and (missing := [name for name in sizes if name not in given]):
+            raise ValueError(
+                f"mixture: `sampling: shares` needs a share of each data set, missing: {', '.join(missing)}"
+            )
+        if self.sampling == "shares":
+            weights = {name: listed[name] for name in sizes}
+        else:
+            exponent = {"proportional": 1, "equal": 0, "temperature": 1 / self.temperature}[self.sampling]
+            weights = {name: size**exponent for name, size in sizes.items()}
+        total = math.fsum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+
+
+class MixtureSchedule:
+    """What is drawn at each position of a run.
 
     Args:
         sizes: rows of each data set, by name.
         seed: the run's.
+        shares: of each data set, adding up to 1; by default in proportion to the sizes.
+        when_exhausted: see [`MixtureRecipe`].
+
+    Attributes:
+        epoch_size: draws of an epoch: the sum of the sizes, or fewer with `when_exhausted="stop"`.
+        quotas: draws of each data set in an epoch.
+
+    Raises:
+        ValueError: if a data set is empty, or its share so small that an epoch does not draw it once.
     """
 
-    def __init__(self, sizes: Mapping[str, int], seed: int):
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        seed: int,
+        shares: Mapping[str, float] | None = None,
+        when_exhausted: str = "repeat",
+    ):
         if not sizes or any(size < 1 for size in sizes.values()):
             raise ValueError(f"sizes: expected at least one data set, each with rows, got {dict(sizes)}")
         # Sorted, so that the order in which data sets are listed carries no meaning.
         self.names = sorted(sizes)
-        self.sizes = np.array([sizes[name] for name in self.names])
         self.seed = seed
+        self._sizes = np.array([sizes[name] for name in self.names], dtype=np.int64)
+        self._quotas = self._sizes if shares is None else self._apportioned(shares, when_exhausted)
+        if never := [name for name, quota in self.quotas.items() if quota < 1]:
+            raise ValueError(f"mixture: the share of {', '.join(never)} is less than one draw of an epoch")
+        self.epoch_size = int(self._quotas.sum())
+        self._num_blocks = math.ceil(self.epoch_size / _BLOCK)
+        blocks = np.arange(self._num_blocks + 1, dtype=np.int64)
+        self._block_starts = sum(self._drawn_before_block(index, blocks) for index in range(len(self.names)))
+        keys = np.random.default_rng([ORDER_STREAM, seed])
+        self._keys = keys.integers(2**64, size=(len(self.names), _ROUNDS), dtype=np.uint64)
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        return dict(zip(self.names, self._quotas.tolist(), strict=True))
+
+    def _apportioned(self, shares: Mapping[str, float], when_exhausted: str) -> np.ndarray:
+        share = np.array([shares[name] for name in self.names])
+        draws = int(self._sizes.sum())
+        if when_exhausted == "stop":
+            exact = share * min(draws, (self._sizes / share).min())
+            return np.floor(exact + 1e-6).astype(np.int64)  # a division may have left it a hair below a whole number
+        exact = share * draws
+        quotas = np.floor(exact).astype(np.int64)
+        largest_remainders = np.argsort(quotas - exact, kind="stable")
+        quotas[largest_remainders[: draws - quotas.sum()]] += 1
+        return quotas
+
+    def _drawn_before_block(self, dataset: int, blocks: np.ndarray) -> np.ndarray:
+        """Draws of a data set before each block of an epoch: its quota, spread evenly and rounded."""
+        return (blocks * self._quotas[dataset] + self._num_blocks // 2) // self._num_blocks
+
+    def references(self, start: int = 0) -> Iterator[SampleReference]:
+        """The references from position `start` on, without end."""
+        epoch, offset = divmod(start, self.epoch_size)
+        block = int(np.searchsorted(self._block_starts, offset, side="right")) - 1
+        skipped = offset - int(self._block_starts[block])
+        while True:
+            first = epoch * self.epoch_size + int(self._block_starts[block])
+            datasets, rows, draws = (column[skipped:].tolist() for column in self._block(epoch, block))
+            for index, (dataset, row, draw) in enumerate(zip(datasets, rows, draws, strict=True), first + skipped):
+                yield SampleReference(self.names[dataset], row, index, draw)
+            skipped, block = 0, block + 1
+            if block == self._num_blocks:
+                epoch, block = epoch + 1, 0
+
+    def _block(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Data set, row and draw of each position of a block."""
+        edges = np.array([block, block + 1])
+        firsts, ends = np.array([self._drawn_before_block(index, edges) for index in range(len(self.names))]).T
+        counts = ends - firsts
+        datasets = np.repeat(np.arange(len(self.names)), counts)
+        draws = np.concatenate([np.arange(first, end) for first, end in zip(firsts, ends, strict=True)])
+        draws += epoch * self._quotas[datasets]
+        rows = self._rows(datasets, draws)
+        # Within a block the data sets come in random order, each data set's draws in their own.
+        places = np.random.default_rng([ORDER_STREAM, self.seed, epoch, block]).permutation(datasets)
+        order = np.empty(len(places), dtype=np.int64)
+        order[np.argsort(places, kind="stable")] = np.arange(len(places))
+        return places, rows[order], draws[order]
+
+    def _rows(self, datasets: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        passes, offsets = np.divmod(draws, self._sizes[datasets])
+        # A key for each round and for each pass through the data set.
+        keys = _mixed(self._keys[datasets].T + passes.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        return permuted(offsets, self._sizes[datasets], keys)
+
+    def draws_before(self, position: int) -> dict[str, int]:
+        """How often each data set is drawn before `position`."""
+        epoch, offset = divmod(position, self.epoch_size)
+        block = int(np.searchsorted(self._block_starts, offset, side="right")) - 1
+        datasets, _, _ = self._block(epoch, block)
+        seen = np.bincount(datasets[: offset - int(self._block_starts[block])], minlength=len(self.names))
+        edge = np.array(block)
+        return {
+            name: int(epoch * self._quotas[index] + self._drawn_before_block(index, edge) + seen[index])
+            for index, name in enumerate(self.names)
+        }
+
+
+def permuted(indices: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The place of each index in a shuffled order of range(size), computed by itself: a random permutation.
+
+    A Feistel network permutes the numbers of an even number of bits, of which there are up to four times as many; a
+    result outside of the range goes through it again until one is inside (cycle walking).
+
+    Args:
+        indices: (N,) int64.
+        sizes: (N,) int64, above their indices.
+        keys: (rounds, N) uint64. Indices of one size and equal keys are of one permutation.
+    """
+    half = (np.frexp((sizes - 1).astype(np.float64))[1].clip(min=1) + 1) // 2
+    half = half.astype(np.uint64)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    result, pending = indices.astype(np.uint64), np.arange(len(indices))
+    while len(pending):
+        width, bits = half[pending], mask[pending]
+        left, right = result[pending] >> width, result[pending] & bits
+        for key in keys[:, pending]:
+            left, right = right, left ^ (_mixed(right + key) & bits)
+        result[pending] = left << width | right
+        pending = pending[result[pending] >= sizes[pending].astype(np.uint64)]
+    return result.astype(np.int64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64: every bit of the result depends on every bit of the value (uint64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
+    """Yields the references of one epoch of training; `set_epoch` chooses which.
+
+    An epoch of training is a whole number of batches: the last is filled up by the positions that follow, and the next
+    epoch goes on behind them. So no sample is left out, none is drawn twice, and every process has as many batches.
+
+    Args:
+        schedule: of the run.
+        batch_size: rows of a batch, of all processes together.
+        streams: by name, the data sets that are read in order: see [`~sources.StreamedSource`].
+    """
+
+    def __init__(self, schedule: MixtureSchedule, batch_size: int = 1, streams: Mapping[str, Any] | None = None):
+        self.schedule = schedule
+        self.streams = dict(streams or {})
+        self._length = math.ceil(schedule.epoch_size / batch_size) * batch_size
         self.epoch = 0
 
     def __len__(self) -> int:
-        return int(self.sizes.sum())
+        return self._length
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[SampleReference]:
-        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        order = np.random.default_rng([ORDER_STREAM, self.seed, self.epoch]).permutation(len(self))
-        datasets = np.searchsorted(starts, order, side="right") - 1
-        rows = order - starts[datasets]
-        first = self.epoch * len(self)
-        for index, (dataset, row) in enumerate(zip(datasets.tolist(), rows.tolist(), strict=True)):
-            yield SampleReference(self.names[dataset], row, first + index)
+        first = self.epoch * self._length
+        for reference in self.schedule.references(first):
+            if reference.position == first + self._length:
+                return
+            stream = self.streams.get(reference.dataset)
+            yield (
+                reference
+                if stream is None
+                else reference._replace(row=reference.draw, example=stream.example(reference.draw))
+            )

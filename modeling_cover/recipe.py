@@ -19,44 +19,58 @@ model:
   default_head: k400                  # a data set's name; default: the first data set
   drop_path_rate: 0.1                 # any other field of CoverConfig
 clips:
-  num_frames: 16                      # frames sampled uniformly over a whole video
+  num_frames: 16                      # frames of a clip
   image_size: 448                     # side of the square crop, in pixels
   short_side: 512                     # of a frame before cropping, in pixels; default: 8 / 7 of image_size
-datasets:
+  sampling: uniform                   # over the whole video, as the paper does; dense: frame_stride apart, from a random
+                                      # start; segments: a random frame of each of num_frames equal segments
+  frame_stride: 1                     # of dense sampling
+mixture:                              # see MixtureRecipe in mixture.py
+  sampling: proportional              # to the data sets' sizes; or equal, temperature, shares
+  when_exhausted: repeat              # a data set that is drawn more often than it has rows; or stop
+bad_files:
+  max_share: 0.05                     # of a data set: with more files that cannot be decoded, training stops
+augmentation: {}                      # of all data sets, see Augmentation in augmentation.py
+class_lists:                          # given once, named by the `labels` of several data sets
+  kinetics: labels/kinetics.txt
+datasets:                             # see DatasetRecipe in dataset_recipe.py for the keys of each format
   - name: k400                        # of the data set, of its head and of its metrics
-    format: class_folders             # split/class/file; or manifest: a CSV file with a header line
+    format: class_folders             # split/class/file
     modality: video                   # or image
     splits: {train: k400/train, validation: k400/val}
+    labels: kinetics                  # a class list, a file or a list; default: the classes of the train split, sorted
     weight: 1.0                       # w in the paper's loss (section 3.3)
     horizontal_flip: true             # false where left and right are different classes
   - name: ssv2
-    format: manifest
+    format: manifest                  # CSV, TSV, JSON or JSON lines
     modality: video
     splits: {train: ssv2/train.csv, validation: ssv2/validation.csv}
     columns: {path: video, label: label}
     media_root: ssv2/videos           # what the manifest's paths start from; default: the manifest's folder
-    labels: ssv2/labels.txt           # one a line, or a list; default: those of the train split, sorted
     horizontal_flip: false
+    augmentation: {mixup_alpha: 0.8}  # on top of those of all data sets
 training:
   learning_rate: 5.0e-3               # any field of CoverTrainingArguments
 """
 
-import difflib
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .configuration_cover import HEAD_NAME, MODALITIES
+from .augmentation import Augmentation
+from .checks import checked_keys
+from .dataset_recipe import DatasetRecipe
+from .mixture import MixtureRecipe
+from .quarantine import BadFilesRecipe
 
 
-FORMATS = ("class_folders", "manifest")
 STARTING_POINTS = ("from_image_checkpoint", "from_timesformer", "from_pretrained")
+CLIP_SAMPLINGS = ("uniform", "dense", "segments")
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,14 +87,16 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecipe:
-    """What the model is fed: frames of a clip, side of the crop and short side before cropping, in pixels."""
+    """What the model is fed: frames of a clip and how they are chosen, crop and short side before cropping, in pixels."""
 
     num_frames: int = 8
     image_size: int = 224
     short_side: int | None = None
+    sampling: str = "uniform"
+    frame_stride: int = 1
 
     def __post_init__(self):
-        for name in ("num_frames", "image_size", "short_side"):
+        for name in ("num_frames", "image_size", "short_side", "frame_stride"):
             value = getattr(self, name)
             if name == "short_side" and value is None:
                 value = round(self.image_size * 8 / 7)
@@ -89,57 +105,10 @@ class ClipRecipe:
                 raise ValueError(f"clips: {name} must be a positive whole number, got {value!r}")
         if self.short_side < self.image_size:
             raise ValueError(f"clips: short_side ({self.short_side}) is below image_size ({self.image_size})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetRecipe:
-    """One data set of the mixture; see the module's example for each key."""
-
-    name: str
-    format: str
-    modality: str
-    splits: Mapping[str, str]
-    weight: float = 1.0
-    horizontal_flip: bool = True
-    columns: Mapping[str, str] = field(default_factory=lambda: {"path": "path", "label": "label"})
-    media_root: str | None = None
-    labels: str | list[str] | None = None
-
-    def __post_init__(self):
-        where = f"dataset '{self.name}'"
-        if not isinstance(self.name, str) or not HEAD_NAME.fullmatch(self.name):
-            raise ValueError(f"dataset name {self.name!r}: expected letters, digits, '_' and '-' (not at the start)")
-        if self.name == "mean":
-            raise ValueError("dataset name 'mean': the mean over data sets is logged under that name")
-        if self.format not in FORMATS:
-            raise ValueError(f"{where}: format must be one of {FORMATS}, got {self.format!r}")
-        if self.modality not in MODALITIES:
-            raise ValueError(f"{where}: modality must be one of {MODALITIES}, got {self.modality!r}")
-        if (
-            not isinstance(self.weight, int | float)
-            or isinstance(self.weight, bool)
-            or not 0 <= self.weight < math.inf
-        ):
-            raise ValueError(f"{where}: weight must be a finite number, at least 0, got {self.weight!r}")
-        if not isinstance(self.horizontal_flip, bool):
-            raise ValueError(f"{where}: horizontal_flip must be true or false, got {self.horizontal_flip!r}")
-        if not isinstance(self.splits, Mapping) or "train" not in self.splits:
-            raise ValueError(f"{where}: splits must name at least the 'train' split, got {self.splits!r}")
-        if unknown := set(self.splits) - {"train", "validation"}:
-            raise ValueError(f"{where}: unknown splits {sorted(unknown)}, expected train and validation")
-        if not all(_is_text(place) for place in self.splits.values()):
-            raise ValueError(f"{where}: splits: expected a path for each, got {self.splits!r}")
-        if (
-            not isinstance(self.columns, Mapping)
-            or set(self.columns) != {"path", "label"}
-            or not all(_is_text(column) for column in self.columns.values())
-        ):
-            raise ValueError(f"{where}: columns must name the columns of path and label, got {self.columns!r}")
-        if self.media_root is not None and not _is_text(self.media_root):
-            raise ValueError(f"{where}: media_root must be a path, got {self.media_root!r}")
-        labels = self.labels if isinstance(self.labels, list) else [self.labels]
-        if self.labels is not None and not all(_is_text(label) for label in labels):
-            raise ValueError(f"{where}: labels must be a list of strings or a file, got {self.labels!r}")
+        if self.sampling not in CLIP_SAMPLINGS:
+            raise ValueError(f"clips: sampling must be one of {CLIP_SAMPLINGS}, got {self.sampling!r}")
+        if self.frame_stride != 1 and self.sampling != "dense":
+            raise ValueError(f"clips: frame_stride is of no use with sampling '{self.sampling}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +118,18 @@ class Recipe:
     Attributes:
         model: the starting point, `default_head` and fields of `CoverConfig`.
         clips: what the model is fed.
-        datasets: the mixture.
+        datasets: the data sets of the mixture.
+        mixture: how often each of them is drawn.
+        augmentation: of the training samples of all data sets, fields of `Augmentation`.
+        bad_files: what to do about files that cannot be decoded.
         training: fields of `CoverTrainingArguments`.
     """
 
     datasets: tuple[DatasetRecipe, ...]
     clips: ClipRecipe = field(default_factory=ClipRecipe)
+    mixture: MixtureRecipe = field(default_factory=MixtureRecipe)
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    bad_files: BadFilesRecipe = field(default_factory=BadFilesRecipe)
     model: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -173,6 +148,13 @@ class Recipe:
                 raise ValueError(f"model: {key} must be a folder, a file or a Hub id, got {self.model[key]!r}")
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
             raise ValueError(f"model: default_head must be a data set's name, got {self.model['default_head']!r}")
+        for augmentation in self.augmentations.values():
+            augmentation.check(self.clips.image_size)
+
+    @property
+    def augmentations(self) -> dict[str, Augmentation]:
+        """Of each data set: what all have in common, and its own on top."""
+        return {dataset.name: _build_augmentation(dataset, self.augmentation) for dataset in self.datasets}
 
 
 def load_recipe(path: str | os.PathLike) -> Recipe:
@@ -189,7 +171,18 @@ def load_recipe(path: str | os.PathLike) -> Recipe:
 
 
 def _build_recipe(content: Any) -> Recipe:
-    content = checked_keys("the recipe", content, {"data_root", "model", "clips", "datasets", "training"})
+    sections = {
+        "data_root",
+        "model",
+        "clips",
+        "mixture",
+        "bad_files",
+        "augmentation",
+        "class_lists",
+        "datasets",
+        "training",
+    }
+    content = checked_keys("the recipe", content, sections)
     data_root = content.get("data_root", ".")
     if not _is_text(data_root):
         raise ValueError(f"data_root: expected a path, got {data_root!r}")
@@ -197,29 +190,49 @@ def _build_recipe(content: Any) -> Recipe:
     entries = content.get("datasets")
     if not isinstance(entries, list):
         raise ValueError(f"datasets: expected a list of data sets, got {entries!r}")
-    sections = {key: checked_keys(key, _section(content, key), None) for key in ("model", "training")}
-    clips = checked_keys("clips", _section(content, "clips"), {field.name for field in fields(ClipRecipe)})
+    class_lists = _class_lists(_section(content, "class_lists"))
+    datasets = tuple(_build_dataset(entry, index, data_root, class_lists) for index, entry in enumerate(entries))
     return Recipe(
-        datasets=tuple(_build_dataset(entry, index, data_root) for index, entry in enumerate(entries)),
-        clips=ClipRecipe(**clips),
-        **sections,
+        datasets=datasets,
+        clips=_build_section(ClipRecipe, "clips", content),
+        mixture=_build_section(MixtureRecipe, "mixture", content),
+        bad_files=_build_section(BadFilesRecipe, "bad_files", content),
+        **{key: checked_keys(key, _section(content, key), None) for key in ("augmentation", "model", "training")},
     )
 
 
-def _build_dataset(entry: Any, index: int, data_root: Path) -> DatasetRecipe:
+def _build_section(recipe_class: type, key: str, content: Mapping[str, Any]) -> Any:
+    known = {field.name for field in fields(recipe_class)}
+    return recipe_class(**checked_keys(key, _section(content, key), known))
+
+
+def _class_lists(content: Any) -> dict[str, str | list[str]]:
+    class_lists = checked_keys("class_lists", content, None)
+    for name, labels in class_lists.items():
+        if not _is_text(labels) and not isinstance(labels, list):
+            raise ValueError(f"class_lists: {name}: expected a file or a list of labels, got {labels!r}")
+    return class_lists
+
+
+def _build_dataset(
+    entry: Any, index: int, data_root: Path, class_lists: Mapping[str, str | list[str]]
+) -> DatasetRecipe:
     known = {field.name for field in fields(DatasetRecipe)}
     name = entry.get("name", f"number {index + 1}") if isinstance(entry, Mapping) else f"number {index + 1}"
     entry = checked_keys(f"dataset '{name}'", entry, known)
-    required = [field.name for field in fields(DatasetRecipe) if _is_required(field)]
-    if missing := [key for key in required if key not in entry]:
+    if missing := [key for key in ("name", "format", "modality", "splits") if key not in entry]:
         raise ValueError(f"dataset '{name}': missing {', '.join(missing)}")
-    if isinstance(entry["splits"], Mapping):
-        entry["splits"] = {split: _resolved(data_root, place) for split, place in entry["splits"].items()}
-    if entry.get("media_root") is not None:
-        entry["media_root"] = _resolved(data_root, entry["media_root"])
     if isinstance(entry.get("labels"), str):
-        entry["labels"] = _resolved(data_root, entry["labels"])
-    return DatasetRecipe(**entry)
+        entry["labels"] = class_lists.get(entry["labels"], entry["labels"])
+    return DatasetRecipe(**entry).resolved(data_root)
+
+
+def _build_augmentation(dataset: DatasetRecipe, common: Mapping[str, Any]) -> Augmentation:
+    where = f"dataset '{dataset.name}': augmentation"
+    content = {**common, **dataset.augmentation}
+    if "horizontal_flip" in content:
+        raise ValueError(f"{where}: horizontal_flip is a key of the data set itself")
+    return Augmentation.from_recipe(where, content, dataset.horizontal_flip)
 
 
 def _section(content: Mapping[str, Any], key: str) -> Any:
@@ -228,24 +241,3 @@ def _section(content: Mapping[str, Any], key: str) -> Any:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
-
-
-def _resolved(root: Path, place: Any) -> Any:
-    # What is no path is left for DatasetRecipe to refuse.
-    return str(root / Path(place).expanduser()) if _is_text(place) else place
-
-
-def _is_required(dataclass_field: Any) -> bool:
-    return dataclass_field.default is MISSING and dataclass_field.default_factory is MISSING
-
-
-def checked_keys(where: str, content: Any, known: set[str] | None) -> dict[str, Any]:
-    """A copy of the mapping `content`; a `ValueError` that says `where` for a key that is not `known`, if that is given."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where}: expected keys and values, got {content!r}")
-    for key in content:
-        if known is not None and key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"expected {', '.join(sorted(known))}"
-            raise ValueError(f"{where}: unknown key '{key}', {hint}")
-    return dict(content)

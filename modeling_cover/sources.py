@@ -11,80 +11,119 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The files and labels of a data set, read from the layouts that data sets come in."""
+"""The rows of a data set: their files and their labels, read from the layouts that data sets come in."""
 
-import csv
-import os
-from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from .recipe import DatasetRecipe
+from .dataset_recipe import DatasetRecipe
+from .label_lists import LabelSpace, multi_hot, read_labels, some
+from .manifests import SplitRows, read_class_folders, read_manifest
+from .media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media
+from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
+from .streams import Example, RowStream, Stream, StreamedSource
+from .tables import read_table, stream_table
+from .tar_shards import read_shards, stream_shards
 
 
-VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
-)
-IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
-SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
-
-Rows = list[tuple[str, str]]  # (path, label) pairs
+_READERS = {
+    "class_folders": read_class_folders,
+    "manifest": read_manifest,
+    "kinetics": read_kinetics,
+    "something_something": read_something_something,
+    "moments_in_time": read_moments_in_time,
+    "webdataset": read_shards,
+    "parquet": read_table,
+    "dataset": read_table,
+}
+_STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "dataset": stream_table}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One split of a data set: files and their classes.
+    """One split of a data set, whose rows can be read in any order.
 
     Attributes:
         name: the data set's, and its head's.
         modality: "video" or "image".
         labels: the label space of the head.
-        paths: a file for each row.
-        targets: (rows,) int64, the class of each row, an index into `labels`.
-        horizontal_flip: whether training may mirror it.
+        problem_type: of the head.
+        media: the encoded file of each row, read when it is asked for.
+        classes: (rows,) indices into `labels`; multi-label: those of all rows, one after another.
+        class_starts: (rows + 1,) where each row's start in `classes`, multi-label only.
+        roots: the folders or files that must exist for the data set to be there.
     """
 
     name: str
     modality: str
     labels: list[str]
-    paths: list[str]
-    targets: np.ndarray
-    horizontal_flip: bool
+    problem_type: str
+    media: Sequence[Media]
+    classes: np.ndarray
+    class_starts: np.ndarray | None = None
+    roots: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.media)
+
+    def target(self, row: int) -> int | np.ndarray:
+        """The class index of a row; multi-label: (classes,) float32 of 0 and 1."""
+        if self.class_starts is None:
+            return int(self.classes[row])
+        return multi_hot(self.classes[self.class_starts[row] : self.class_starts[row + 1]], len(self.labels))
+
+    def class_counts(self) -> np.ndarray:
+        """(classes,) int64, the rows of each class."""
+        return np.bincount(self.classes, minlength=len(self.labels))
 
 
-def read_sources(dataset: DatasetRecipe, head_labels: list[str] | None = None) -> dict[str, Source]:
+def read_sources(dataset: DatasetRecipe, head_labels: list[str] | None = None) -> dict[str, Source | StreamedSource]:
     """Read every split of a data set.
+
+    The formats are
+
+        class_folders        split/class/file, of videos or of images
+        manifest             a .csv, .tsv, .json or .jsonl file with columns for path and label
+        kinetics             the published lists of Kinetics, Something-Something v2 and Moments in Time, and the clips
+        something_something    under `media_root`
+        moments_in_time
+        webdataset           .tar shards: a folder of them, or a pattern; labels in .cls, .json or .txt members
+        parquet              .parquet files with embedded bytes: a file, a folder of them, or a pattern
+        dataset              any data set of the `datasets` library, on disk or on the Hub; the splits are its own
+
+    The classes are, in this order: those of the head, the recipe's, those that the source lists (the names of a
+    `ClassLabel`, dataset.json beside shards), or those of the train split, sorted. Where a list of classes is given, a
+    label may be an index into it: into the source's own, if it has one, or else into the recipe's.
 
     Args:
         dataset: where it is and in which layout.
         head_labels: the label space of an existing head, in its order; the data set must have the same classes.
 
     Raises:
-        ValueError: if a path is missing or has no files, a manifest lacks a column or names a missing file, or the
-            classes of a split are not those of the label space.
+        ValueError: if a path is missing or has no files, a list lacks a column or names a missing file, a shard is
+            damaged, or the classes of a split are not those of the label space. The message names the data set and
+            the culprit.
     """
-    rows = {split: _READERS[dataset.format](dataset, Path(place)) for split, place in dataset.splits.items()}
-    found = sorted({label for _, label in rows["train"]})
-    labels = _listed_labels(dataset) or found
+    with _naming(dataset):
+        given = None if dataset.labels is None else read_labels(dataset.labels)
+        found = {split: _read_split(dataset, split) for split in dataset.splits}
+        labels = given or found["train"].names or _found_labels(found["train"])
     if head_labels is not None:
         check_same_classes(dataset.name, labels, head_labels)
         labels = head_labels
-    return {
-        split: Source(
-            name=dataset.name,
-            modality=dataset.modality,
-            labels=labels,
-            paths=[path for path, _ in split_rows],
-            targets=_targets(f"dataset '{dataset.name}', {split} split", split_rows, labels),
-            horizontal_flip=dataset.horizontal_flip,
-        )
-        for split, split_rows in rows.items()
-    }
+    sources = {}
+    with _naming(dataset):
+        for split, rows in found.items():
+            space = LabelSpace(labels, rows.names or found["train"].names or given)
+            if isinstance(rows, RowStream):
+                sources[split] = _streamed_source(dataset, rows, space)
+            else:
+                is_listed = given is not None or found["train"].names is not None
+                sources[split] = _source(dataset, split, rows, space, is_listed)
+    return sources
 
 
 def check_same_classes(name: str, labels: list[str], head_labels: list[str]) -> None:
@@ -93,99 +132,95 @@ def check_same_classes(name: str, labels: list[str], head_labels: list[str]) -> 
     if only_dataset or only_head:
         raise ValueError(
             f"dataset '{name}': its classes differ from those of head '{name}'. Only in the data set: "
-            f"{_some(only_dataset)}; only in the head: {_some(only_head)}"
+            f"{some(only_dataset)}; only in the head: {some(only_head)}"
         )
 
 
-def _read_class_folders(dataset: DatasetRecipe, folder: Path) -> Rows:
-    """Files of `folder/class/`; the label is the folder's name."""
-    if not folder.is_dir():
-        raise ValueError(f"dataset '{dataset.name}': {folder} is not a folder")
-    suffixes, rows = SUFFIXES[dataset.modality], []
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        files = sorted(file for file in class_folder.rglob("*") if file.suffix.lower() in suffixes)
-        if not files:
-            raise ValueError(f"dataset '{dataset.name}': no {dataset.modality} files in {class_folder}")
-        rows.extend((str(file), class_folder.name) for file in files)
-    if not rows:
-        raise ValueError(f"dataset '{dataset.name}': no class folders in {folder}")
-    return rows
+@contextmanager
+def _naming(dataset: DatasetRecipe) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"dataset '{dataset.name}': {error}") from error
 
 
-def _read_manifest(dataset: DatasetRecipe, manifest: Path) -> Rows:
-    """Lines of a CSV file with a header line; `dataset.columns` names the columns of path and label."""
-    if not manifest.is_file():
-        raise ValueError(f"dataset '{dataset.name}': {manifest} is not a file")
-    root = Path(dataset.media_root) if dataset.media_root is not None else manifest.parent
-    path_column, label_column = dataset.columns["path"], dataset.columns["label"]
-    rows, lines_of_folder = [], defaultdict(list)
-    with open(manifest, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            header = reader.fieldnames or []
-            if missing := [column for column in (path_column, label_column) if column not in header]:
-                raise ValueError(f"line 1: no column {missing}, found {header}")
-            for line in reader:
-                if None in line:
-                    raise ValueError(f"line {reader.line_num}: more cells than columns (quote cells with commas)")
-                if not line[path_column] or not line[label_column]:
-                    raise ValueError(f"line {reader.line_num}: path or label is empty")
-                path = root / line[path_column]
-                rows.append((str(path), line[label_column]))
-                lines_of_folder[path.parent].append((path.name, reader.line_num))
-        except csv.Error as error:
-            raise ValueError(f"{manifest}, line {reader.reader.line_num}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{manifest}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{manifest}, {error}") from error
-    if not rows:
-        raise ValueError(f"{manifest}: no lines after the header")
-    _check_files_exist(manifest, lines_of_folder)
-    return rows
+def _read_split(dataset: DatasetRecipe, split: str) -> SplitRows | RowStream:
+    place = dataset.splits[split]
+    if dataset.streaming and split == "train":
+        return _STREAM_READERS[dataset.format](dataset, place)
+    return _READERS[dataset.format](dataset, split, place)
 
 
-def _check_files_exist(manifest: Path, lines_of_folder: dict[Path, list[tuple[str, int]]]) -> None:
-    # One listing a folder: hundreds of thousands of look-ups on a network drive would take an hour.
-    for folder, lines in lines_of_folder.items():
-        present = set(os.listdir(folder)) if folder.is_dir() else set()
-        for name, line in lines:
-            if name not in present:
-                raise ValueError(f"{manifest}, line {line}: {folder / name} does not exist")
+def _found_labels(rows: SplitRows | RowStream) -> list[str]:
+    """The classes of a split that nothing lists."""
+    if isinstance(rows, RowStream):
+        raise ValueError(f"{rows.place} does not list its classes: a streamed data set needs `labels`")
+    if indices := [value for value in rows.labels.values if not isinstance(value, str)]:
+        raise ValueError(f"the label {indices[0]} is an index: list the names that it counts under `labels`")
+    return sorted(rows.labels.values)
 
 
-_READERS = {"class_folders": _read_class_folders, "manifest": _read_manifest}
+def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpace, is_listed: bool) -> Source:
+    where = f"{split} split ({dataset.splits[split]})"
+    column = rows.labels
+    try:
+        positions = [space.position(value) for value in column.values]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    used = np.unique(column.codes).tolist()
+    if unknown := [code for code in used if positions[code] is None]:
+        names = some(sorted(str(column.values[code]) for code in unknown))
+        among = "the labels" if is_listed else f"those of the train split ({dataset.splits['train']}),"
+        first = rows.media[column.first_row_of(unknown[0])].name
+        raise ValueError(f"{where}: classes {names} are not among {among} {some(space.labels)}; see {first}")
+    position_of = np.array([-1 if position is None else position for position in positions], dtype=np.int64)
+    classes, starts = position_of[column.codes], column.starts
+    if starts is not None:
+        classes, starts = _without_repeats(classes, starts, len(space.labels))
+    return Source(
+        name=dataset.name,
+        modality=dataset.modality,
+        labels=space.labels,
+        problem_type=dataset.problem_type,
+        media=rows.media,
+        classes=classes,
+        class_starts=starts,
+        roots=rows.roots,
+    )
 
 
-def _listed_labels(dataset: DatasetRecipe) -> list[str] | None:
-    """The labels that the recipe gives, itself or in a file with one a line."""
-    labels = dataset.labels
-    if labels is None:
-        return None
-    where = f"dataset '{dataset.name}': labels: "
-    if isinstance(labels, str):
-        where += f"{labels}: "
-        if not os.path.isfile(labels):
-            raise ValueError(f"dataset '{dataset.name}': labels: {labels} is not a file")
-        try:
-            text = Path(labels).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}{error}") from error
-        labels = [line.strip() for line in text.split("\n") if line.strip()]
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"{where}expected a list of strings or a file, got {labels!r}")
-    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
-        raise ValueError(f"{where}{repeated} given more than once")
-    return labels
+def _without_repeats(classes: np.ndarray, starts: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each class once for each row, and where each row's start."""
+    rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    rows, classes = np.divmod(np.unique(rows * num_classes + classes), num_classes)
+    return classes, np.searchsorted(rows, np.arange(len(starts)))
 
 
-def _targets(where: str, rows: Rows, labels: list[str]) -> np.ndarray:
-    index = {label: position for position, label in enumerate(labels)}
-    if unknown := sorted({label for _, label in rows} - set(labels)):
-        raise ValueError(f"{where}: classes {_some(unknown)} are not among the labels {_some(labels)}")
-    return np.array([index[label] for _, label in rows], dtype=np.int64)
+def _streamed_source(dataset: DatasetRecipe, rows: RowStream, space: LabelSpace) -> StreamedSource:
+    size = rows.size if dataset.sizes is None else dataset.sizes["train"]
+    if size is None:
+        raise ValueError(f"{rows.place} does not say how many rows it has: give its `sizes`, such as {{train: 1000}}")
+    return StreamedSource(
+        name=dataset.name,
+        modality=dataset.modality,
+        labels=space.labels,
+        problem_type=dataset.problem_type,
+        size=size,
+        roots=rows.roots,
+        shuffle_buffer=dataset.shuffle_buffer,
+        stream=rows,
+        label_space=space,
+    )
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    listed = ", ".join(repr(name) for name in names[:most]) or "none"
-    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Example",
+    "Media",
+    "Source",
+    "Stream",
+    "StreamedSource",
+    "check_same_classes",
+    "read_sources",
+]

@@ -14,7 +14,8 @@
 """Co-training with transformers' Trainer: the weighted sum of per-data-set losses (section 3.3 of the paper)."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +24,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from .data import CoTrainingDataset, collate_clips
-from .evaluation import compute_top_k, largest_classes
-from .mixture import MixtureSampler
+from .data import UNREADABLE, CoTrainingDataset, collate_clips
+from .evaluation import compute_metrics, metric_inputs
+from .head_losses_cover import head_loss
+from .mixture import MixtureSampler, MixtureSchedule
 from .modeling_cover import CoverForVideoClassification
 
 
@@ -86,14 +88,22 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError(f"learning_rate_drop_factor must be positive, got {self.learning_rate_drop_factor}")
 
 
-class _EpochOrder(TrainerCallback):
-    """Tells the sampler its epoch; accelerate does not reach it through every wrapper that a resumed run adds."""
+class _MixtureCallback(TrainerCallback):
+    """Tells the sampler its epoch, which accelerate does not do through every wrapper that a resumed run adds; and
+    starts a new run with nothing in quarantine."""
 
-    def __init__(self, sampler: MixtureSampler):
-        self.sampler = sampler
+    def __init__(self, trainer: "CoverTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        quarantine = self.trainer.train_dataset.quarantine
+        if quarantine is not None and state.global_step == 0:
+            if args.process_index == 0:
+                quarantine.clear()
+            self.trainer.accelerator.wait_for_everyone()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
+        self.trainer.train_sampler.set_epoch(int(state.epoch or 0))
 
 
 def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
@@ -105,6 +115,16 @@ def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
         raise ValueError(f"train_dataset was made for the heads {made_for}, and the model has {heads}: make it anew")
 
 
+def _check_same_seed(args: CoverTrainingArguments, schedule_seed: int, dataset_seed: int) -> None:
+    """Raise a `ValueError` unless all that is random about the data follows from one seed."""
+    if schedule_seed != dataset_seed:
+        raise ValueError(f"the schedule has seed {schedule_seed} and train_dataset {dataset_seed}: make them with one")
+    if args.data_seed not in (None, dataset_seed):
+        raise ValueError(
+            f"data_seed is {args.data_seed} and train_dataset has seed {dataset_seed}: make it with data_seed"
+        )
+
+
 class CoverTrainer(Trainer):
     """A Trainer of one model on a mixture of data sets.
 
@@ -113,18 +133,22 @@ class CoverTrainer(Trainer):
         sum over data sets i of  weight_i * mean over the rows of data set i of their loss
 
     or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows. Its
-    gradient does not depend on how the rows are spread over accumulation steps and processes. (With several processes
-    accelerate fills the last batches of an epoch with rows of its beginning, unless `dataloader_drop_last` is set.)
+    gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch is a whole number
+    of batches: see [`MixtureSampler`].
 
-    The log has the mean loss (`<data set>_loss`) and the share of the drawn samples (`<data set>_share`) of each data
-    set, an evaluation top-1 and top-5 of each (`eval_<data set>_top1`) and their means (`eval_mean_top1`). Predictions
-    are the five classes of largest logit, in order, unless another `compute_metrics` is given: then they are logits.
+    The log has the mean loss (`<data set>_loss`), the share of the drawn samples (`<data set>_share`) and, if there are
+    any, the number of files that could not be decoded (`<data set>_bad_files`) of each data set, and the part of the
+    time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<data set>_top1`)
+    and their means (`eval_mean_top1`), of a multi-label data set the mean average precision (`eval_<data set>_map`).
+    Predictions are the five classes of largest logit, in order, of a multi-label data set the logits; with another
+    `compute_metrics` they are logits.
 
     Args:
-        model: with a single-label head for each data set, of the same name.
+        model: with a head for each data set, of the same name.
         args: training arguments.
         loss_weights: the weight of each data set's loss; 1 where none is given.
-        train_dataset: the mixture.
+        train_dataset: the training samples.
+        schedule: what is drawn at each position of the run; by default every data set in proportion to its size.
         eval_dataset: by name of the data set, see [`EvaluationDataset`].
         kwargs: as of [`~transformers.Trainer`].
 
@@ -143,6 +167,7 @@ class CoverTrainer(Trainer):
         *,
         loss_weights: Mapping[str, float] | None = None,
         train_dataset: CoTrainingDataset | None = None,
+        schedule: MixtureSchedule | None = None,
         eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None = None,
         **kwargs: Any,
     ):
@@ -162,21 +187,44 @@ class CoverTrainer(Trainer):
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         kwargs.setdefault("data_collator", collate_clips)
         if "compute_metrics" not in kwargs:
-            kwargs["compute_metrics"] = compute_top_k
-            kwargs.setdefault("preprocess_logits_for_metrics", largest_classes)
+            kwargs["compute_metrics"] = compute_metrics
+            kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
         self.loss_weights = torch.tensor(weights, device=args.device)
         # Since the last log, on this process: each data set's sum of losses, and its number of rows.
         self._logged_sums = torch.zeros(2, len(heads), device=args.device)
+        self._waited, self._logged_at = 0.0, time.perf_counter()
         if train_dataset is not None:
-            seed = args.seed if args.data_seed is None else args.data_seed
-            self._train_sampler = MixtureSampler(train_dataset.sizes, seed)
-            self.add_callback(_EpochOrder(self._train_sampler))
+            schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
+            _check_same_seed(args, schedule.seed, train_dataset.seed)
+            rows_per_batch = args.train_batch_size * args.world_size
+            self.train_sampler = MixtureSampler(schedule, rows_per_batch, train_dataset.open_streams())
+            self.add_callback(_MixtureCallback(self))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # What is no argument of the model is taken out of the samples; `collate_clips` needs this one.
+        self._signature_columns = [*{*self._signature_columns, "dataset"}]
 
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
-        return self._train_sampler
+        return self.train_sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | None]:
+        return super().get_batch_samples(self._timed(epoch_iterator), num_batches, device)
+
+    def _timed(self, batches: Iterator) -> Iterator:
+        """The batches, with the time that they keep the training loop waiting added up."""
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Rows of each head, (heads,), in all batches of an optimizer step on all processes; None in evaluation."""
@@ -202,9 +250,10 @@ class CoverTrainer(Trainer):
 
         `inputs` is a batch of `collate_clips`, `num_items_in_batch` (heads,) the rows of each head in the step.
         """
-        outputs = model(**inputs)
         if not model.training:
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
+            loss, outputs = self._evaluation_loss(model, **inputs)
+            return (loss, outputs) if return_outputs else loss
+        outputs = model(**inputs)
         losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
         rows = self._rows_of_heads(inputs["head_ids"])
         sums = losses * rows
@@ -215,9 +264,24 @@ class CoverTrainer(Trainer):
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    def _evaluation_loss(
+        self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor, head: str
+    ) -> tuple[torch.Tensor, Any]:
+        """The mean loss over the rows that could be decoded."""
+        outputs = model(pixel_values, head=head)
+        readable = (labels if labels.ndim == 1 else labels[:, 0]) != UNREADABLE
+        if not readable.any():
+            return outputs.logits.sum() * 0, outputs
+        return head_loss(
+            self.accelerator.unwrap_model(model).config, head, outputs.logits[readable], labels[readable]
+        ), outputs
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._data_set_logs())
+            now = time.perf_counter()
+            logs["data_wait"] = self._waited / (now - self._logged_at)
+            self._waited, self._logged_at = 0.0, now
         super().log(logs, start_time)
 
     def _data_set_logs(self) -> dict[str, float]:
@@ -228,6 +292,8 @@ class CoverTrainer(Trainer):
             if count:
                 logs[f"{name}_loss"] = loss / count
                 logs[f"{name}_share"] = count / sum(rows)
+        if self.train_dataset.quarantine is not None:
+            logs |= {f"{name}_bad_files": count for name, count in self.train_dataset.quarantine.counts().items()}
         return logs
 
     def evaluate(
@@ -236,7 +302,9 @@ class CoverTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
+        started = time.perf_counter()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._logged_at += time.perf_counter() - started  # `data_wait` is a part of the time of training
         data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(data_sets, Mapping):
             return metrics
@@ -280,9 +348,8 @@ class CoverTrainer(Trainer):
     def _steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, as Trainer counts them."""
         rows_per_batch = self.args.train_batch_size * self.args.world_size
-        batches = len(self.train_dataset) / rows_per_batch
-        batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
-        return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+        batches = len(self.train_sampler) // rows_per_batch
+        return math.ceil(batches / self.args.gradient_accumulation_steps)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations for each parameter of the encoder and each patch: forward and backward, attention left out."""

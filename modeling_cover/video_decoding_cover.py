@@ -13,73 +13,50 @@
 # limitations under the License.
 """Frames out of a video file, by PyAV, which bundles FFmpeg.
 
-`read_video` goes through a file twice: once to count its frames, which takes demuxing only, and once to decode. In
-between it asks its caller which frames are wanted, so that the choice rests on the true length of the clip and not on
-what a header claims. A frame's index is its rank in display order. Its time plays no part, so a variable frame rate
-needs no care.
+`read_video` reads a file's packets, which tells how many frames there are and when each is displayed; asks its caller
+which of them are wanted, so that the choice rests on the true length of the clip and not on what a header claims; and
+decodes, of the packets, those that the wanted frames need. A frame's index is its rank in display order.
+
+What comes out of the decoder is held against what the packets promised. Where the two part (a damaged file, frames
+before the first keyframe, a container without timestamps), the whole file is decoded in order, and its frames counted.
 
 Axes: T frames, H height, W width.
 """
 
-import io
 import math
-import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import chain
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from transformers.video_utils import VideoMetadata
 
-
-VideoSource = str | os.PathLike | bytes | BinaryIO
-
-# FFmpeg's names of the containers and bare streams that hold their own frames. FFmpeg goes by a file's content, and a
-# playlist (hls, dash), a script (concat, avs) or a pattern (image2) makes it open whatever files that content names: a
-# "video" from an untrusted source could show any file of the machine. So nothing is opened but these.
-_CONTAINERS = (
-    "apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,webm,wtv,"
-    "yuv4mpegpipe"
+from .video_index_cover import (
+    BrokenPromise,
+    VideoDecodingError,
+    VideoIndex,
+    VideoSource,
+    open_video,
+    packets_between,
+    packets_of,
+    reading,
+    scan_packets,
 )
 
-_DEMUXER_OPTIONS = {
-    "format_whitelist": _CONTAINERS,
-    "protocol_whitelist": "file",
-    # Where a truncated file ends inside a frame, the half that is left is no frame.
-    "fflags": "discardcorrupt",
-}
 
-# 8192 x 8192. A few bytes can claim to be a picture of gigabytes.
-_DECODER_OPTIONS = {"max_pixels": str(2**26)}
-
-
-class VideoDecodingError(ValueError):
-    """A video cannot be read. Whatever is wrong with it, this is the one error; it names the file and the reason."""
-
-
-def uniform_frame_indices(total_num_frames: int, num_frames: int) -> list[int]:
-    """The centre frame of each of `num_frames` equal segments of a whole clip.
-
-        9 frames, 3 wanted      . # .   . # .   . # .       1, 4, 7
-        2 frames, 4 wanted      #   #   #   #               0, 0, 1, 1      (a short clip repeats its frames)
-        4 frames, 4 wanted      #   #   #   #               0, 1, 2, 3
-
-    Raises:
-        ValueError: if either number is not positive.
-    """
-    if total_num_frames < 1 or num_frames < 1:
-        raise ValueError(f"cannot choose {num_frames} of {total_num_frames} frames: both numbers must be positive")
-    return [(2 * i + 1) * total_num_frames // (2 * num_frames) for i in range(num_frames)]
+# For a change of format alone, these are what PyAV takes by itself.
+_CONVERTING = Interpolation.BILINEAR
+# swscale widens its bilinear filter by the factor of the reduction, which is what torchvision calls antialiasing.
+_SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 def read_video(
@@ -87,6 +64,8 @@ def read_video(
     sample_indices: Callable[[VideoMetadata], Sequence[int]],
     short_side: int | None = None,
     num_threads: int = 0,
+    start: float | None = None,
+    end: float | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """Decodes the frames of a video that `sample_indices` asks for.
 
@@ -94,36 +73,49 @@ def read_video(
         source: path of a file, its bytes, or a seekable binary file object (read from its start, left open).
         sample_indices: given the metadata, the indices of the wanted frames in ascending order; an index may be
             repeated. Asked again, with the corrected number, where decoding shows that there are fewer or more frames.
-        short_side: height or width, whichever is shorter, to scale the frames to; the aspect ratio is kept. Unscaled
-            if None.
+        short_side: height or width, whichever is shorter, to scale the frames to, antialiased; the aspect ratio is
+            kept, and the longer side rounded down. Unscaled if None.
         num_threads: of the decoder; 0 for as many as FFmpeg sees fit.
+        start, end: seconds since the first frame is displayed. The clip is then only the frames from `start` on that
+            are displayed before `end`, and its indices count from the first of them. None for the file's own ends.
 
     Returns:
         The frames, uint8 of shape (T, H, W, 3), RGB, turned upright as the file says; and the metadata:
         `total_num_frames` that can be decoded, `fps` (None if unknown), `width` and `height` of the upright
-        source in pixels, `duration` in seconds (None if unknown) and `frames_indices`, the T indices.
+        source in pixels, `duration` in seconds (None if unknown) and `frames_indices`, the T indices. Number and
+        duration are those of the clip between `start` and `end`.
 
     Raises:
-        VideoDecodingError: whatever is wrong with the file. A truncated one is the clip up to its cut where the
-            container lets that be read, and an error otherwise.
+        VideoDecodingError: whatever is wrong with the file, or no frame lies between `start` and `end`. A truncated
+            file is the clip up to its cut where the container lets that be read, and an error otherwise.
         ValueError: `sample_indices` returned no index, one outside the clip, or descending ones; `short_side` is not
-            positive. Errors that `sample_indices` raises pass through as they are.
+            positive; `start` is negative or not before `end`. Errors that `sample_indices` raises pass through as
+            they are.
     """
     if short_side is not None and short_side < 1:
         raise ValueError(f"short_side must be positive, got {short_side}")
-    outline = _outline(source)
-    metadata = outline.metadata
-    for _ in range(2):
-        indices = _checked_indices(sample_indices(metadata), metadata.total_num_frames)
-        images, total_num_frames = _decode(source, outline, indices, short_side, num_threads)
-        if total_num_frames == metadata.total_num_frames:
-            break
-        metadata.total_num_frames = total_num_frames
-        outline = replace(outline, timestamps=[None] * total_num_frames)
-    else:
-        raise VideoDecodingError(f"{_name(source)} yields another number of frames each time it is decoded")
-    metadata.frames_indices = indices
-    return outline.orientation.turn_upright(np.stack([images[index] for index in indices])), metadata
+    _check_segment(start, end)
+    with ExitStack() as stack:
+        with reading(source):
+            container, stream = stack.enter_context(open_video(source, num_threads, strict=True))
+            outline = _outline(source, container, stream, short_side)
+            clip = outline.clip(start, end)
+        indices = _checked_indices(sample_indices(clip.metadata), len(clip.frames))
+        with reading(source):
+            images = _decode_planned(container, stream, outline, [clip.frames[index] for index in indices])
+    num_counts = 0
+    while images is None:
+        with reading(source):
+            frames = [clip.frames[index] for index in indices]
+            images, outline = _decode_in_order(source, outline, frames, num_threads)
+            counted = outline.clip(start, end)
+            if counted.frames != clip.frames and num_counts == 1:
+                raise ValueError("it yields another number of frames each time it is decoded")
+        if counted.frames != clip.frames:
+            clip, images, num_counts = counted, None, num_counts + 1
+            indices = _checked_indices(sample_indices(clip.metadata), len(clip.frames))
+    clip.metadata.frames_indices = indices
+    return outline.orientation.turn_upright(images), clip.metadata
 
 
 class _Orientation(NamedTuple):
@@ -162,51 +154,75 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
+class _Clip(NamedTuple):
+    """The frames that are asked about, those between `start` and `end`: their indices in the whole video."""
+
+    frames: range
+    metadata: VideoMetadata
+
+
+class _Beginning(NamedTuple):
+    """What the decoder has yielded so far, and after how many packets; 0 if it cannot go on from there."""
+
+    pictures: list[VideoFrame]
+    num_packets: int
+
+
 @dataclass(frozen=True)
 class _Outline:
     """What a file tells without being decoded beyond its first frame."""
 
-    metadata: VideoMetadata
-    # Of the frames in display order, in the stream's unit of time. All None where some are not known.
-    timestamps: list[int | None]
+    index: VideoIndex
+    beginning: _Beginning
+    orientation: _Orientation
     # Of a frame as it is stored, before it is turned.
     width: int
     height: int
-    orientation: _Orientation
+    # Of the images to be made of them: (width, height).
+    size: tuple[int, int]
+
+    def clip(self, start: float | None, end: float | None) -> _Clip:
+        first, stop = self.index.between(start, end)
+        width, height = (self.height, self.width) if self.orientation.transposed else (self.width, self.height)
+        duration = self.index.duration(first, stop)
+        metadata = VideoMetadata(stop - first, self.index.fps, width, height, duration, video_backend="pyav")
+        return _Clip(range(first, stop), metadata)
 
 
-def _outline(source: VideoSource) -> _Outline:
-    timings, frame = [], None  # (timestamp, duration) of each packet: not the packets, which hold the file's bytes
-    # More threads would only delay the first frame: each of them takes a frame of its own before one comes out.
-    with _open(source, num_threads=1) as (container, stream):
-        for packet in _packets(container, stream):
-            if frame is None:
-                frame = next(iter(stream.decode(packet)), None)
-            if packet is not None and not packet.is_discard:  # what is discarded lies outside the file's edit list
-                timings.append((packet.pts, packet.duration or 0))
-        if frame is None:
-            raise ValueError("it has no frame that can be decoded")
-        orientation = _Orientation.of(frame)
-        width, height = (frame.height, frame.width) if orientation.transposed else (frame.width, frame.height)
-        duration, fps = _duration_and_fps(timings, stream)
-        metadata = VideoMetadata(len(timings), fps, width, height, duration, video_backend="pyav")
-        timestamps = [timestamp for timestamp, _ in timings]
-        timestamps = [None] * len(timings) if None in timestamps else sorted(timestamps)
-        return _Outline(metadata, timestamps, frame.width, frame.height, orientation)
+def _outline(source: VideoSource, container: InputContainer, stream: VideoStream, short_side: int | None) -> _Outline:
+    index = scan_packets(container, stream)
+    beginning = _decode_beginning(stream, index)
+    frame = beginning.pictures[0] if beginning.pictures else _first_frame(source)
+    scale = Fraction(short_side or 1, min(frame.width, frame.height) if short_side else 1)
+    size = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
+    return _Outline(index, beginning, _Orientation.of(frame), frame.width, frame.height, size)
 
 
-def _duration_and_fps(timings: list[tuple[int | None, int]], stream: VideoStream) -> tuple[float | None, float | None]:
-    """Duration in seconds and frame rate; None where the file does not tell."""
-    rate = stream.average_rate or stream.guessed_rate
-    duration = None
-    if timings and all(start is not None for start, _ in timings):
-        ticks = max(start + length for start, length in timings) - min(start for start, _ in timings)
-        duration = float(ticks * stream.time_base)
-    if not duration and rate:
-        duration = float(len(timings) / rate)
-    if not rate:
-        return duration, len(timings) / duration if duration else None
-    return duration, float(rate)
+def _decode_beginning(stream: VideoStream, index: VideoIndex) -> _Beginning:
+    """Up to the first packet after which pictures come out of the decoder; nothing where that fails."""
+    try:
+        for number, packet in enumerate(index.packets or ()):
+            pictures = stream.codec_context.decode(packet)
+            if pictures:
+                return _Beginning(pictures, number + 1)
+        return _Beginning(stream.codec_context.decode(None), 0)
+    except av.error.FFmpegError:
+        return _Beginning([], 0)  # the decoder that decodes in order, and conceals errors, has the last word
+
+
+def _first_frame(source: VideoSource) -> VideoFrame:
+    with open_video(source, num_threads=1) as (container, stream):
+        frame = next(_pictures_in_order(container, stream), None)
+    if frame is None:
+        raise ValueError("it has no frame that can be decoded")
+    return frame
+
+
+def _check_segment(start: float | None, end: float | None) -> None:
+    if start is not None and not 0 <= start < math.inf:
+        raise ValueError(f"start must be a number of seconds, 0 or more, got {start}")
+    if end is not None and not (start or 0) < end < math.inf:
+        raise ValueError(f"end must be a number of seconds after start, {start or 0}, got {end}")
 
 
 def _checked_indices(indices: Sequence[int], total_num_frames: int) -> list[int]:
@@ -222,88 +238,147 @@ def _checked_indices(indices: Sequence[int], total_num_frames: int) -> list[int]
     return indices
 
 
-def _decode(
-    source: VideoSource, outline: _Outline, indices: list[int], short_side: int | None, num_threads: int
-) -> tuple[dict[int, np.ndarray], int]:
-    """The images (H, W, 3) at `indices`, as they are stored; and the true number of frames.
+class _Images:
+    """The images (T, H, W, 3) of some frames, each converted as it comes out of the decoder."""
+
+    def __init__(self, frames: list[int], size: tuple[int, int]):
+        self.frames = frames
+        self.width, self.height = size
+        self.rows = {frame: row for row, frame in enumerate(sorted(set(frames)))}
+        self.missing = set(self.rows)
+        self.array = np.empty((len(self.rows), self.height, self.width, 3), dtype=np.uint8)
+        self.reformatter = VideoReformatter()
+
+    def add(self, frame: int, picture: VideoFrame) -> None:
+        """Converts the picture of `frame`."""
+        scaled = (picture.width, picture.height) != (self.width, self.height)
+        image = self.reformatter.reformat(
+            picture,
+            self.width,
+            self.height,
+            format="rgb24",
+            interpolation=_SCALING if scaled else _CONVERTING,
+            threads=1,  # as many threads as cores, and a new set of them for each frame, would cost more than they save
+        )
+        self.array[self.rows[frame]] = image.to_ndarray()
+        self.missing.discard(frame)
+
+    def stacked(self) -> np.ndarray:
+        """(T, H, W, 3), as often as each frame was asked for."""
+        if len(self.rows) == len(self.frames):
+            return self.array
+        return self.array[[self.rows[frame] for frame in self.frames]]
+
+
+def _decode_planned(
+    container: InputContainer, stream: VideoStream, outline: _Outline, frames: list[int]
+) -> np.ndarray | None:
+    """The images (T, H, W, 3) of `frames`, as they are stored, from those packets alone that they need.
+
+    None where the file is not of a kind that allows it, or does not keep what its packets promise.
+    """
+    index = outline.index
+    if not index.is_exact:
+        return None
+    images = _Images(frames, outline.size)
+    by_time = {int(time): frame for frame, time in zip(frames, index.times[frames], strict=True)}
+    try:
+        for run in index.plan(frames):
+            for picture in _decode_run(container, stream, outline, run, by_time):
+                if picture.pts in by_time:
+                    images.add(by_time[picture.pts], picture)
+    except (av.error.FFmpegError, BrokenPromise):
+        return None
+    return None if images.missing else images.stacked()
+
+
+def _decode_run(
+    container: InputContainer, stream: VideoStream, outline: _Outline, run: tuple[int, int], wanted: Container[int]
+) -> Iterator[VideoFrame]:
+    """What a run of packets yields of the `wanted` timestamps and, of the others, what these refer to.
+
+    Raises:
+        BrokenPromise: the pictures show that the run may not be what its packets promise.
+    """
+    index, (first, last) = outline.index, run
+    num_pictures = 0
+    for picture in _decode_packets(container, stream, outline, run, wanted):
+        # Of fields, two packets may make a picture.
+        if picture.pts is None or picture.is_corrupt or picture.interlaced_frame:
+            raise BrokenPromise(f"the picture at {picture.pts} is corrupt, interlaced or without a time")
+        if first and not num_pictures and not (picture.key_frame and picture.pts == index.timestamps[first]):
+            raise BrokenPromise(f"packet {first} is no keyframe")
+        num_pictures += 1
+        yield picture
+    if not index.is_skippable:
+        sent = slice(first, max(last + 1, outline.beginning.num_packets if first == 0 else 0))
+        is_expected = index.shown[sent] & ((index.timestamps[sent] >= index.timestamps[first]) | (first == 0))
+        if num_pictures != is_expected.sum():
+            raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
+
+
+def _decode_packets(
+    container: InputContainer, stream: VideoStream, outline: _Outline, run: tuple[int, int], wanted: Container[int]
+) -> Iterator[VideoFrame]:
+    context, index, (first, last) = stream.codec_context, outline.index, run
+    pictures, next_packet = outline.beginning if first == 0 else ([], first)
+    if next_packet == first:
+        context.flush_buffers()
+    else:
+        yield from pictures  # and goes on from there
+    for packet in packets_between(container, stream, index, next_packet, last):
+        if first and packet.pts < index.timestamps[first]:
+            continue  # it may refer to what precedes the run, and nothing that is displayed later refers to it
+        if index.is_skippable:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        yield from context.decode(packet)
+    yield from context.decode(None)
+
+
+def _decode_in_order(
+    source: VideoSource, outline: _Outline, frames: list[int], num_threads: int
+) -> tuple[np.ndarray | None, _Outline]:
+    """The images (T, H, W, 3) of `frames`, as they are stored, and the outline, corrected where the file does not keep
+    what its packets promise; no images if it then lacks one of `frames`.
 
     Packets promise frames that a decoder need not yield: before the first keyframe, or hidden ones. Such a gap shows
-    where the frames' timestamps part from the packets', or by the end coming early. Only then is the whole file
+    where the pictures' timestamps part from the packets', or by the end coming early. Only then is the whole file
     decoded, to count. Otherwise decoding stops at the last frame that is wanted.
     """
-    scale = 1 if short_side is None else short_side / min(outline.width, outline.height)
-    width, height = max(1, round(outline.width * scale)), max(1, round(outline.height * scale))
-    total_num_frames, wanted, reformatter = len(outline.timestamps), set(indices), VideoReformatter()
-    images, number_decoded, as_promised = {}, 0, True
-    with _open(source, num_threads) as (container, stream):
-        decoded = chain.from_iterable(stream.decode(packet) for packet in _packets(container, stream))
-        for index, frame in enumerate(decoded):
-            number_decoded += 1
-            if index in wanted:
-                image = reformatter.reformat(frame, width, height, format="rgb24", threads=1)
-                images[index] = image.to_ndarray()
-            as_promised = as_promised and index < total_num_frames and outline.timestamps[index] in (None, frame.pts)
-            if as_promised and index == indices[-1]:
-                return images, total_num_frames
-        if not number_decoded:
-            raise ValueError("it has no frame that can be decoded")
-    return images, number_decoded
+    # What a decoder makes up for what is damaged depends on the number of its threads. A file that was to be decoded by
+    # plan, and is here, is damaged.
+    if num_threads != 1 and not outline.index.is_exact:
+        try:
+            return _decode_as_one(source, outline, frames, num_threads, strict=True)
+        except av.error.FFmpegError:
+            pass
+    return _decode_as_one(source, outline, frames, num_threads=1, strict=False)
 
 
-@contextmanager
-def _open(source: VideoSource, num_threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens `source` and finds its video stream. What goes wrong meanwhile leaves as a VideoDecodingError."""
-    try:
-        file = _input(source)
-        with av.open(file, mode="r", options=_DEMUXER_OPTIONS, metadata_errors="ignore") as container:
-            stream = _video_stream(container)
-            stream.codec_context.options = _DECODER_OPTIONS
-            stream.codec_context.thread_type = "AUTO"
-            stream.codec_context.thread_count = num_threads
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise VideoDecodingError(f"{_name(source)} cannot be read as a video: {error.strerror}") from error
-    # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
-    # those raised here.
-    except (OSError, ValueError) as error:
-        raise VideoDecodingError(f"{_name(source)} cannot be read as a video: {error}") from error
+def _decode_as_one(
+    source: VideoSource, outline: _Outline, frames: list[int], num_threads: int, strict: bool
+) -> tuple[np.ndarray | None, _Outline]:
+    images, last = _Images(frames, outline.size), frames[-1]
+    promised = outline.index.times
+    promised = [None] * outline.index.num_frames if promised is None else promised.tolist()
+    timestamps, as_promised = [], True
+    with open_video(source, num_threads, strict) as (container, stream):
+        for number, picture in enumerate(_pictures_in_order(container, stream)):
+            timestamps.append(picture.pts)
+            if number in images.rows:
+                images.add(number, picture)
+            as_promised = as_promised and number < len(promised) and promised[number] in (None, picture.pts)
+            if as_promised and number == last:
+                return images.stacked(), outline
+    if not timestamps:
+        raise ValueError("it has no frame that can be decoded")
+    corrected = replace(outline, index=outline.index.counted(timestamps))
+    return None if images.missing else images.stacked(), corrected
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet | None]:
-    """The stream's packets, and None in the end, which makes the decoder give out the frames that it still holds."""
-    for packet in container.demux(stream):
-        if packet.size:
-            yield packet
-        elif packet.dts is None:
-            # PyAV's own flushing packet for this stream. Those of the others would follow, and PyAV trips (IndexError)
-            # over a stream that only appeared late in the file.
-            break
-    yield None
+def _pictures_in_order(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    for packet in chain(packets_of(container, stream), [None]):  # None: the decoder gives out what it still holds
+        yield from stream.decode(packet)
 
 
-def _input(source: VideoSource) -> str | BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if isinstance(source, str | os.PathLike):
-        # Without "file:", FFmpeg would take a name such as "a:b.mp4" for an address of protocol "a".
-        return f"file:{os.fsdecode(source)}"
-    source.seek(0)
-    return source
-
-
-def _name(source: VideoSource) -> str:
-    if isinstance(source, bytes):
-        return f"<{len(source)} bytes>"
-    if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source)
-    return repr(source)
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        # The cover picture of a song counts as a video stream.
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise ValueError("there is no decoder for its video stream")
-            return stream
-    raise ValueError("it has no video stream")
+__all__ = ["VideoDecodingError", "VideoSource", "read_video"]

@@ -18,19 +18,13 @@ An image is a clip of one frame and stays one; a video is sampled to `num_frames
 Axes: B clips, T frames, C channels, H height, W width.
 """
 
-import io
-import os
 from collections.abc import Callable
-from pathlib import PurePath
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
-from huggingface_hub.utils import httpx
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
@@ -43,19 +37,10 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .video_decoding_cover import VideoDecodingError, VideoSource, read_video, uniform_frame_indices
-
-
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-# PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
-_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
-_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-_URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
-
-_EXPECTED = (
-    "expected a video (a path, a URL, bytes, a binary file object, a 4-D array or tensor, a list of frames), an image "
-    "(a path, a PIL image, a 3-D array or tensor), or a list of these"
-)
+from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
+from .image_reading_cover import download, is_url, read_image, split_batch
+from .image_reading_cover import image_to_tensor as _image_to_tensor  # noqa: F401
+from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 
 
 class CoverVideoProcessorKwargs(VideosKwargs, total=False):
@@ -63,18 +48,44 @@ class CoverVideoProcessorKwargs(VideosKwargs, total=False):
     num_spatial_crops (`int`, *optional*, defaults to `self.num_spatial_crops`):
         1 for the centre crop; 3 for crops at the start, the centre and the end of the longer side, each of them an
         entry of its own in the batch.
+    frame_sampling (`str`, *optional*, defaults to `self.frame_sampling`):
+        "uniform", over the whole video, or "dense", `frame_stride` apart.
+    frame_stride (`int`, *optional*, defaults to `self.frame_stride`):
+        From one frame of a dense clip to the next.
+    num_clips (`int`, *optional*, defaults to `self.num_clips`):
+        Of one video, each an entry of its own in the batch.
     """
 
     num_spatial_crops: int
+    frame_sampling: str
+    frame_stride: int
+    num_clips: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A video that is still to be decoded, and the size to decode it to: its own, or scaled to `short_side`."""
+
+    source: VideoSource
+    short_side: int | None
 
 
 class CoverVideoProcessor(BaseVideoProcessor):
     r"""
     Makes videos and images ready for CoVeR: sampled, resized by their shorter side, cropped, rescaled and normalized.
 
-    The options are those of [`BaseVideoProcessor`], and one more:
+    The options are those of [`BaseVideoProcessor`], and some more:
 
     Args:
+        frame_sampling (`str`, *optional*, defaults to `"uniform"`):
+            How a video becomes `num_frames` frames: "uniform" takes them from all over it, the centre of each of as
+            many equal segments; "dense" takes them `frame_stride` apart, and repeats the last of a short video.
+        frame_stride (`int`, *optional*, defaults to 1):
+            From one frame of a dense clip to the next.
+        num_clips (`int`, *optional*, defaults to 1):
+            Temporal views of one video, each of them `num_frames` frames and an entry of its own in the batch. Dense
+            clips are spread evenly over the video; a single one lies in its centre. Uniform clips interleave: together
+            they are `num_clips * num_frames` uniform frames. An image has a single view.
         num_spatial_crops (`int`, *optional*, defaults to 1):
             1 for the centre crop, or 3 for the views of one clip that the paper averages in its evaluation (Zhang et
             al., 2021, section 4.1): crops at the start, the centre and the end of the longer side.
@@ -94,6 +105,9 @@ class CoverVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
     do_sample_frames = True
     num_frames = 8
+    frame_sampling = "uniform"
+    frame_stride = 1
+    num_clips = 1
     num_spatial_crops = 1
     valid_kwargs = CoverVideoProcessorKwargs
     model_input_names = ["pixel_values"]
@@ -118,8 +132,11 @@ class CoverVideoProcessor(BaseVideoProcessor):
 
         Returns:
             [`BatchFeature`] with `pixel_values`, float32 of shape (B, T, 3, H, W): one tensor, or without
-            `return_tensors` a list of tensors. With three spatial crops it has 3B entries, those of one video
-            adjacent. With `return_metadata`, also `video_metadata`, an entry for each video.
+            `return_tensors` a list of tensors. With several clips or spatial crops a video has as many entries,
+            adjacent: the crops of its first clip, then those of the next. With `return_metadata`, also
+            `video_metadata`, an entry for each video, with the frames of its first clip, then those of the next.
+            A file's frames are scaled while they are decoded, so its pixels differ a little from those of an array
+            of the same frames (docs/decoding.md).
 
         Raises:
             VideoDecodingError: a file cannot be read, or a URL not fetched.
@@ -127,63 +144,100 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 shapes are asked for as one tensor.
         """
         data_format = kwargs.pop("input_data_format", None) or self.input_data_format
-        clips = _split_batch(videos, None if data_format is None else ChannelDimension(data_format))
-        return super().preprocess(clips, input_data_format=ChannelDimension.FIRST, **kwargs)
+        num_clips, do_sample_frames = self._option(kwargs, "num_clips"), self._option(kwargs, "do_sample_frames")
+        if num_clips != 1 and not do_sample_frames:
+            raise ValueError(f"num_clips={num_clips} is of no effect with do_sample_frames=False")
+        items = split_batch(videos, None if data_format is None else ChannelDimension(data_format))
+        short_side = self._short_side(kwargs)
+        items = [item if isinstance(item, torch.Tensor) else _File(item, short_side) for item in items]
+        return super().preprocess(items, input_data_format=ChannelDimension.FIRST, **kwargs)
+
+    def _option(self, kwargs: dict[str, Any], name: str) -> Any:
+        return kwargs.get(name, getattr(self, name))
+
+    def _short_side(self, kwargs: dict[str, Any]) -> int | None:
+        """What a file's frames can be scaled to while they are decoded; None where that is not what is asked for."""
+        if not self._option(kwargs, "do_resize") or self._option(kwargs, "resample") != PILImageResampling.BILINEAR:
+            return None
+        size = get_size_dict(self._option(kwargs, "size"), default_to_square=self.default_to_square)
+        sides = {name: side for name, side in size.items() if side is not None}
+        return sides["shortest_edge"] if set(sides) == {"shortest_edge"} else None
 
     def sample_frames(
         self,
         metadata: VideoMetadata,
         num_frames: int | None = None,
         fps: int | float | None = None,
+        frame_sampling: str | None = None,
+        frame_stride: int | None = None,
+        num_clips: int | None = None,
         **kwargs,
     ) -> list[int]:
         r"""
-        Indices of `num_frames` frames spread over a whole video, from the centre of each of as many equal segments.
+        Indices of the frames of one clip of a video after the other, `num_clips * num_frames` in all.
 
         Args:
             metadata (`VideoMetadata`):
                 Of the video; only `total_num_frames` counts.
             num_frames (`int`, *optional*):
-                Defaults to `self.num_frames`.
+                Of a clip. Defaults to `self.num_frames`.
             fps (`int` or `float`, *optional*):
                 Not supported, since the model sees a fixed number of frames however long the video is.
+            frame_sampling (`str`, *optional*):
+                "uniform" or "dense". Defaults to `self.frame_sampling`.
+            frame_stride (`int`, *optional*):
+                From one frame of a dense clip to the next. Defaults to `self.frame_stride`.
+            num_clips (`int`, *optional*):
+                Defaults to `self.num_clips`.
         """
         if fps is not None:
             raise ValueError(f"CoVeR samples by `num_frames` only, over the whole video; got fps={fps}")
         num_frames = num_frames if num_frames is not None else self.num_frames
-        return uniform_frame_indices(metadata.total_num_frames, num_frames)
+        frame_stride = frame_stride if frame_stride is not None else self.frame_stride
+        num_clips = num_clips if num_clips is not None else self.num_clips
+        frame_sampling = frame_sampling if frame_sampling is not None else self.frame_sampling
+        if num_clips < 1:
+            raise ValueError(f"num_clips must be positive, got {num_clips}")
+        total = metadata.total_num_frames
+        if frame_sampling == "uniform":
+            indices = uniform_frame_indices(total, num_clips * num_frames)
+            return [index for clip in range(num_clips) for index in indices[clip::num_clips]]
+        if frame_sampling == "dense":
+            starts = spread_clip_starts(total, num_frames, frame_stride, num_clips)
+            return [index for start in starts for index in dense_frame_indices(total, num_frames, frame_stride, start)]
+        raise ValueError(f'frame_sampling must be "uniform" or "dense", got {frame_sampling!r}')
 
     def fetch_videos(
-        self, video_url_or_urls: VideoSource | list[VideoSource], sample_indices_fn: Callable | None = None
+        self,
+        video_url_or_urls: VideoSource | list[VideoSource],
+        sample_indices_fn: Callable | None = None,
+        short_side: int | None = None,
     ) -> tuple[np.ndarray, VideoMetadata] | list:
         r"""
-        Decodes a video into frames (T, H, W, 3), uint8, and its metadata. All frames without `sample_indices_fn`. From
-        a list of videos, a list of all frames and one of all metadata.
+        Decodes a video into frames (T, H, W, 3), uint8, and its metadata. All frames without `sample_indices_fn`; as
+        large as they are without `short_side`. From a list of videos, a list of all frames and one of all metadata.
         """
         if isinstance(video_url_or_urls, list):
-            return list(
-                zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True)
-            )
+            fetched = [self.fetch_videos(video, sample_indices_fn, short_side) for video in video_url_or_urls]
+            return list(zip(*fetched, strict=True))
         source = video_url_or_urls
         sample_indices = sample_indices_fn or _every_frame
-        # As many threads as torch may use: one in a data loader's worker, whose siblings have the other cores.
-        num_threads = torch.get_num_threads()
-        if not _is_url(source):
-            return read_video(source, sample_indices, num_threads=num_threads)
-        content = _download(source)
-        try:
-            return read_video(content, sample_indices, num_threads=num_threads)
-        except VideoDecodingError as error:
-            raise VideoDecodingError(f"{source}: {error}") from error
+        if not is_url(source):
+            return _read_in_any_order(source, sample_indices, short_side)
+        with download(source) as file:
+            try:
+                return _read_in_any_order(file, sample_indices, short_side)
+            except VideoDecodingError as error:
+                raise VideoDecodingError(f"{source}: {error}") from error
 
     def _decode_and_sample_videos(
         self,
-        videos: list[torch.Tensor | VideoSource],
+        videos: list[torch.Tensor | _File],
         video_metadata: VideoMetadata | dict | list | None,
         do_sample_frames: bool | None = None,
         sample_indices_fn: Callable | None = None,
     ) -> tuple[list[torch.Tensor], list[VideoMetadata]]:
-        """Clips (T, C, H, W) of what `_split_batch` returned, and their metadata; of all frames without a function."""
+        """Clips (T, C, H, W) of what `split_batch` returned, and their metadata; of all frames without a function."""
         if video_metadata is None:
             given = [None] * len(videos)
         else:
@@ -193,7 +247,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
             if isinstance(video, torch.Tensor):
                 clip, metadata = _sample_tensor(video, metadata, sample_indices_fn)
             else:
-                frames, metadata = self.fetch_videos(video, sample_indices_fn)
+                frames, metadata = self.fetch_videos(video.source, sample_indices_fn, video.short_side)
                 clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
             clips.append(clip)
             batch_metadata.append(metadata)
@@ -208,6 +262,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
         do_center_crop: bool,
         crop_size: SizeDict,
         num_spatial_crops: int,
+        num_clips: int,
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
@@ -216,6 +271,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"num_spatial_crops must be 1 or 3, got {num_spatial_crops}")
         if num_spatial_crops == 3 and not do_center_crop:
             raise ValueError("num_spatial_crops=3 is of no effect with do_center_crop=False")
+        videos = [clip for video in videos for clip in _temporal_views(video, num_clips)]
         if do_resize:
             videos = [self.resize(video, size=size, resample=resample) for video in videos]
         if do_center_crop:
@@ -238,108 +294,26 @@ class CoverVideoProcessor(BaseVideoProcessor):
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
-def _split_batch(videos: Any, data_format: ChannelDimension | None) -> list[torch.Tensor | VideoSource]:
-    """The items of a batch: a clip (T, C, H, W), an image (C, H, W), or what is still to be decoded."""
-    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
-        videos = list(videos)
-    if not isinstance(videos, list | tuple) or _is_frame_list(videos):
-        return [_to_item(videos, "videos", data_format)]
-    if not videos:
-        raise ValueError(f"videos is empty: {_EXPECTED}")
-    return [_to_item(video, f"videos[{index}]", data_format) for index, video in enumerate(videos)]
-
-
-def _is_frame(item: Any) -> bool:
-    return isinstance(item, PIL.Image.Image) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 3)
-
-
-def _is_frame_list(items: list | tuple) -> bool:
-    return len(items) > 0 and all(_is_frame(item) for item in items)
-
-
-def _to_item(item: Any, name: str, data_format: ChannelDimension | None) -> torch.Tensor | VideoSource:
-    if isinstance(item, list | tuple) and _is_frame_list(item):
-        frames = [_to_item(frame, f"{name}[{index}]", data_format) for index, frame in enumerate(item)]
-        shapes = {tuple(frame.shape) for frame in frames}
-        if len(shapes) > 1:
-            raise ValueError(f"the frames of {name} must have one shape (C, H, W), got {sorted(shapes)}")
-        return torch.stack(frames)
-    if isinstance(item, PIL.Image.Image):
-        return _image_to_tensor(item)
-    if isinstance(item, np.ndarray | torch.Tensor) and item.ndim in (3, 4):
-        return _array_to_tensor(item, name, data_format)
-    if isinstance(item, str | os.PathLike):
-        return _image_to_tensor(read_image(item)) if _has_image_suffix(item) else item
-    if isinstance(item, bytes) or hasattr(item, "read"):
-        return item
-    kind = (
-        f"an array of shape {tuple(item.shape)}" if isinstance(item, np.ndarray | torch.Tensor) else repr(type(item))
-    )
-    raise ValueError(f"{name} is {kind}: {_EXPECTED}")
-
-
-def _array_to_tensor(
-    array: np.ndarray | torch.Tensor, name: str, data_format: ChannelDimension | None
-) -> torch.Tensor:
-    """Channels first, whatever they were: (..., C, H, W). The order is told by the sizes unless it is given."""
-    if 0 in array.shape:
-        raise ValueError(f"{name} has no frames: its shape is {tuple(array.shape)}")
-    if isinstance(array, np.ndarray):
-        # torch takes neither negative strides nor, in silence, a read-only array.
-        array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    before, after = array.shape[-3], array.shape[-1]
-    if data_format is None:
-        # Three channels are likelier than one or four; if that does not decide, first, as all over transformers.
-        channels_last = after in _CHANNELS and (before not in _CHANNELS or (after == 3 and before != 3))
-        data_format = ChannelDimension.LAST if channels_last else ChannelDimension.FIRST
-    if (before if data_format == ChannelDimension.FIRST else after) not in _CHANNELS:
-        raise ValueError(
-            f"{name} must have 1, 3 or 4 channels, before or after height and width (`input_data_format` settles which),"
-            f" got shape {tuple(array.shape)}"
-        )
-    return array if data_format == ChannelDimension.FIRST else array.movedim(-1, -3)
-
-
-def _image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
-    """(3, H, W), uint8. Transparent parts become white, as those of arrays with four channels do."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def _has_image_suffix(path: str | os.PathLike) -> bool:
-    path = urlsplit(path).path if _is_url(path) else os.fsdecode(path)
-    return PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
-
-
-def read_image(path: str | os.PathLike) -> PIL.Image.Image:
-    """The image at a path or a URL, turned upright by its EXIF data."""
-    source = io.BytesIO(_download(path)) if _is_url(path) else path
-    try:
-        with PIL.Image.open(source, formats=_IMAGE_FORMATS) as image:
-            image.load()
-            return PIL.ImageOps.exif_transpose(image)
-    # PIL has no error of its own for a broken file; these are what its readers raise.
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise VideoDecodingError(f"{os.fsdecode(path)} cannot be read as an image: {error}") from error
-
-
-def _is_url(source: Any) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
-
-
-def _download(url: str) -> bytes:
-    try:
-        response = httpx.get(url, follow_redirects=True, timeout=_URL_TIMEOUT)
-        response.raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise VideoDecodingError(f"{url} cannot be fetched: {error}") from error
-    return response.content
-
-
 def _every_frame(metadata: VideoMetadata) -> range:
     return range(metadata.total_num_frames)
+
+
+def _read_in_any_order(
+    source: VideoSource, sample_indices: Callable[[VideoMetadata], list[int]], short_side: int | None
+) -> tuple[np.ndarray, VideoMetadata]:
+    """`read_video` of indices that need not ascend, since clips of one video may overlap."""
+    wanted = []
+
+    def ascending_indices(metadata: VideoMetadata) -> list[int]:
+        wanted[:] = sample_indices(metadata)
+        return sorted(set(wanted))
+
+    # As many threads as torch may use: one in a data loader's worker, whose siblings have the other cores.
+    frames, metadata = read_video(source, ascending_indices, short_side, num_threads=torch.get_num_threads())
+    if wanted != metadata.frames_indices:
+        frames = frames[np.searchsorted(metadata.frames_indices, wanted)]
+        metadata.frames_indices = wanted
+    return frames, metadata
 
 
 def _sample_tensor(
@@ -362,6 +336,11 @@ def _sample_tensor(
     return clip, metadata
 
 
+def _temporal_views(video: torch.Tensor, num_clips: int) -> list[torch.Tensor]:
+    """The clips (T, C, H, W) that lie one after the other in a video. A single frame is an image, with a single view."""
+    return list(video.chunk(num_clips)) if len(video) > 1 else [video]
+
+
 def _spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int) -> list[torch.Tensor]:
     """The centre crop of a clip (T, C, H, W), or those at the start, centre and end of its longer side."""
     spare_height, spare_width = clip.shape[-2] - crop_size.height, clip.shape[-1] - crop_size.width
@@ -380,4 +359,4 @@ def _spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int) -> l
     return [clip[..., y : y + crop_size.height, x : x + crop_size.width] for y, x in corners]
 
 
-__all__ = ["CoverVideoProcessor"]
+__all__ = ["CoverVideoProcessor", "read_image"]

@@ -21,6 +21,7 @@ Axes: T frames, H height, W width.
 import os
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -57,6 +58,27 @@ def corner_frames(num_frames: int = 2, height: int = 48, width: int = 64) -> np.
     frames = np.zeros((num_frames, height, width, 3), dtype=np.uint8)
     frames[:, : height // 2, : width // 2] = 255
     return frames
+
+
+def moving_frames(num_frames: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """uint8 (T, H, W, 3): a texture that drifts, with a square in front of it that moves otherwise, so that encoders
+    make use of what came before and after a frame."""
+    random = np.random.default_rng(0)
+    texture = random.integers(0, 256, (height // 8 + 8, width // 8 + 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
+    for index in range(num_frames):
+        drift = index % 48
+        frames[index] = texture[drift : drift + height, drift : drift + width]
+        top, left = 3 * index % (height - 16), 5 * index % (width - 16)
+        frames[index, top : top + 16, left : left + 16] = texture[:16, :16]
+    return frames
+
+
+def plain_frames(source: str | os.PathLike | BinaryIO) -> np.ndarray:
+    """All frames (T, H, W, 3) of a file as PyAV by itself decodes them, one after the other, on one thread."""
+    with av.open(os.fspath(source) if isinstance(source, os.PathLike) else source) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def write_clip(

@@ -14,6 +14,7 @@
 """From a recipe to model, processor and data, from each starting point."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import PIL.Image
@@ -37,7 +38,7 @@ from modeling_cover import (
     collate_clips,
     prepare_cotraining,
 )
-from modeling_cover.mixture import MixtureSampler, SampleReference
+from modeling_cover.mixture import SampleReference
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
 from transformers import TimesformerVideoProcessor, ViTImageProcessor
 
@@ -134,7 +135,7 @@ class TestAnyStart:
         assert cotraining.train_dataset.sizes == {"actions": 2, "objects": 3}
         assert list(cotraining.eval_datasets) == ["objects"]
         validation = cotraining.eval_datasets["objects"].source
-        assert validation.paths == [str(data / "objects" / "val" / label / "image.png") for label in OBJECTS]
+        assert [media.content for media in validation.media] == [str(data / "objects" / "val" / label / "image.png") for label in OBJECTS]
         assert validation.labels == OBJECTS
 
     def test_weights_of_the_loss_are_the_recipes(self, recipe):
@@ -146,20 +147,21 @@ class TestAnyStart:
             "model": cotraining.model,
             "processing_class": cotraining.processor,
             "train_dataset": cotraining.train_dataset,
+            "schedule": cotraining.schedule,
             "eval_dataset": cotraining.eval_datasets,
             "loss_weights": cotraining.loss_weights,
         }
 
     def test_the_model_takes_the_batches(self, recipe):
         cotraining = prepare(recipe, **FIELDS)
-        references = MixtureSampler(cotraining.train_dataset.sizes, seed=0)
+        references = itertools.islice(cotraining.schedule.references(), cotraining.schedule.epoch_size)
         outputs = cotraining.model(**collate_clips([cotraining.train_dataset[reference] for reference in references]))
         assert set(outputs.head_losses) == {"actions", "objects"}
         assert all(0 < loss < 10 for loss in outputs.head_losses.values())
 
     def test_the_seed_decides_what_is_random_about_a_sample(self, recipe):
         recipe = dataclasses.replace(recipe, model=FIELDS)
-        reference = SampleReference("objects", 0, 0)
+        reference = SampleReference("objects", 0, position=0, draw=0)
         views = [prepare_cotraining(recipe, seed).train_dataset[reference]["pixel_values"] for seed in (1, 1, 2)]
         assert torch.equal(views[0], views[1])
         assert not torch.equal(views[0], views[2])
@@ -231,7 +233,7 @@ class TestFromATimeSformer:
         cotraining = prepare(recipe, from_timesformer=str(tmp_path), head="actions")
         assert cotraining.model.config.heads["actions"]["labels"] == ["push", "pull"]
         assert torch.equal(cotraining.model.classifiers["actions"].weight, timesformer.classifier.weight)
-        labels = [cotraining.train_dataset[SampleReference("actions", row, 0)]["labels"] for row in range(2)]
+        labels = [cotraining.train_dataset[SampleReference("actions", row, position=0, draw=0)]["labels"] for row in range(2)]
         assert labels == [1, 0]
 
     def test_other_labels_than_its_are_refused(self, recipe, tmp_path):
@@ -326,7 +328,7 @@ class TestFromACoverCheckpoint:
         assert cotraining.model.config.heads["actions"]["labels"] == ["push", "pull"]
         assert same_weights(cotraining.model.cover.layers, saved.cover.layers)
         assert same_weights(cotraining.model.classifiers["actions"], saved.classifiers["actions"])
-        samples = [cotraining.train_dataset[SampleReference("actions", row, 0)] for row in range(2)]
+        samples = [cotraining.train_dataset[SampleReference("actions", row, position=0, draw=0)] for row in range(2)]
         # Rows are in the order of the folders: pull, then push.
         assert [sample["labels"] for sample in samples] == [1, 0]
 
@@ -338,7 +340,7 @@ class TestFromACoverCheckpoint:
         assert config.heads["objects"]["modality"] == "image"
         assert config.default_head == "objects"
         assert cotraining.model.classifiers["objects"].weight.shape == (3, 32)
-        sample = cotraining.train_dataset[SampleReference("objects", 2, 0)]
+        sample = cotraining.train_dataset[SampleReference("objects", 2, position=0, draw=0)]
         assert (sample["labels"], sample["head_ids"]) == (2, config.head_names.index("objects"))
 
     def test_heads_without_a_data_set_stay(self, recipe, tmp_path, save):
@@ -346,7 +348,7 @@ class TestFromACoverCheckpoint:
         cotraining = prepare(recipe, from_pretrained=str(tmp_path))
         assert cotraining.model.config.head_names == ["actions", "k400", "objects"]
         assert same_weights(cotraining.model.classifiers["k400"], saved.classifiers["k400"])
-        assert cotraining.train_dataset[SampleReference("objects", 0, 0)]["head_ids"] == 2
+        assert cotraining.train_dataset[SampleReference("objects", 0, position=0, draw=0)]["head_ids"] == 2
 
     @pytest.mark.parametrize(
         ("labels", "named"),

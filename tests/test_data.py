@@ -21,13 +21,15 @@ import pytest
 import torch
 from clips import write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
-from modeling_cover.data import random_crop
-from modeling_cover.mixture import MixtureSampler, SampleReference
-from modeling_cover.sources import IMAGE_SUFFIXES, Source
+from modeling_cover.augmentation import Augmentation
+from modeling_cover.media import IMAGE_SUFFIXES, PathMedia
+from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
+from modeling_cover.sources import Source
 from torch.utils.data import DataLoader
 
 
 HEAD_NAMES = ["gradients", "noise", "pictures"]
+UNMIRRORED = {"gradients": Augmentation(horizontal_flip=False)}
 CROP = 16
 
 
@@ -44,15 +46,19 @@ def is_mirrored(clip: torch.Tensor) -> bool:
     return not brighter.any()
 
 
-def source(name: str, paths: list, modality: str = "video", horizontal_flip: bool = True) -> Source:
+def source(name: str, paths: list, modality: str = "video") -> Source:
     return Source(
         name=name,
         modality=modality,
         labels=["x", "y", "z"],
-        paths=[str(path) for path in paths],
-        targets=np.arange(len(paths)) % 3,
-        horizontal_flip=horizontal_flip,
+        problem_type="single_label_classification",
+        media=PathMedia("/", [str(path) for path in paths]),
+        classes=np.arange(len(paths)) % 3,
     )
+
+
+def reference(name: str, row: int, position: int) -> SampleReference:
+    return SampleReference(name, row, position, draw=position)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def sources(tmp_path_factory) -> list[Source]:
     for path in pictures:
         PIL.Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
     return [
-        source("gradients", [gradient], horizontal_flip=False),
+        source("gradients", [gradient]),
         source("noise", noise),
         source("pictures", pictures, modality="image"),
     ]
@@ -81,27 +87,27 @@ def processor() -> CoverVideoProcessor:
 
 @pytest.fixture(scope="module")
 def dataset(sources, processor) -> CoTrainingDataset:
-    return CoTrainingDataset(sources, HEAD_NAMES, processor, seed=0)
+    return CoTrainingDataset(sources, HEAD_NAMES, processor, seed=0, augmentations=UNMIRRORED)
 
 
 def pixels_at(dataset: CoTrainingDataset, name: str, positions: range, row: int = 0) -> list[torch.Tensor]:
     """One row, as it is at each of these positions."""
-    return [dataset[SampleReference(name, row, position)]["pixel_values"] for position in positions]
+    return [dataset[reference(name, row, position)]["pixel_values"] for position in positions]
 
 
 class TestTrainingSamples:
     def test_a_video_has_all_its_frames_and_an_image_has_one(self, dataset):
-        assert dataset[SampleReference("noise", 0, 0)]["pixel_values"].shape == (2, 3, CROP, CROP)
-        assert dataset[SampleReference("pictures", 0, 0)]["pixel_values"].shape == (1, 3, CROP, CROP)
+        assert dataset[reference("noise", 0, 0)]["pixel_values"].shape == (2, 3, CROP, CROP)
+        assert dataset[reference("pictures", 0, 0)]["pixel_values"].shape == (1, 3, CROP, CROP)
 
     def test_their_labels_and_heads_are_those_of_their_rows(self, dataset):
         for name, row in (("noise", 0), ("noise", 2), ("pictures", 4), ("gradients", 0)):
-            sample = dataset[SampleReference(name, row, 0)]
+            sample = dataset[reference(name, row, 0)]
             assert (sample["labels"], sample["head_ids"]) == (row % 3, HEAD_NAMES.index(name))
 
     def test_head_ids_count_all_heads_of_the_model(self, sources, processor):
         dataset = CoTrainingDataset(sources, ["a", "b", *HEAD_NAMES], processor, seed=0)
-        assert dataset[SampleReference("noise", 0, 0)]["head_ids"] == 3
+        assert dataset[reference("noise", 0, 0)]["head_ids"] == 3
 
     def test_a_data_set_without_a_head_is_named(self, sources, processor):
         with pytest.raises(ValueError, match=r"no head for the data sets \['noise'\]: .*\['gradients', 'pictures'\]"):
@@ -113,7 +119,7 @@ class TestTrainingSamples:
 
     @pytest.mark.parametrize("name", ["noise", "pictures"])
     def test_their_pixels_are_a_window_of_the_processors(self, dataset, processor, sources, name):
-        (path, *_) = next(source.paths for source in sources if source.name == name)
+        path = next(source.media[0].content for source in sources if source.name == name)
         whole = processor(path, do_center_crop=False, return_tensors="pt")["pixel_values"][0]
         windows = whole.unfold(-2, CROP, 1).unfold(-2, CROP, 1).permute(2, 3, 0, 1, 4, 5).flatten(0, 1)
         for pixel_values in pixels_at(dataset, name, range(8)):
@@ -131,20 +137,20 @@ class TestTrainingSamples:
 class TestRandomness:
     def test_a_sample_is_a_function_of_seed_and_position_alone(self, dataset, sources, processor):
         again = CoTrainingDataset(sources[::-1], HEAD_NAMES, processor, seed=0)
-        for reference in (SampleReference("noise", 1, 5), SampleReference("pictures", 2, 2**40)):
+        for one in (reference("noise", 1, 5), reference("pictures", 2, 2**40)):
             random.seed(1)
             np.random.seed(1)
             torch.manual_seed(1)
-            first = dataset[reference]["pixel_values"]
+            first = dataset[one]["pixel_values"]
             random.seed(2)
             np.random.seed(2)
             torch.manual_seed(2)
-            assert torch.equal(again[reference]["pixel_values"], first)
+            assert torch.equal(again[one]["pixel_values"], first)
 
     def test_drawing_one_does_not_change_the_global_random_states(self, dataset):
         torch.manual_seed(0)
         np.random.seed(0)
-        dataset[SampleReference("noise", 1, 5)]
+        dataset[reference("noise", 1, 5)]
         drawn = torch.rand(()).item(), np.random.rand()
         torch.manual_seed(0)
         np.random.seed(0)
@@ -161,7 +167,7 @@ class TestRandomness:
 
         def batches(num_workers: int) -> list[dict]:
             torch.manual_seed(num_workers)
-            sampler = MixtureSampler(dataset.sizes, seed=0)
+            sampler = MixtureSampler(MixtureSchedule(dataset.sizes, seed=0))
             sampler.set_epoch(1)
             return list(
                 DataLoader(dataset, batch_size=4, sampler=sampler, num_workers=num_workers, collate_fn=collate_clips)
@@ -182,33 +188,9 @@ class TestHorizontalFlip:
         assert not any(is_mirrored(clip) for clip in pixels_at(dataset, "gradients", range(64)))
 
     def test_where_it_is_on_half_of_the_clips_are_mirrored(self, sources, processor):
-        mirrored = source("gradients", sources[0].paths, horizontal_flip=True)
-        clips = pixels_at(CoTrainingDataset([mirrored], HEAD_NAMES, processor, seed=0), "gradients", range(64))
+        dataset = CoTrainingDataset(sources, HEAD_NAMES, processor, seed=0)
+        clips = pixels_at(dataset, "gradients", range(64))
         assert 20 <= sum(is_mirrored(clip) for clip in clips) <= 44
-
-
-class TestRandomCrop:
-    def test_every_place_is_as_likely_as_any_other(self):
-        rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
-        places = (10 * rows + columns).expand(2, 1, 4, 6)
-        rng, counts = np.random.default_rng(0), {}
-        for _ in range(900):
-            crop = random_crop(places, 2, 4, rng)
-            assert crop.shape == (2, 1, 2, 4)
-            assert torch.equal(crop[0], crop[1])
-            corner = divmod(crop[0, 0, 0, 0].item(), 10)
-            counts[corner] = counts.get(corner, 0) + 1
-        assert sorted(counts) == [(top, left) for top in range(3) for left in range(3)]
-        assert all(60 < count < 140 for count in counts.values())
-
-    def test_one_that_fits_exactly_is_the_whole_frame(self):
-        clip = torch.rand(2, 3, 4, 6)
-        assert torch.equal(random_crop(clip, 4, 6, np.random.default_rng(0)), clip)
-
-    @pytest.mark.parametrize(("height", "width"), [(5, 6), (4, 7)])
-    def test_one_that_does_not_fit_is_named(self, height, width):
-        with pytest.raises(ValueError, match=rf"a crop of {height}x{width} does not fit into frames of \(4, 6\)"):
-            random_crop(torch.rand(2, 3, 4, 6), height, width, np.random.default_rng(0))
 
 
 class TestImages:
@@ -236,7 +218,7 @@ class TestImages:
         for index, dataset in (
             (0, EvaluationDataset(source("pictures", [path], modality="image"), processor)),
             (
-                SampleReference("pictures", 0, 0),
+                reference("pictures", 0, 0),
                 CoTrainingDataset([source("pictures", [path], modality="image")], HEAD_NAMES, processor, seed=0),
             ),
         ):
@@ -249,7 +231,7 @@ class TestVideos:
         (tmp_path / "clip.mp4").write_bytes(b"This is no video.")
         dataset = CoTrainingDataset([source("noise", [tmp_path / "clip.mp4"])], HEAD_NAMES, processor, seed=0)
         with pytest.raises(VideoDecodingError, match=r"clip\.mp4"):
-            dataset[SampleReference("noise", 0, 0)]
+            dataset[reference("noise", 0, 0)]
 
 
 class TestEvaluationSamples:
@@ -258,7 +240,7 @@ class TestEvaluationSamples:
         (split,) = [source for source in sources if source.name == name]
         dataset = EvaluationDataset(split, processor)
         assert len(dataset) == len(split)
-        for row, path in enumerate(split.paths):
+        for row, (path, *_) in enumerate(split.media):
             sample = dataset[row]
             assert torch.equal(sample["pixel_values"], processor(path, return_tensors="pt")["pixel_values"][0])
             assert (sample["labels"], sample["head"]) == (row % 3, name)

@@ -11,94 +11,156 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The order of a mixture: every row once an epoch, mixed, the same for the same seed and epoch whatever else happens."""
+"""The order of a mixture: exact shares, every row once a pass, the same for the same seed whatever else happens."""
 
 import itertools
+import math
 import pickle
 import random
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from modeling_cover.mixture import MixtureSampler, SampleReference
+from accelerate.data_loader import BatchSamplerShard
+from modeling_cover.mixture import MixtureRecipe, MixtureSampler, MixtureSchedule, SampleReference, permuted
 
 
 SIZES = {"ssv2": 90, "k400": 60, "imagenet": 850}
+PAPER_SIZES = {"k400": 240_000, "ssv2": 169_000, "mit": 791_000, "imagenet": 1_281_000}
+
+
+def drawn(schedule: MixtureSchedule, count: int, start: int = 0) -> list[SampleReference]:
+    return list(itertools.islice(schedule.references(start), count))
 
 
 def rows_drawn(references: list[SampleReference]) -> list[tuple[str, int]]:
     return [(reference.dataset, reference.row) for reference in references]
 
 
+def scheduled(recipe: MixtureRecipe, sizes: dict[str, int], seed: int = 0, **listed: float) -> MixtureSchedule:
+    return MixtureSchedule(sizes, seed, recipe.shares(sizes, listed), recipe.when_exhausted)
+
+
 class TestAnEpoch:
-    def test_it_holds_every_row_of_every_data_set_exactly_once(self):
-        sampler = MixtureSampler(SIZES, seed=0)
-        references = list(sampler)
-        assert len(references) == len(sampler) == 1000
-        every_row = [(name, row) for name, size in SIZES.items() for row in range(size)]
+    @pytest.mark.parametrize(
+        "sizes", [SIZES, {"a": 1, "b": 2, "c": 1}, {"a": 5, "b": 1700, "c": 3000}, {"k400": 4096}]
+    )
+    @pytest.mark.parametrize("epoch", [0, 1, 7])
+    def test_with_proportional_shares_it_holds_every_row_of_every_data_set_exactly_once(self, sizes, epoch):
+        schedule = MixtureSchedule(sizes, seed=0)
+        assert schedule.epoch_size == sum(sizes.values())
+        references = drawn(schedule, schedule.epoch_size, start=epoch * schedule.epoch_size)
+        every_row = [(name, row) for name, size in sizes.items() for row in range(size)]
         assert sorted(rows_drawn(references)) == sorted(every_row)
 
-    def test_positions_count_its_samples(self):
-        assert [reference.position for reference in MixtureSampler(SIZES, seed=0)] == list(range(1000))
+    def test_positions_and_draws_count_through_the_epochs(self):
+        references = drawn(MixtureSchedule(SIZES, seed=0), 3500)
+        assert [reference.position for reference in references] == list(range(3500))
+        for name in SIZES:
+            draws = [reference.draw for reference in references if reference.dataset == name]
+            assert draws == list(range(len(draws)))
 
-    def test_positions_run_on_through_the_epochs(self):
-        sampler = MixtureSampler(SIZES, seed=0)
-        sampler.set_epoch(3)
-        assert [reference.position for reference in sampler] == list(range(3000, 4000))
+    def test_rows_of_a_data_set_are_shuffled_anew_in_each_pass(self):
+        rows = [reference.row for reference in drawn(MixtureSchedule({"k400": 100}, seed=0), 300)]
+        passes = [rows[:100], rows[100:200], rows[200:]]
+        assert all(sorted(one) == list(range(100)) for one in passes)
+        assert all(first != second for first, second in itertools.combinations([*passes, list(range(100))], 2))
 
-    def test_each_batch_draws_the_data_sets_in_proportion_to_their_sizes(self):
-        names = [reference.dataset for reference in MixtureSampler(SIZES, seed=0)]
+    def test_a_data_set_that_is_drawn_more_often_than_it_has_rows_is_gone_through_again(self):
+        schedule = scheduled(MixtureRecipe(sampling="equal"), {"large": 990, "small": 10})
+        rows = [reference.row for reference in drawn(schedule, 1000) if reference.dataset == "small"]
+        assert len(rows) == 500
+        for start in range(0, 500, 10):
+            assert sorted(rows[start : start + 10]) == list(range(10))
+
+
+class TestShares:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize(
+        ("recipe", "listed"),
+        [
+            (MixtureRecipe(), {}),
+            (MixtureRecipe(sampling="equal"), {}),
+            (MixtureRecipe(sampling="temperature", temperature=3), {}),
+            (MixtureRecipe(sampling="shares"), {"k400": 1, "ssv2": 0.013, "mit": 3, "imagenet": 0.3}),
+        ],
+    )
+    def test_they_hold_over_any_stretch_of_the_run(self, recipe, listed, seed):
+        schedule = scheduled(recipe, PAPER_SIZES, seed, **listed)
+        shares = recipe.shares(PAPER_SIZES, listed)
+        for start in (0, 123_456, 50_000_000):
+            counts = Counter(reference.dataset for reference in drawn(schedule, 100_000, start))
+            for name, share in shares.items():
+                assert abs(counts[name] / 100_000 - share) < 5e-4
+
+    def test_each_batch_mixes_the_data_sets(self):
+        names = [reference.dataset for reference in drawn(MixtureSchedule(SIZES, seed=0), 1000)]
         for start in range(0, 1000, 100):
             batch = names[start : start + 100]
             for name, size in SIZES.items():
                 share = size / 1000
-                # Five standard deviations of 100 draws.
+                # Five standard deviations of 100 independent draws.
                 assert abs(batch.count(name) - 100 * share) < 5 * (100 * share * (1 - share)) ** 0.5
 
-    def test_rows_of_a_data_set_are_shuffled(self):
-        rows = [reference.row for reference in MixtureSampler({"k400": 100}, seed=0)]
-        assert rows != sorted(rows)
-        assert sorted(rows) == list(range(100))
+    def test_temperature_1_is_proportional_and_a_high_one_nearly_equal(self):
+        sizes = {"small": 100, "large": 900}
+        assert MixtureRecipe(sampling="temperature", temperature=1).shares(sizes, {}) == pytest.approx(
+            {"small": 0.1, "large": 0.9}
+        )
+        assert MixtureRecipe(sampling="temperature", temperature=2).shares(sizes, {}) == pytest.approx(
+            {"small": 0.25, "large": 0.75}
+        )
+        assert MixtureRecipe(sampling="temperature", temperature=1e6).shares(sizes, {})["small"] == pytest.approx(
+            0.5, abs=1e-5
+        )
 
-    def test_data_sets_of_one_row_are_drawn_too(self):
-        assert sorted(rows_drawn(MixtureSampler({"a": 1, "b": 2, "c": 1}, seed=0))) == [
-            ("a", 0),
-            ("b", 0),
-            ("b", 1),
-            ("c", 0),
-        ]
+    def test_listed_shares_are_relative_to_their_sum(self):
+        shares = MixtureRecipe(sampling="shares").shares({"a": 10, "b": 10}, {"a": 3, "b": 1})
+        assert shares == {"a": 0.75, "b": 0.25}
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_stop_ends_an_epoch_before_any_data_set_repeats(self, seed):
+        rng = random.Random(seed)
+        sizes = {name: rng.randint(50, 5000) for name in "abcd"}
+        listed = {name: rng.uniform(0.1, 1) for name in "abcd"}
+        schedule = scheduled(MixtureRecipe(sampling="shares", when_exhausted="stop"), sizes, **listed)
+        assert all(quota <= sizes[name] for name, quota in schedule.quotas.items())
+        exhausted = min(sizes, key=lambda name: sizes[name] / listed[name])
+        assert schedule.quotas[exhausted] == sizes[exhausted]
+        rows = rows_drawn(drawn(schedule, schedule.epoch_size))
+        assert len(set(rows)) == len(rows)
+        total = sum(listed.values())
+        for name, quota in schedule.quotas.items():
+            assert quota == pytest.approx(schedule.epoch_size * listed[name] / total, abs=4)
 
 
 class TestTheOrder:
-    def test_it_is_the_same_for_the_same_seed_and_epoch(self):
-        first, second = MixtureSampler(SIZES, seed=7), MixtureSampler(SIZES, seed=7)
-        for epoch in (0, 1, 5):
-            first.set_epoch(epoch)
-            second.set_epoch(epoch)
-            assert list(first) == list(second)
+    def test_it_is_the_same_from_wherever_it_is_entered(self):
+        for recipe in (MixtureRecipe(), MixtureRecipe(sampling="equal")):
+            references = drawn(scheduled(recipe, SIZES), 5000)
+            for start in (0, 1, 999, 1000, 1001, 2047, 2048, 4321):
+                assert drawn(scheduled(recipe, SIZES), 50, start) == references[start : start + 50]
+
+    def test_draws_before_a_position_are_counted_without_drawing_them(self):
+        schedule = scheduled(MixtureRecipe(sampling="equal"), {"a": 1500, "b": 7, "c": 999})
+        references = drawn(schedule, 8000)
+        for position in (0, 1, 1023, 1024, 2505, 2506, 2507, 7999):
+            counts = Counter(reference.dataset for reference in references[:position])
+            assert schedule.draws_before(position) == {name: counts[name] for name in "abc"}
 
     def test_it_does_not_depend_on_the_order_in_which_data_sets_are_listed(self):
         for names in itertools.permutations(SIZES):
-            assert list(MixtureSampler({name: SIZES[name] for name in names}, seed=0)) == list(
-                MixtureSampler(SIZES, seed=0)
-            )
-
-    def test_it_does_not_depend_on_what_was_drawn_before(self):
-        sampler, fresh = MixtureSampler(SIZES, seed=0), MixtureSampler(SIZES, seed=0)
-        list(sampler)
-        next(iter(sampler))
-        sampler.set_epoch(4)
-        list(sampler)
-        sampler.set_epoch(1)
-        fresh.set_epoch(1)
-        assert list(sampler) == list(fresh)
+            permuted_sizes = {name: SIZES[name] for name in names}
+            assert drawn(MixtureSchedule(permuted_sizes, 0), 2000) == drawn(MixtureSchedule(SIZES, 0), 2000)
 
     def test_it_neither_reads_nor_changes_the_global_random_states(self):
         def draw_after_seeding(seed: int) -> tuple[list[SampleReference], tuple[float, ...]]:
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-            references = list(MixtureSampler(SIZES, seed=0))
+            references = drawn(MixtureSchedule(SIZES, seed=0), 1000)
             return references, (random.random(), np.random.rand(), torch.rand(()).item())
 
         order, _ = draw_after_seeding(1)
@@ -110,25 +172,132 @@ class TestTheOrder:
         assert drawn_afterwards == (random.random(), np.random.rand(), torch.rand(()).item())
 
     def test_it_differs_between_epochs_and_between_seeds(self):
-        sampler = MixtureSampler(SIZES, seed=0)
-        orders = []
-        for seed, epoch in itertools.product((0, 1), (0, 1, 2)):
-            sampler = MixtureSampler(SIZES, seed=seed)
-            sampler.set_epoch(epoch)
-            orders.append(rows_drawn(sampler))
+        orders = [
+            rows_drawn(drawn(MixtureSchedule(SIZES, seed), 1000, epoch * 1000))
+            for seed, epoch in itertools.product((0, 1), (0, 1, 2))
+        ]
         assert all(first != second for first, second in itertools.combinations(orders, 2))
 
+    def test_a_row_costs_microseconds_however_far_the_run_is(self):
+        schedule = MixtureSchedule(PAPER_SIZES, seed=0)
+        started = time.process_time()
+        drawn(schedule, 20_000)
+        assert (time.process_time() - started) / 20_000 < 20e-6
+        started = time.process_time()
+        schedule = MixtureSchedule({name: 100 * size for name, size in PAPER_SIZES.items()}, seed=0)
+        assert drawn(schedule, 1, start=50_000_000)[0].position == 50_000_000
+        assert time.process_time() - started < 2
 
-class TestReferences:
-    def test_they_hold_plain_values_that_go_to_a_worker_as_they_are(self):
-        reference = next(iter(MixtureSampler(SIZES, seed=0)))
-        assert [type(value) for value in reference] == [str, int, int]
+
+class TestPermuted:
+    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4096, 4097])
+    def test_it_is_a_permutation_of_any_size(self, size):
+        keys = np.random.default_rng(size).integers(2**64, size=(12, 1), dtype=np.uint64)
+        result = permuted(np.arange(size), np.full(size, size), np.repeat(keys, size, axis=1))
+        assert sorted(result.tolist()) == list(range(size))
+
+    def test_every_index_goes_to_every_place_equally_often(self):
+        size, draws = 7, 20_000
+        keys = np.random.default_rng(0).integers(2**64, size=(12, draws), dtype=np.uint64)
+        for index in range(size):
+            counts = np.bincount(permuted(np.full(draws, index), np.full(draws, size), keys), minlength=size)
+            chi_squared = ((counts - draws / size) ** 2 / (draws / size)).sum()
+            assert chi_squared < 27.9  # of 6 degrees of freedom, exceeded once in 10,000
+
+    def test_two_neighbours_go_to_every_pair_of_places_equally_often(self):
+        size, draws = 6, 60_000
+        keys = np.random.default_rng(1).integers(2**64, size=(12, draws), dtype=np.uint64)
+        first, second = (permuted(np.full(draws, index), np.full(draws, size), keys) for index in (2, 3))
+        counts = np.bincount(first * size + second, minlength=size * size).reshape(size, size)
+        expected = draws / (size * (size - 1))
+        apart = counts[~np.eye(size, dtype=bool)]
+        assert counts.trace() == 0
+        assert ((apart - expected) ** 2 / expected).sum() < 66.2  # of 29 degrees of freedom, once in 10,000
+
+
+class TestTheSampler:
+    def test_an_epoch_of_training_is_whole_batches_and_the_next_goes_on_behind_it(self):
+        schedule = MixtureSchedule(SIZES, seed=0)
+        sampler = MixtureSampler(schedule, batch_size=64)
+        assert len(sampler) == 1024
+        references = []
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            assert len(list(sampler)) == 1024
+            references.extend(sampler)
+        assert references == drawn(schedule, 3 * 1024)
+
+    @pytest.mark.parametrize("num_processes", [1, 2, 4])
+    @pytest.mark.parametrize("num_workers", [0, 1, 4])
+    def test_workers_and_processes_together_draw_each_sample_once_in_the_same_order(self, num_processes, num_workers):
+        global_batch = 16
+        sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), global_batch)
+        loaders = []
+        for rank in range(num_processes):
+            batches = torch.utils.data.BatchSampler(sampler, global_batch // num_processes, drop_last=False)
+            loaders.append(
+                torch.utils.data.DataLoader(
+                    _Echo(),
+                    batch_sampler=BatchSamplerShard(batches, num_processes, rank),
+                    num_workers=num_workers,
+                    collate_fn=list,
+                )
+            )
+        steps = list(zip(*loaders, strict=True))
+        in_order = [reference for step in steps for batch in step for reference in batch]
+        assert in_order == drawn(MixtureSchedule(SIZES, seed=0), math.ceil(1000 / global_batch) * global_batch)
+
+    def test_references_are_plain_values_that_go_to_a_worker_as_they_are(self):
+        reference = next(iter(MixtureSampler(MixtureSchedule(SIZES, seed=0))))
+        assert [type(value) for value in reference] == [str, int, int, int, type(None)]
         assert pickle.loads(pickle.dumps(reference)) == reference  # noqa: S301
 
+    def test_a_streamed_data_set_sends_its_examples_along_in_the_order_of_its_draws(self):
+        sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), streams={"ssv2": _Letters()})
+        references = list(sampler)
+        streamed = [reference for reference in references if reference.dataset == "ssv2"]
+        assert [reference.example for reference in streamed] == [f"example {draw}" for draw in range(90)]
+        assert [reference.row for reference in streamed] == list(range(90))
+        assert all(reference.example is None for reference in references if reference.dataset != "ssv2")
 
-class TestBadSizes:
+
+class _Echo(torch.utils.data.Dataset):
+    def __getitem__(self, reference: SampleReference) -> SampleReference:
+        return reference
+
+
+class _Letters:
+    def example(self, draw: int) -> str:
+        return f"example {draw}"
+
+
+class TestBadInput:
     @pytest.mark.parametrize("sizes", [{}, {"k400": 0}, {"k400": 10, "ssv2": -1}])
     def test_there_is_a_data_set_and_each_has_rows(self, sizes):
         with pytest.raises(ValueError, match="expected at least one data set, each with rows, got") as error:
-            MixtureSampler(sizes, seed=0)
+            MixtureSchedule(sizes, seed=0)
         assert repr(sizes) in str(error.value)
+
+    def test_a_share_too_small_to_be_drawn_is_named(self):
+        with pytest.raises(ValueError, match="the share of tiny is less than one draw of an epoch"):
+            scheduled(MixtureRecipe(sampling="shares"), {"large": 100, "tiny": 100}, large=1, tiny=1e-6)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"sampling": "random"}, "sampling must be one of"),
+            ({"when_exhausted": "loop"}, "when_exhausted must be one of"),
+            ({"sampling": "temperature", "temperature": 0}, "temperature must be a positive number, got 0"),
+            ({"sampling": "temperature", "temperature": float("nan")}, "temperature must be a positive number"),
+            ({"temperature": 2.0}, "temperature 2.0 is of no use with sampling 'proportional'"),
+        ],
+    )
+    def test_a_recipe_is_checked(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            MixtureRecipe(**fields)
+
+    def test_shares_are_listed_for_all_data_sets_and_only_where_asked_for(self):
+        with pytest.raises(ValueError, match="a list a share: set `sampling: shares`"):
+            MixtureRecipe().shares({"a": 1, "b": 1}, {"a": 0.5})
+        with pytest.raises(ValueError, match="needs a share of each data set, missing: b"):
+            MixtureRecipe(sampling="shares").shares({"a": 1, "b": 1}, {"a": 0.5, "b": None})

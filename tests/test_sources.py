@@ -13,12 +13,13 @@
 # limitations under the License.
 """Files and labels of a data set: class folders, manifests, label spaces, and how what is wrong with them is named."""
 
+import pickle
 import re
-import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from modeling_cover.recipe import DatasetRecipe
+from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_sources
 
 
@@ -30,9 +31,17 @@ def manifest(**options) -> DatasetRecipe:
     return DatasetRecipe(**{"name": "ssv2", "format": "manifest", "modality": "video", **options})
 
 
+def paths(source) -> list[str]:
+    return [media.content for media in source.media]
+
+
+def targets(source) -> list[int]:
+    return [source.target(row) for row in range(len(source))]
+
+
 def rows(source) -> list[tuple[str, str]]:
     """(path, label) of every row."""
-    return [(path, source.labels[target]) for path, target in zip(source.paths, source.targets, strict=True)]
+    return [(path, source.labels[target]) for path, target in zip(paths(source), targets(source), strict=True)]
 
 
 @pytest.fixture
@@ -64,9 +73,9 @@ class TestClassFolders:
         touch("zumba/b.mp4", "zumba/a.mp4", "abseiling/c.mp4")
         source = read_sources(class_folders(splits={"train": str(tmp_path)}))["train"]
         assert source.labels == ["abseiling", "zumba"]
-        assert source.targets.tolist() == [0, 1, 1]
-        assert source.targets.dtype == np.int64
-        assert source.paths == [str(tmp_path / path) for path in ("abseiling/c.mp4", "zumba/a.mp4", "zumba/b.mp4")]
+        assert targets(source) == [0, 1, 1]
+        assert type(source.target(0)) is int
+        assert paths(source) == [str(tmp_path / path) for path in ("abseiling/c.mp4", "zumba/a.mp4", "zumba/b.mp4")]
         assert len(source) == 3
 
     def test_files_may_lie_deeper(self, tmp_path, touch):
@@ -83,15 +92,35 @@ class TestClassFolders:
         other = IMAGE_SUFFIXES if modality == "video" else VIDEO_SUFFIXES
         touch(*files, "readme.md", "x/notes.txt", "y/none", *(f"x/other{suffix}" for suffix in other))
         source = read_sources(class_folders(modality=modality, splits={"train": str(tmp_path)}))["train"]
-        assert sorted(source.paths) == sorted(str(tmp_path / file) for file in files)
+        assert sorted(paths(source)) == sorted(str(tmp_path / file) for file in files)
 
     def test_the_rest_is_the_recipes(self, tmp_path, touch):
         touch("x/a.png", "y/b.png")
-        dataset = class_folders(
-            name="imagenet", modality="image", horizontal_flip=False, splits={"train": str(tmp_path)}
-        )
+        dataset = class_folders(name="imagenet", modality="image", splits={"train": str(tmp_path)})
         source = read_sources(dataset)["train"]
-        assert (source.name, source.modality, source.horizontal_flip) == ("imagenet", "image", False)
+        assert (source.name, source.modality, source.problem_type, source.roots) == (
+            "imagenet",
+            "image",
+            "single_label_classification",
+            (str(tmp_path),),
+        )
+
+    def test_hidden_files_are_none_of_its(self, tmp_path, touch):
+        touch("x/a.mp4", "x/._a.mp4", "x/.trash/b.mp4", ".cache/c.mp4")
+        assert paths(read_sources(class_folders(splits={"train": str(tmp_path)}))["train"]) == [
+            str(tmp_path / "x/a.mp4")
+        ]
+
+    def test_rows_of_each_class_are_counted(self, tmp_path, touch):
+        touch("x/a.mp4", "y/b.mp4", "y/c.mp4")
+        dataset = class_folders(splits={"train": str(tmp_path)}, labels=["z", "y", "x"])
+        counts = read_sources(dataset)["train"].class_counts()
+        assert (counts.tolist(), counts.dtype) == ([0, 2, 1], np.int64)
+
+    def test_it_can_be_sent_to_a_worker(self, tmp_path, touch):
+        touch("x/a.mp4", "y/b.mp4")
+        source = read_sources(class_folders(splits={"train": str(tmp_path)}))["train"]
+        assert rows(pickle.loads(pickle.dumps(source))) == rows(source)  # noqa: S301
 
     def test_a_missing_folder_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"dataset 'k400': .*/nowhere is not a folder"):
@@ -113,84 +142,6 @@ class TestClassFolders:
             read_sources(class_folders(splits={"train": str(tmp_path)}))
 
 
-class TestManifests:
-    def test_each_line_is_a_row_and_the_order_is_kept(self, tmp_path, write):
-        path = write("path,label\nc.mp4,push\na.mp4,pull\nb.mp4,push\n")
-        source = read_sources(manifest(splits={"train": path}))["train"]
-        assert source.labels == ["pull", "push"]
-        assert rows(source) == [
-            (str(tmp_path / "c.mp4"), "push"),
-            (str(tmp_path / "a.mp4"), "pull"),
-            (str(tmp_path / "b.mp4"), "push"),
-        ]
-
-    def test_columns_are_found_by_name(self, tmp_path, write):
-        path = write("id,label,video,template\n1,push,a.mp4,x\n2,pull,b.mp4,y\n")
-        dataset = manifest(splits={"train": path}, columns={"path": "video", "label": "template"})
-        assert rows(read_sources(dataset)["train"]) == [(str(tmp_path / "a.mp4"), "x"), (str(tmp_path / "b.mp4"), "y")]
-
-    def test_labels_may_have_commas_quotes_and_line_breaks_in_quotes(self, write):
-        path = write('path,label\na.mp4,"Pushing, then ""pulling"" it"\nb.mp4,"two\nlines"\n')
-        source = read_sources(manifest(splits={"train": path}))["train"]
-        assert [label for _, label in rows(source)] == ['Pushing, then "pulling" it', "two\nlines"]
-
-    def test_a_byte_order_mark_is_no_part_of_the_first_column(self, write):
-        path = write("\ufeffpath,label\r\na.mp4,kör\r\nb.mp4,gå\r\n")
-        assert read_sources(manifest(splits={"train": path}))["train"].labels == ["gå", "kör"]
-
-    def test_blank_lines_are_skipped(self, write):
-        path = write("path,label\n\na.mp4,push\n\nb.mp4,pull\n")
-        assert len(read_sources(manifest(splits={"train": path}))["train"]) == 2
-
-    def test_paths_start_from_the_media_root(self, tmp_path, write, touch):
-        touch("videos/deep/1.mp4", "videos/2.mp4")
-        path = write("path,label\ndeep/1.mp4,push\n2.mp4,pull\n")
-        source = read_sources(manifest(splits={"train": path}, media_root=str(tmp_path / "videos")))["train"]
-        assert source.paths == [str(tmp_path / "videos/deep/1.mp4"), str(tmp_path / "videos/2.mp4")]
-
-    def test_absolute_paths_stay(self, tmp_path, write):
-        path = write(f"path,label\n{tmp_path}/a.mp4,push\nb.mp4,pull\n")
-        shutil.copytree(tmp_path, tmp_path / "elsewhere")
-        source = read_sources(manifest(splits={"train": path}, media_root=str(tmp_path / "elsewhere")))["train"]
-        assert source.paths == [str(tmp_path / "a.mp4"), str(tmp_path / "elsewhere/b.mp4")]
-
-    def test_a_missing_one_is_named(self, tmp_path):
-        for place in (tmp_path / "nowhere.csv", tmp_path):
-            with pytest.raises(ValueError, match=f"dataset 'ssv2': {re.escape(str(place))} is not a file"):
-                read_sources(manifest(splits={"train": str(place)}))
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("path,class\na.mp4,push\n", r"line 1: no column \['label'\], found \['path', 'class'\]"),
-            ("a.mp4,push\nb.mp4,pull\n", r"line 1: no column \['path', 'label'\], found \['a.mp4', 'push'\]"),
-            ("", r"line 1: no column \['path', 'label'\], found \[\]"),
-            ("path,label\n", "no lines after the header"),
-            ("path,label\na.mp4,push\n,pull\n", "line 3: path or label is empty"),
-            ("path,label\na.mp4,push\nb.mp4,\n", "line 3: path or label is empty"),
-            ("path,label\na.mp4,push\nb.mp4\n", "line 3: path or label is empty"),
-            ("path,label\na.mp4,push\n\nd.mp4,pull\n", r"line 4: .*/d\.mp4 does not exist"),
-            ("path,label\na.mp4,push\nnowhere/a.mp4,pull\n", r"line 3: .*/nowhere/a\.mp4 does not exist"),
-            ("path,label\na.mp4,push\nA.mp4,pull\n", r"line 3: .*/A\.mp4 does not exist"),
-            # A comma without quotes would otherwise cut the label short in silence.
-            ("path,label\na.mp4,push\nb.mp4,Pushing, then pulling\n", "line 3: "),
-            ('path,label\na.mp4,push\nb.mp4,"pull\n', "line 3: "),
-            ('path,label\na.mp4,push\nb.mp4,"pull" it\n', "line 3: "),
-            ("path,label\na.mp4,push\nb.mp4,gå\n".encode("latin-1"), ""),
-        ],
-    )
-    def test_what_is_wrong_in_one_is_named_with_its_line(self, write, content, message):
-        path = write(content)
-        with pytest.raises(ValueError, match=f"{re.escape(path)}.*{message}"):
-            read_sources(manifest(splits={"train": path}))
-
-    def test_a_missing_file_is_named_in_the_split_it_is_missing_from(self, write):
-        train = write("path,label\na.mp4,push\nb.mp4,pull\n")
-        validation = write("path,label\nd.mp4,push\n", name="validation.csv")
-        with pytest.raises(ValueError, match=r"validation\.csv, line 2: .*/d\.mp4 does not exist"):
-            read_sources(manifest(splits={"train": train, "validation": validation}))
-
-
 class TestLabels:
     @pytest.fixture
     def train(self, write) -> str:
@@ -200,28 +151,32 @@ class TestLabels:
         validation = write("path,label\nc.mp4,push\n", name="validation.csv")
         sources = read_sources(manifest(splits={"train": train, "validation": validation}))
         assert sources["train"].labels == sources["validation"].labels == ["pull", "push"]
-        assert sources["train"].targets.tolist() == [1, 0]
-        assert sources["validation"].targets.tolist() == [1]
+        assert targets(sources["train"]) == [1, 0]
+        assert targets(sources["validation"]) == [1]
 
     def test_a_class_of_the_validation_split_alone_is_refused(self, train, write):
         validation = write("path,label\nc.mp4,lift\n", name="validation.csv")
-        message = "dataset 'ssv2', validation split: classes 'lift' are not among the labels 'pull', 'push'"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="dataset 'ssv2': validation split") as error:
             read_sources(manifest(splits={"train": train, "validation": validation}))
+        assert (
+            f"validation split ({validation}): classes 'lift' are not among those of the train split ({train}), "
+            in (str(error.value))
+        )
+        assert str(error.value).endswith(f"'pull', 'push'; see {Path(validation).parent / 'c.mp4'}")
 
     def test_a_class_of_the_validation_split_alone_is_taken_where_labels_are_listed(self, train, write):
         validation = write("path,label\nc.mp4,lift\n", name="validation.csv")
         dataset = manifest(splits={"train": train, "validation": validation}, labels=["push", "pull", "lift"])
         sources = read_sources(dataset)
         assert sources["train"].labels == sources["validation"].labels == ["push", "pull", "lift"]
-        assert (sources["train"].targets.tolist(), sources["validation"].targets.tolist()) == ([0, 1], [2])
+        assert (targets(sources["train"]), targets(sources["validation"])) == ([0, 1], [2])
 
     @pytest.mark.parametrize("content", ["push\npull\nlift\n", "\n push \r\npull\n\nlift", "\ufeffpush\npull\nlift\n"])
     def test_a_file_lists_them_one_a_line(self, tmp_path, train, content):
         (tmp_path / "labels.txt").write_bytes(content.encode())
         source = read_sources(manifest(splits={"train": train}, labels=str(tmp_path / "labels.txt")))["train"]
         assert source.labels == ["push", "pull", "lift"]
-        assert source.targets.tolist() == [0, 1]
+        assert targets(source) == [0, 1]
 
     def test_a_missing_file_of_them_is_named(self, tmp_path, train):
         with pytest.raises(ValueError, match=r"dataset 'ssv2': labels: .*/labels\.txt is not a file"):
@@ -239,7 +194,9 @@ class TestLabels:
             read_sources(manifest(splits={"train": train}, labels=labels))
 
     def test_a_class_that_is_not_listed_is_named(self, train):
-        message = "dataset 'ssv2', train split: classes 'pull' are not among the labels 'push', 'lift'"
+        message = (
+            r"dataset 'ssv2': train split \(.*train\.csv\): classes 'pull' are not among the labels 'push', 'lift'"
+        )
         with pytest.raises(ValueError, match=message):
             read_sources(manifest(splits={"train": train}, labels=["push", "lift"]))
 
@@ -262,7 +219,7 @@ class TestLabelsOfAnExistingHead:
         dataset = manifest(splits={"train": train}, labels=listed)
         source = read_sources(dataset, head_labels=["push", "lift", "pull"])["train"]
         assert source.labels == ["push", "lift", "pull"]
-        assert source.targets.tolist() == [0, 2, 1]
+        assert targets(source) == [0, 2, 1]
 
     @pytest.mark.parametrize("listed", [None, ["lift", "pull", "push"]])
     @pytest.mark.parametrize(

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Co-training: the loss, its independence of accumulation and processes, what is logged, schedules, resuming."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -30,7 +31,6 @@ from modeling_cover import (
     CoverTrainingArguments,
     prepare_cotraining,
 )
-from modeling_cover.mixture import MixtureSampler
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
 from PIL import Image
 from torch.nn import functional as F
@@ -119,7 +119,7 @@ def assert_same_direction_and_size(actual: dict[str, torch.Tensor], expected: di
 def rows_of_first_step(recipe: Recipe) -> tuple[CoverForVideoClassification, list[dict]]:
     torch.manual_seed(0)
     cotraining = prepare_cotraining(recipe, seed=0)
-    references = list(MixtureSampler(cotraining.train_dataset.sizes, seed=42))[:8]
+    references = list(itertools.islice(cotraining.schedule.references(), 8))
     return cotraining.model, [cotraining.train_dataset[reference] for reference in references]
 
 
@@ -164,10 +164,11 @@ class TestLoss:
         assert_same_direction_and_size(accumulated, whole)
 
     def test_an_uneven_last_step_counts_the_rows_it_has(self, recipe, tmp_path):
-        # 16 rows: with batches of 6 the last step has 4, whether they come at once or 3 and 1 (of 3, 3, 3, 3, 3, 1).
-        whole = updates(recipe, tmp_path, per_device_train_batch_size=6, max_steps=3)
-        parts = updates(recipe, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=3)
-        assert_same_direction_and_size(parts, whole)
+        # An epoch of 16 rows is filled up to 18: a step of 12 and one of 6.
+        options = {"num_train_epochs": 1, "max_steps": -1}
+        few = updates(recipe, tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=2, **options)
+        many = updates(recipe, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=4, **options)
+        assert_same_direction_and_size(many, few)
 
     # With batches of 1, a process has videos or images at a time, never both.
     @pytest.mark.parametrize(

@@ -1,0 +1,296 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Speed of the data path: compact beside raw clips, and the mixture schedule beside `datasets.interleave_datasets`.
+
+    python examples/benchmark_data.py [--rounds 7] [--seconds 10]
+
+It draws clips with camera motion, moving objects and sensor noise, encodes them as x264 does by default (constant rate
+factor 23, a keyframe every 250 frames), makes compact ones of them, and reads both through the code that training uses,
+on one thread. Times are medians, over rounds in which the candidates take turns, of the process's own time on the CPU:
+what one core does in a second. Some 2 minutes on 2 CPU cores; it prints the tables of docs/compact_data.md.
+"""
+
+import argparse
+import io
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from datasets import Dataset, interleave_datasets
+from datasets.utils import logging as datasets_logging
+from modeling_cover import CoTrainingDataset, CoverVideoProcessor, read_video
+from modeling_cover.data import load_frames
+from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.media import Media
+from modeling_cover.mixture import MixtureSchedule, SampleReference
+from modeling_cover.preparation import prepare_dataset
+from modeling_cover.prepared_rows import PreparationSettings, encode_video, prepare_row
+from modeling_cover.sources import Source, read_sources
+from PIL import Image
+
+
+SIZES = {"340 x 256": (340, 256), "640 x 360": (640, 360)}
+CLIPS_OF_A_SIZE = 2
+FPS = 30
+NUM_FRAMES, SHORT_SIDE, CROP = 16, 256, 224  # the first two as they are prepared by default
+
+# Rows of the paper's largest mixture.
+ROWS = {"k700": 545_317, "ssv2": 168_913, "mit": 791_297, "imagenet": 1_281_167}
+RESUMED_AT = 50_000_000
+
+
+def texture(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    """A picture whose detail falls with its frequency as that of photographs does."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    amplitude = 1 / np.maximum(frequency, 1 / max(height, width)) ** 1.2
+    phases = rng.uniform(0, 2 * np.pi, (4, *amplitude.shape))
+    common, *channels = np.fft.irfft2(amplitude * np.exp(1j * phases), (height, width))
+    picture = 0.75 * common[..., None] + 0.35 * np.stack(channels, axis=-1)
+    return Image.fromarray((128 + 48 * (picture - picture.mean()) / picture.std()).clip(0, 255).astype(np.uint8))
+
+
+def draw_frames(rng: np.random.Generator, width: int, height: int, num_frames: int) -> Iterable[np.ndarray]:
+    """Frames (H, W, 3) of a camera that pans and zooms over a scene in which three things move and turn."""
+    scene = texture(rng, 2 * height, 2 * width)
+    things = [(texture(rng, height // 2, height // 2), rng.uniform(0.1, 0.3), *rng.uniform(0, 6, 3)) for _ in range(3)]
+    for index in range(num_frames):
+        t = index / FPS
+        zoom = 1 + 0.25 * math.sin(0.5 * t)
+        x, y = width * (1 + 0.35 * math.sin(0.31 * t + 1)), height * (1 + 0.3 * math.cos(0.23 * t))
+        box = (x - width / 2 * zoom, y - height / 2 * zoom, x + width / 2 * zoom, y + height / 2 * zoom)
+        frame = scene.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        for picture, size, phase, speed, turn in things:
+            side = int(height * size * (1.2 + 0.3 * math.sin(t + phase)))
+            angle = 60 * math.sin(t + turn)
+            x = int(width / 2 + 0.4 * width * math.sin((0.4 + speed / 5) * t + phase) - side / 2)
+            y = int(height / 2 + 0.4 * height * math.cos((0.3 + speed / 5) * t + turn) - side / 2)
+            mask = Image.new("L", (side, side), 255).rotate(angle)
+            frame.paste(picture.resize((side, side)).rotate(angle), (x, y), mask)
+        noise = rng.integers(-2, 3, (height, width, 1))
+        yield (np.asarray(frame) + noise).clip(0, 255).astype(np.uint8)
+
+
+def encode(
+    file: str | io.BytesIO,
+    frames: Iterable[np.ndarray],
+    encoder: str,
+    rate: Fraction | int,
+    container: str = "mp4",
+    **options: str,
+) -> None:
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(encoder, rate=rate, options=options)
+        for index, image in enumerate(frames):
+            if not index:
+                stream.height, stream.width = (side // 2 * 2 for side in image.shape[:2])
+                stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
+            image = np.ascontiguousarray(image[: stream.height, : stream.width])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode())
+
+
+def write_raw_clips(folder: Path, seconds: float) -> None:
+    """`CLIPS_OF_A_SIZE` clips of each size: folder/size/train/clip/number.mp4."""
+    for size, (width, height) in SIZES.items():
+        for number in range(CLIPS_OF_A_SIZE):
+            path = folder / size / "train" / "clip" / f"{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frames = draw_frames(np.random.default_rng(number), width, height, round(seconds * FPS))
+            encode(str(path), frames, "libx264", FPS)
+
+
+def entry(format: str, folder: Path) -> DatasetRecipe:
+    return DatasetRecipe(name="clips", format=format, modality="video", splits={"train": str(folder)})
+
+
+def median_times(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Seconds on the CPU of each, the median of `rounds` in which they take turns, after one to warm up."""
+    times = {name: [] for name in runs}
+    for index in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            if index:
+                times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def prepare(folder: Path, size: str, rounds: int) -> list[str]:
+    """Make compact clips of the raw ones. Sizes of a clip, and how many are prepared in a second."""
+    dataset, settings = entry("class_folders", folder / "train"), PreparationSettings(modality="video")
+    summary = prepare_dataset(dataset, folder / "compact", settings)["train"]
+    source = read_sources(dataset)["train"]
+    times = median_times(
+        {"prepare": lambda: [prepare_row(source, row, settings) for row in range(len(source))]}, rounds
+    )
+    sizes = [f"{summary[key] / CLIPS_OF_A_SIZE / 1e3:.0f} kB" for key in ("bytes_before", "bytes_after")]
+    return [size, *sizes, f"{CLIPS_OF_A_SIZE / times['prepare']:.1f}"]
+
+
+def compare_raw_and_compact(folder: Path, rounds: int) -> None:
+    processor = CoverVideoProcessor(
+        num_frames=NUM_FRAMES, size={"shortest_edge": SHORT_SIDE}, crop_size={"height": CROP, "width": CROP}
+    )
+
+    def decode(source: Source) -> None:
+        """What reading costs."""
+        for media in source.media:
+            load_frames(media, "video", processor, processor.sample_frames, SHORT_SIDE)
+
+    def load(source: Source) -> None:
+        """The same, and cropping, mirroring and normalising."""
+        samples = CoTrainingDataset([source], ["clips"], processor, seed=0)
+        for row in range(len(source)):
+            samples[SampleReference("clips", row, row, row)]
+
+    rows = []
+    for size in SIZES:
+        raw = read_sources(entry("class_folders", folder / size / "train"))["train"]
+        compact = read_sources(entry("webdataset", folder / size / "compact" / "train"))["train"]
+        for what, run in {"decoded": decode, "ready for the model": load}.items():
+            times = median_times({"raw": partial(run, raw), "compact": partial(run, compact)}, rounds)
+            speeds = [CLIPS_OF_A_SIZE / times[name] for name in ("raw", "compact")]
+            rows.append([size, what, *(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[0]:.1f} x"])
+    title = f"Samples a second on one core, {NUM_FRAMES} frames, short side {SHORT_SIDE}"
+    print_table(title, ["raw clips", "samples", "raw", "compact", ""], rows)
+
+
+def psnr(frames: np.ndarray, others: np.ndarray) -> float:
+    """Of two clips (T, H, W, 3), as large as both of them are, in decibels."""
+    height, width = (min(sides) for sides in zip(frames.shape[1:3], others.shape[1:3], strict=True))
+    error = frames[:, :height, :width].astype(float) - others[:, :height, :width]
+    return 20 * math.log10(255 / math.sqrt((error**2).mean()))
+
+
+def compare_codecs(clip: Path, rounds: int) -> None:
+    """All at the PSNR of the default, or the least above."""
+    processor = CoverVideoProcessor(num_frames=NUM_FRAMES)
+    frames, metadata = read_video(clip, processor.sample_frames, SHORT_SIDE)
+    rate = Fraction(NUM_FRAMES / metadata.duration).limit_denominator(1000)
+    one_keyframe = {"g": f"{NUM_FRAMES}"}
+
+    def decode(content: bytes) -> torch.Tensor:
+        return load_frames(Media(content, ""), "video", processor, processor.sample_frames, SHORT_SIDE)
+
+    def encoded(encoder: str, container: str = "mp4", **options: str) -> bytes:
+        file = io.BytesIO()
+        encode(file, frames, encoder, rate, container, threads="1", **options)
+        return file.getvalue()
+
+    def quality(content: bytes) -> float:
+        return psnr(frames, decode(content).permute(0, 2, 3, 1).numpy())
+
+    default = encode_video(frames, "mjpeg", 3, metadata.duration)
+    contents = {"Motion JPEG in MP4 (`mjpeg`)": default}
+    contents |= {f"in {name}": encoded("mjpeg", name, qmin="3", qmax="3") for name in ("matroska", "avi", "nut")}
+    wanted = quality(default)
+    for name, options in {
+        "H.264, one keyframe, quick to decode (`h264`)": None,
+        "H.264, one keyframe": one_keyframe,
+        "H.264, keyframes only": {"g": "1"},
+        "H.264, keyframes only, quick to decode": {"g": "1", "tune": "fastdecode"},
+    }.items():
+        for crf in range(32, 10, -1):
+            content = (
+                encode_video(frames, "h264", crf, metadata.duration)
+                if options is None
+                else encoded("libx264", crf=f"{crf}", **options)
+            )
+            if quality(content) >= wanted:
+                contents[f"{name}, factor {crf}"] = content
+                break
+    times = median_times({name: partial(decode, content) for name, content in contents.items()}, rounds)
+    rows = [
+        [name, f"{quality(content):.1f} dB", f"{len(content) / 1e3:.0f} kB", f"{1e3 * times[name]:.1f} ms"]
+        for name, content in contents.items()
+    ]
+    print_table(f"Codecs and containers, one clip of {clip.parts[-4]}", ["", "PSNR", "size", "decoded in"], rows)
+
+
+def measure_schedule(rounds: int) -> None:
+    num_rows = 100_000
+    schedule = MixtureSchedule(ROWS, seed=0)
+
+    def draw() -> None:
+        references = schedule.references()
+        for _ in range(num_rows):
+            next(references)
+
+    def resume() -> None:
+        next(MixtureSchedule(ROWS, seed=0).references(RESUMED_AT))
+
+    datasets_logging.disable_progress_bar()
+    parts = [Dataset.from_dict({"row": range(20_000)}).to_iterable_dataset().shuffle(seed=0) for _ in ROWS]
+    shares = [count / sum(ROWS.values()) for count in ROWS.values()]
+    interleaved = interleave_datasets(parts, probabilities=shares, seed=0, stopping_strategy="all_exhausted")
+
+    def iterate() -> None:
+        for _ in interleaved.take(num_rows // 10):
+            pass
+
+    times = median_times({"draw": draw, "resume": resume, "iterate": iterate}, min(rounds, 3))
+    skipping = RESUMED_AT * times["iterate"] / (num_rows // 10) / 3600
+    rows = [
+        [
+            "`MixtureSchedule`",
+            f"{1e6 * times['draw'] / num_rows:.1f} µs",
+            f"{num_rows / times['draw']:,.0f}",
+            f"{1e3 * times['resume']:.0f} ms",
+        ],
+        [
+            "`datasets.interleave_datasets`",
+            f"{1e6 * times['iterate'] / (num_rows // 10):.1f} µs",
+            f"{num_rows // 10 / times['iterate']:,.0f}",
+            f"{skipping:.1f} hours by skipping",
+        ],
+    ]
+    header = ["four data sets, 2.8 million rows", "a row", "rows a second", f"to row {RESUMED_AT:,}"]
+    print_table("The mixture's order", header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a clip")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_raw_clips(folder, arguments.seconds)
+        print_table(
+            f"Clips of {arguments.seconds:g} s, prepared with the default settings",
+            ["raw clips", "raw", "compact", "prepared in a second on one core"],
+            [prepare(folder / size, size, arguments.rounds) for size in SIZES],
+        )
+        compare_raw_and_compact(folder, arguments.rounds)
+        compare_codecs(folder / next(iter(SIZES)) / "train" / "clip" / "0.mp4", arguments.rounds)
+    measure_schedule(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

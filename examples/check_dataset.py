@@ -1,0 +1,75 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Look for what is wrong with the data sets of a recipe, before training does.
+
+    python examples/check_dataset.py RECIPE.yaml [--full] [--near_duplicates] [--output outputs/check_dataset.jsonl]
+
+Reads every row once, on all cores, as training would: some hundredths of a second a clip and core. Prints tables and
+examples of what it has found, and writes all of it as JSON lines. The exit code is 1 if there are problems (notes are
+none), and 2 if there is nothing to check: a mistake in the recipe, or no data.
+"""
+
+import argparse
+import sys
+
+from modeling_cover import load_recipe
+from modeling_cover.check_report import Report, new_file
+from modeling_cover.checking import check_datasets
+from modeling_cover.cotraining import build_processor, read_recipe_sources
+from modeling_cover.row_pool import usable_cores
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument("--num_workers", type=int, default=usable_cores(), help="processes; default: all cores")
+    parser.add_argument("--full", action="store_true", help="decode every frame of a video")
+    parser.add_argument(
+        "--near_duplicates", action="store_true", help="find copies that were encoded anew or scaled as well"
+    )
+    parser.add_argument("--output", default="outputs/check_dataset.jsonl", help="the findings, as JSON lines")
+    return parser.parse_args()
+
+
+def check(arguments: argparse.Namespace) -> Report:
+    """Check the data sets and write the findings.
+
+    Raises:
+        ValueError: for a mistake in the recipe, or data that cannot be read as it says.
+        OSError: if a data set vanishes, or the findings cannot be written.
+    """
+    recipe = load_recipe(arguments.recipe)
+    sources, processor = read_recipe_sources(recipe), build_processor(recipe)
+    with new_file(arguments.output) as file:
+        report = check_datasets(sources, processor, arguments.num_workers, arguments.full, arguments.near_duplicates)
+        file.writelines(f"{finding.to_json()}\n" for finding in report.findings)
+    return report
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        report = check(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped: {arguments.output} is not written", file=sys.stderr)
+        return 130
+    print(f"\n{report.summary()}; all of them are in {arguments.output}")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Turn a data set into a compact one, which holds just the frames that training samples: see docs/compact_data.md.
+
+    python examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR [--num_frames 16] [--short_side 256]
+    torchrun --nproc-per-node 1 --nnodes 4 ... examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR
+
+It runs on all cores, some 5 clips of ten seconds and 340 x 256 a second on each. Killed, it goes on where it was when the
+same command is started again. With a launcher, each process takes its part of the shards. A file that cannot be read is
+left out and listed in failures.jsonl. It ends with a report and the entry of a recipe that reads the result.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from modeling_cover import load_recipe
+from modeling_cover.checks import check_number
+from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.preparation import check_bad_share, prepare_dataset
+from modeling_cover.preparation_report import report_text
+from modeling_cover.prepared_rows import CODECS, PreparationSettings
+from modeling_cover.row_pool import usable_cores
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="the YAML file with the data set's entry")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="the entry's name")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where to write it")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="some of the entry's; default: all")
+    parser.add_argument("--num_frames", type=int, help="of a video; default: 16. A recipe may read as many, or fewer")
+    parser.add_argument("--short_side", type=int, default=256, help="in pixels; smaller files are not enlarged")
+    parser.add_argument("--codec", choices=CODECS, help="default: mjpeg for videos, jpeg for images")
+    scales = ", ".join(f"{name} {codec.lowest} to {codec.highest} ({codec.default})" for name, codec in CODECS.items())
+    parser.add_argument("--quality", type=int, help=f"on the codec's own scale (and its default): {scales}")
+    parser.add_argument("--shard_size", type=int, default=1000, help="rows of a shard")
+    parser.add_argument("--num_workers", type=int, help="processes; default: one for each core")
+    parser.add_argument("--max_bad_share", type=float, default=0.05, help="of the files that may be left out")
+    return parser.parse_args()
+
+
+def number_from_launcher(name: str, default: int) -> int:
+    """What torchrun and `accelerate launch` tell each process by an environment variable."""
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ValueError(f"the environment variable {name} must be a number, got {value!r}")
+    return int(value)
+
+
+def entry_of(recipe_path: str, name: str) -> DatasetRecipe:
+    datasets = {dataset.name: dataset for dataset in load_recipe(recipe_path).datasets}
+    if name not in datasets:
+        raise ValueError(f"--dataset: {recipe_path} has {', '.join(datasets)}, not {name!r}")
+    return datasets[name]
+
+
+def entry_to_read(dataset: DatasetRecipe, folders: dict[str, str]) -> dict[str, Any]:
+    """The entry of a recipe that reads the compact data set, trained on as the original was."""
+    entry = {"name": dataset.name, "format": "webdataset", "modality": dataset.modality, "splits": folders}
+    defaults = DatasetRecipe(**entry)
+    for key in ("weight", "share", "horizontal_flip", "augmentation", "problem_type"):
+        if getattr(dataset, key) != getattr(defaults, key):
+            entry[key] = getattr(dataset, key)
+    return entry
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    check_number("--max_bad_share", arguments.max_bad_share, at_most=1)
+    dataset = entry_of(arguments.recipe, arguments.dataset)
+    names = ("num_frames", "short_side", "codec", "quality", "shard_size")
+    settings = PreparationSettings(modality=dataset.modality, **{name: getattr(arguments, name) for name in names})
+    workers = max(1, usable_cores() // max(1, number_from_launcher("LOCAL_WORLD_SIZE", 1)))
+    summaries = prepare_dataset(
+        dataset,
+        arguments.output,
+        settings,
+        splits=arguments.splits,
+        num_workers=workers if arguments.num_workers is None else arguments.num_workers,
+        rank=number_from_launcher("RANK", 0),
+        world_size=number_from_launcher("WORLD_SIZE", 1),
+    )
+    if summaries is None:
+        print("This process is done. Others still write; the last of them reports, or this command once more.")
+        return
+    for split, summary in summaries.items():
+        print(report_text(f"{dataset.name}, {split}", summary))
+    folders = {split: str(Path(arguments.output, split)) for split in summaries}
+    if "train" in folders:
+        entry = yaml.safe_dump([entry_to_read(dataset, folders)], sort_keys=False, allow_unicode=True)
+        print(f"\nThe entry of a recipe without `data_root` that reads it:\n\n{entry}")
+    check_bad_share(summaries, arguments.max_bad_share)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        prepare(arguments)
+    except ValueError as error:
+        sys.exit(f"prepare_dataset.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

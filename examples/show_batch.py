@@ -1,0 +1,257 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Draw what the model is fed: a row for each sample of training, its frames as they go into the model.
+
+    python examples/show_batch.py RECIPE.yaml [--rows 16] [--position 0] [--seed 0] [--output batch.png]
+
+Wrong preprocessing is a silent fault: colours swapped, a crop that cuts the action off, "left" mirrored into "right", a
+label of another row. The frames are those after augmentation, with only the normalisation taken back, and the rows those
+which a run of that seed draws from that position on. No weights are loaded; it takes some seconds.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from modeling_cover import CoTrainingDataset, CoverVideoProcessor, Recipe, load_recipe
+from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
+from modeling_cover.data import Sample
+from modeling_cover.mixture import SampleReference
+from modeling_cover.quarantine import Quarantine
+from PIL import Image, ImageDraw, ImageFont
+
+
+FRAMES_A_LINE, LINE_WIDTH = 16, 1000  # at most, of a row; its width in pixels
+LARGEST_FRAME, SMALLEST_FRAME = 112, 56  # on the sheet, in pixels
+TEXT_WIDTH, MARGIN, GAP = 300, 16, 4
+MOST_LINES = 6  # of a row's labels
+INK, GREY, RED, PAPER, RULE = "#1a1a1a", "#6b6b6b", "#b00020", "#ffffff", "#dddddd"
+DATASET_COLOURS = ("#0b5cad", "#a04000", "#1e7d32", "#7b1fa2", "#00796b", "#5d4037", "#c2185b", "#455a64")
+
+
+class Row(NamedTuple):
+    """A sample as it is drawn: its frames (T, H, W, 3), uint8, and what is written beside them."""
+
+    position: int
+    dataset: str
+    modality: str
+    labels: list[str]
+    file: str
+    frames: np.ndarray
+    replaced: str | None = None
+
+
+def read_rows(recipe: Recipe, start: int, count: int, seed: int) -> Iterator[Row]:
+    """The samples that a run draws from position `start` on. A file that cannot be decoded is replaced, as in training.
+
+    Raises:
+        ValueError: if data cannot be read as the recipe says.
+    """
+    sources = {name: splits["train"] for name, splits in read_recipe_sources(recipe).items()}
+    processor, schedule = build_processor(recipe), build_schedule(recipe, sources, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        quarantine = Quarantine(Path(folder) / "quarantine.jsonl", max_share=1.0)
+        dataset = CoTrainingDataset(
+            list(sources.values()),
+            sorted(sources),
+            processor,
+            seed,
+            clip_sampling=recipe.clips.sampling,
+            augmentations=recipe.augmentations,
+            quarantine=quarantine,
+        )
+        streams = dataset.open_streams()
+        for reference in islice(schedule.references(start), count):
+            if (stream := streams.get(reference.dataset)) is not None:
+                reference = reference._replace(example=stream.example(reference.draw))
+            yield read_row(dataset, reference)
+
+
+def read_row(dataset: CoTrainingDataset, reference: SampleReference) -> Row:
+    """One sample of training."""
+    sample, source = dataset[reference], dataset.sources[reference.dataset]
+    media = source.media[reference.row] if reference.example is None else reference.example.media
+    return Row(
+        position=reference.position,
+        dataset=source.name,
+        modality=source.modality,
+        labels=label_texts(sample["labels"], source.labels),
+        file=media.name,
+        frames=shown_frames(sample, dataset.processor),
+        replaced=dataset.quarantine.reason(source.name, media.name),
+    )
+
+
+def label_texts(target: int | torch.Tensor, labels: Sequence[str]) -> list[str]:
+    """The classes that a sample is trained towards; with their shares where it is mixed of two."""
+    if not isinstance(target, torch.Tensor) or target.ndim == 0:
+        return [labels[int(target)]]
+    shares = {labels[index]: float(target[index]) for index in target.nonzero().flatten().tolist()}
+    if all(share > 0.9999 for share in shares.values()):
+        return list(shares) or ["no label"]
+    return [f"{share:.0%} {label}" for label, share in sorted(shares.items(), key=lambda item: -item[1])]
+
+
+def shown_frames(sample: Sample, processor: CoverVideoProcessor) -> np.ndarray:
+    """`pixel_values` (T, 3, H, W) as pictures (T, H, W, 3), uint8: the normalisation is taken back, and nothing else."""
+    pixels = sample["pixel_values"].permute(0, 2, 3, 1)
+    if processor.do_normalize:
+        pixels = pixels * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
+    if processor.do_rescale:
+        pixels = pixels / processor.rescale_factor
+    return pixels.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def draw_sheet(rows: Sequence[Row], title: str) -> Image.Image:
+    """A row for each sample: data set, labels and file on the left, frames on the right in order of time."""
+    columns = min(max(len(row.frames) for row in rows), FRAMES_A_LINE)
+    native = rows[0].frames.shape[1]
+    side = shown_side(native, columns)
+    names = sorted({row.dataset for row in rows})
+    width = TEXT_WIDTH + max(columns * (side + GAP), LINE_WIDTH // 2)
+    scale = "as they are" if side == native else f"drawn at {side} x {side}"
+    note = (
+        f"Each row is a sample as it goes into the model: its pixel_values, {native} x {native} pixels ({scale}), after "
+        "augmentation, with only the normalisation taken back. Time runs from left to right."
+    )
+    blocks = [draw_head(title, note, width)]
+    for row in rows:
+        colour = DATASET_COLOURS[names.index(row.dataset) % len(DATASET_COLOURS)]
+        blocks.append(draw_row(row, colour, side, columns, width))
+    height = sum(block.height for block in blocks)
+    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for block in blocks:
+        sheet.paste(block, (MARGIN, top))
+        top += block.height
+    return sheet
+
+
+def shown_side(native: int, columns: int) -> int:
+    """How large a frame is drawn: small ones a whole number of times as large, large ones as large as the line allows."""
+    allowed = min(LARGEST_FRAME, max(SMALLEST_FRAME, LINE_WIDTH // columns - GAP))
+    return native * (allowed // native) if native <= allowed else allowed
+
+
+def draw_head(title: str, note: str, width: int) -> Image.Image:
+    lines = [(line, 22, INK) for line in wrapped(title, 22, width)] + [
+        (line, 14, GREY) for line in wrapped(note, 14, width)
+    ]
+    return draw_lines(lines, width, bottom=12)
+
+
+def draw_row(row: Row, colour: str, side: int, columns: int, width: int) -> Image.Image:
+    """One sample."""
+    text = draw_lines(row_lines(row, colour), TEXT_WIDTH - 2 * MARGIN)
+    num_lines = -(-len(row.frames) // columns)
+    block = Image.new("RGB", (width, max(text.height, num_lines * (side + GAP)) + 2 * GAP), PAPER)
+    canvas = ImageDraw.Draw(block)
+    canvas.line([(0, 0), (width, 0)], fill=RULE)
+    canvas.rectangle([(0, GAP), (5, block.height - GAP)], fill=colour)
+    block.paste(text, (MARGIN, GAP))
+    for index, frame in enumerate(row.frames):
+        line, column = divmod(index, columns)
+        resampling = Image.Resampling.NEAREST if side >= frame.shape[0] else Image.Resampling.BOX
+        tile = Image.fromarray(frame).resize((side, side), resampling)
+        block.paste(tile, (TEXT_WIDTH + column * (side + GAP), GAP + line * (side + GAP)))
+    return block
+
+
+def row_lines(row: Row, colour: str) -> list[tuple[str, int, str]]:
+    """What is written beside a sample: lines of text, each with its size in pixels and its colour."""
+    width = TEXT_WIDTH - 2 * MARGIN
+    labels = [line for label in row.labels for line in wrapped(label, 18, width)]
+    if len(labels) > MOST_LINES:
+        labels = [*labels[: MOST_LINES - 1], f"and more, {len(row.labels)} labels in all"]
+    lines = [(f"{row.dataset} ({row.modality})", 14, colour), *((label, 18, INK) for label in labels)]
+    if row.replaced is None:
+        lines.append((clipped(row.file, 12, width), 12, GREY))
+    else:
+        lines.append(("stands in for a file that cannot be decoded:", 12, RED))
+        lines.append((clipped(row.file, 12, width), 12, RED))
+    return [*lines, (f"sample {row.position}", 12, GREY)]
+
+
+def draw_lines(lines: Sequence[tuple[str, int, str]], width: int, bottom: int = 0) -> Image.Image:
+    block = Image.new("RGB", (width, sum(round(size * 1.3) for _, size, _ in lines) + bottom), PAPER)
+    canvas, top = ImageDraw.Draw(block), 0
+    for text, size, colour in lines:
+        canvas.text((0, top), text, fill=colour, font=ImageFont.load_default(size))
+        top += round(size * 1.3)
+    return block
+
+
+def wrapped(text: str, size: int, width: int) -> list[str]:
+    """Lines of at most `width` pixels, broken between words, or within one that is too long by itself."""
+    font, lines = ImageFont.load_default(size), [""]
+    for word in text.split():
+        if font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+            continue
+        lines.append("")
+        for letter in word:
+            if font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
+
+
+def clipped(text: str, size: int, width: int) -> str:
+    """The end of `text`, where a path tells the most, as far as it fits into `width` pixels."""
+    font = ImageFont.load_default(size)
+    if font.getlength(text) <= width:
+        return text
+    start = next(start for start in range(len(text)) if font.getlength(f"…{text[start:]}") <= width)
+    return f"…{text[start:]}"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="RECIPE.yaml")
+    parser.add_argument("--output", default="batch.png", help="the picture")
+    parser.add_argument("--rows", type=int, default=16, help="samples, a row each")
+    parser.add_argument("--position", type=int, default=0, help="of the first of them, counted from the run's start")
+    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    arguments = parser.parse_args()
+    if arguments.rows < 1 or arguments.position < 0 or arguments.seed < 0:
+        parser.error("--rows must be at least 1, --position and --seed at least 0")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        recipe = load_recipe(arguments.recipe)
+        rows = list(read_rows(recipe, arguments.position, arguments.rows, arguments.seed))
+        last = arguments.position + arguments.rows - 1
+        span = f"sample {last}" if arguments.rows == 1 else f"samples {arguments.position} to {last}"
+        title = f"What the model is fed: {Path(arguments.recipe).name}, {span} of training, seed {arguments.seed}"
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        draw_sheet(rows, title).save(arguments.output, format="PNG", optimize=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    replaced = sum(row.replaced is not None for row in rows)
+    print(f"{arguments.output}: {len(rows)} samples, {replaced} of them in place of files that cannot be decoded")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a check of data sets has found: as JSON lines for programs, as tables and sentences for people."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+
+PROBLEMS = {
+    "unreadable": "files that cannot be decoded",
+    "truncated": "files that end before their header says",
+    "damaged": "files with frames that cannot be decoded",
+    "row_count": "streamed splits with another number of rows than was said",
+    "empty_class": "classes without a row in the train split",
+    "leak": "validation rows that are training rows as well",
+    "label_mismatch": "files with more than one label",
+    "duplicate": "files that a split has more than once",
+}
+NOTES = {
+    "unvalidated_class": "classes without a row in the validation split",
+    "shared": "data sets with files in common",
+    "spelling": "classes that differ in their spelling alone",
+    "plain": "splits with rows too plain to be told apart by their pixels",
+}
+
+_EXAMPLES = 3
+_LABEL_WIDTH = 20  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, or worth a note.
+
+    Attributes:
+        kind: a key of `PROBLEMS` or `NOTES`.
+        dataset, split: where; the split is None if it is about the data set as a whole.
+        message: a sentence for people.
+        details: for programs, JSON-able.
+    """
+
+    kind: str
+    dataset: str
+    split: str | None
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_problem(self) -> bool:
+        return self.kind in PROBLEMS
+
+    def to_json(self) -> str:
+        """One line."""
+        head = {"kind": self.kind, "is_problem": self.is_problem, "dataset": self.dataset, "split": self.split}
+        return json.dumps({**head, "message": self.message, **self.details}, ensure_ascii=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """A split in numbers.
+
+    Attributes:
+        dataset, split: its names.
+        num_rows: that were read.
+        labels: the label space.
+        class_counts: (classes,), the rows of each.
+    """
+
+    dataset: str
+    split: str
+    num_rows: int
+    labels: Sequence[str]
+    class_counts: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that was found."""
+
+    splits: Sequence[SplitSummary]
+    findings: Sequence[Finding]
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.is_problem]
+
+    def summary(self) -> str:
+        """Tables and sentences, with a few examples of each kind of finding."""
+        notes = len(self.findings) - len(self.problems)
+        parts = [_table([_HEADER, *(self._row(split) for split in self.splits)]), *self._contaminations()]
+        parts += [self._examples(kind, title) for kind, title in {**PROBLEMS, **NOTES}.items() if self._of(kind)]
+        parts.append(f"{_count(len(self.problems), 'problem')}, {_count(notes, 'note')}")
+        return "\n\n".join(parts)
+
+    def _of(self, *kinds: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.kind in kinds]
+
+    def _row(self, split: SplitSummary) -> list[str]:
+        found = [
+            finding for finding in self.findings if (finding.dataset, finding.split) == (split.dataset, split.split)
+        ]
+        bad = {finding.details["row"] for finding in found if finding.kind in ("unreadable", "truncated", "damaged")}
+        leaks = sum(finding.kind == "leak" for finding in found)
+        copies = sum(len(finding.details["names"]) - 1 for finding in found if finding.kind == "duplicate")
+        counts = split.class_counts
+        extremes = [f"{counts[index]} ({_cut(split.labels[index])})" for index in (counts.argmin(), counts.argmax())]
+        leaked = str(leaks) if split.split == "validation" else "-"
+        numbers = [split.num_rows, len(bad), leaked, copies, len(counts), int((counts == 0).sum())]
+        return [split.dataset, split.split, *map(str, numbers), *extremes]
+
+    def _contaminations(self) -> Iterator[str]:
+        """Whose validation is spoilt by whose training rows."""
+        rows = Counter((leak.dataset, name) for leak in self._of("leak") for name in leak.details["train_of"])
+        sizes = {split.dataset: split.num_rows for split in self.splits if split.split == "validation"}
+        for (dataset, other), count in rows.items():
+            whose = "of its own" if other == dataset else f"of {other}"
+            share = f"{count} of its {sizes[dataset]} rows ({count / sizes[dataset]:.1%})"
+            yield f"THE VALIDATION OF {dataset} IS CONTAMINATED: {share} are training rows {whose}."
+
+    def _examples(self, kind: str, title: str) -> str:
+        found = self._of(kind)
+        lines = [f"  {finding.message}" for finding in found[:_EXAMPLES]]
+        if len(found) > _EXAMPLES:
+            lines.append(f"  and {len(found) - _EXAMPLES} more")
+        return "\n".join([f"{'Problem' if kind in PROBLEMS else 'Note'}: {title}: {len(found)}", *lines])
+
+
+_HEADER = [
+    "data set",
+    "split",
+    "rows",
+    "bad files",
+    "leaked",
+    "copies",
+    "classes",
+    "without rows",
+    "smallest class",
+    "largest class",
+]
+
+
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A file to be written that takes its place when it is complete; what was there stays if it never is."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= _LABEL_WIDTH else f"{label[: _LABEL_WIDTH - 1]}…"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first a header, as text in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,63 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checks of what a recipe says: each error names the culprit and what was expected."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def checked_keys(where: str, content: Any, known: set[str] | None) -> dict[str, Any]:
+    """A copy of the mapping `content`; a `ValueError` that says `where` for a key that is not `known`, if that is given."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: expected keys and values, got {content!r}")
+    for key in content:
+        if known is not None and key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected {', '.join(sorted(known))}"
+            raise ValueError(f"{where}: unknown key '{key}', {hint}")
+    return dict(content)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def check_number(name: str, value: Any, at_most: float = math.inf) -> None:
+    """Raise a `ValueError` unless `value` is a finite number from 0 to `at_most`."""
+    if not _is_number(value) or not 0 <= value <= at_most:
+        bounds = "at least 0" if at_most == math.inf else f"from 0 to {at_most:g}"
+        raise ValueError(f"{name} must be a finite number, {bounds}, got {value!r}")
+
+
+def check_whole_number(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a whole number, at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def check_range(name: str, value: Any, at_most: float = math.inf) -> None:
+    """Raise a `ValueError` unless `value` is a tuple of two finite numbers above 0, the smaller one first."""
+    if not isinstance(value, tuple) or len(value) != 2 or not all(_is_number(bound) for bound in value):
+        raise ValueError(f"{name} must be a list of two finite numbers, got {value!r}")
+    if not 0 < value[0] <= value[1] <= at_most:
+        bounds = "above 0" if at_most == math.inf else f"above 0 and at most {at_most:g}"
+        raise ValueError(f"{name} must be {bounds}, the smaller number first, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf

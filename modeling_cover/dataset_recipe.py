@@ -1,0 +1,230 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One entry under `datasets` in a recipe: a data set, in which layout it comes, and how it is trained on."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .configuration_cover import HEAD_NAME, MODALITIES
+
+
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+MISSING_FILES = ("error", "skip")
+SPLITS = ("train", "validation")
+
+_STREAMING = frozenset(["streaming", "sizes", "shuffle_buffer"])
+_TABLE = _STREAMING | {"columns", "media_root", "missing_files", "problem_type"}
+_PUBLISHED = frozenset(["media_root", "missing_files"])
+
+# The keys beyond those of every data set that a format has a use for.
+_OPTIONS = {
+    "class_folders": frozenset(),
+    "manifest": frozenset(["columns", "media_root", "missing_files", "label_separator", "problem_type"]),
+    "kinetics": _PUBLISHED,
+    "something_something": _PUBLISHED,
+    "moments_in_time": _PUBLISHED,
+    "webdataset": _STREAMING | {"columns", "missing_files", "label_separator", "problem_type"},
+    "parquet": _TABLE,
+    "dataset": _TABLE | {"path", "config_name"},
+}
+FORMATS = tuple(_OPTIONS)
+_VIDEO_FORMATS = frozenset(["kinetics", "something_something", "moments_in_time"])
+_REQUIRED = {**dict.fromkeys(_VIDEO_FORMATS, "media_root"), "dataset": "path"}
+_COLUMNS = {
+    "manifest": ("path", "label", "start", "end"),
+    "webdataset": ("label", "start", "end"),
+    "parquet": ("media", "label", "start", "end"),
+    "dataset": ("media", "label", "start", "end"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecipe:
+    """One data set of the mixture.
+
+    Attributes:
+        name: of the data set, of its head and of its metrics.
+        format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.sources.read_sources`] for each.
+        modality: "video" or "image".
+        splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name.
+        weight: w in the paper's loss (section 3.3).
+        share: of the samples, where the mixture's shares are explicit.
+        horizontal_flip: false where left and right are different classes.
+        augmentation: of its training samples; not checked here.
+        problem_type: "single_label_classification" or "multi_label_classification".
+        columns: names of the columns, or of the keys of a JSON object: `label`; `start` and `end` of a segment, in
+            seconds; `path` in a manifest, `media` in Parquet files and data sets.
+        label_separator: between the labels of a multi-label cell of text.
+        media_root: the folder that paths start from; default: the manifest's.
+        labels: the classes in order, or a file of them; default: the source's own, or the train split's, sorted.
+        missing_files: "error", or "skip" to leave out the rows whose file is absent.
+        path: of a `dataset`, a folder or a Hub id.
+        config_name: of a `dataset`.
+        streaming: whether the train split is read in order instead of by index.
+        sizes: rows of the train split, needed where it is streamed and does not say how many it has.
+        shuffle_buffer: rows of the blocks in which a streamed split is shuffled.
+
+    Raises:
+        ValueError: if a value is not what its key takes, or the format has no use for the key.
+    """
+
+    name: str
+    format: str
+    modality: str
+    splits: Mapping[str, str]
+    weight: float = 1.0
+    share: float | None = None
+    horizontal_flip: bool = True
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    problem_type: str = SINGLE_LABEL
+    columns: Mapping[str, str] = field(default_factory=dict)
+    label_separator: str = "|"
+    media_root: str | None = None
+    labels: str | list[str] | None = None
+    missing_files: str = "error"
+    path: str | None = None
+    config_name: str | None = None
+    streaming: bool = False
+    sizes: Mapping[str, int] | None = None
+    shuffle_buffer: int = 100
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not HEAD_NAME.fullmatch(self.name):
+            raise ValueError(f"dataset name {self.name!r}: expected letters, digits, '_' and '-' (not at the start)")
+        if self.name == "mean":
+            raise ValueError("dataset name 'mean': the mean over data sets is logged under that name")
+        try:
+            self._check_values()
+            self._check_splits()
+            self._check_options()
+            self._check_columns()
+        except ValueError as error:
+            raise ValueError(f"dataset '{self.name}': {error}") from error
+
+    def _check_values(self) -> None:
+        _check_choice("format", self.format, FORMATS)
+        _check_choice("modality", self.modality, MODALITIES)
+        _check_choice("problem_type", self.problem_type, (SINGLE_LABEL, MULTI_LABEL))
+        _check_choice("missing_files", self.missing_files, MISSING_FILES)
+        if not _is_number(self.weight) or self.weight < 0:
+            raise ValueError(f"weight must be a finite number, at least 0, got {self.weight!r}")
+        if self.share is not None and (not _is_number(self.share) or self.share <= 0):
+            raise ValueError(f"share must be a finite number above 0, got {self.share!r}")
+        for key in ("horizontal_flip", "streaming"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key} must be true or false, got {getattr(self, key)!r}")
+        if not isinstance(self.augmentation, Mapping):
+            raise ValueError(f"augmentation: expected keys and values, got {self.augmentation!r}")
+        if not isinstance(self.columns, Mapping) or not all(_is_text(column) for column in self.columns.values()):
+            raise ValueError(f"columns: expected names of columns, got {self.columns!r}")
+        for key in ("media_root", "path", "config_name"):
+            if getattr(self, key) is not None and not _is_text(getattr(self, key)):
+                expected = "a name" if key == "config_name" else "a path"
+                raise ValueError(f"{key} must be {expected}, got {getattr(self, key)!r}")
+        if not _is_text(self.label_separator):
+            raise ValueError(f"label_separator must be a string, got {self.label_separator!r}")
+        if not _is_count(self.shuffle_buffer):
+            raise ValueError(f"shuffle_buffer must be a positive whole number, got {self.shuffle_buffer!r}")
+        labels = self.labels if isinstance(self.labels, list) else [self.labels]
+        if self.labels is not None and not all(_is_text(label) for label in labels):
+            raise ValueError(f"labels must be a list of strings or a file, got {self.labels!r}")
+
+    def _check_splits(self) -> None:
+        if not isinstance(self.splits, Mapping) or "train" not in self.splits:
+            raise ValueError(f"splits must name at least the 'train' split, got {self.splits!r}")
+        if unknown := set(self.splits) - set(SPLITS):
+            raise ValueError(f"unknown splits {sorted(unknown, key=str)}, expected train and validation")
+        if not all(_is_text(place) for place in self.splits.values()):
+            raise ValueError(f"splits: expected a path for each, got {self.splits!r}")
+        if self.sizes is not None and not (
+            isinstance(self.sizes, Mapping)
+            and set(self.sizes) == {"train"}
+            and all(_is_count(size) for size in self.sizes.values())
+        ):
+            raise ValueError(f"sizes: expected the number of rows of the train split, got {self.sizes!r}")
+
+    def _check_options(self) -> None:
+        """Raise for a key that would do nothing, and for one that the format cannot do without."""
+        for key in frozenset().union(*_OPTIONS.values()) - _OPTIONS[self.format]:
+            if self._is_given(key):
+                raise ValueError(f"{key} is of no use to the format '{self.format}'")
+        if self._is_given("label_separator") and self.problem_type != MULTI_LABEL:
+            raise ValueError(f"label_separator is of use to {MULTI_LABEL} only")
+        if not self.streaming and (unused := [key for key in ("sizes", "shuffle_buffer") if self._is_given(key)]):
+            raise ValueError(f"{' and '.join(unused)}: of use with streaming only")
+        required = _REQUIRED.get(self.format)
+        if required is not None and getattr(self, required) is None:
+            raise ValueError(f"the format '{self.format}' needs {required}")
+        if self.format in _VIDEO_FORMATS and self.modality != "video":
+            raise ValueError(f"the format '{self.format}' is of videos, got the modality '{self.modality}'")
+
+    def _check_columns(self) -> None:
+        known = _COLUMNS.get(self.format, ())
+        if unknown := sorted(set(self.columns) - set(known), key=str):
+            raise ValueError(f"columns: unknown {unknown}, expected some of {', '.join(known)}")
+
+    def _is_given(self, key: str) -> bool:
+        (default,) = [
+            field.default_factory() if field.default is MISSING else field.default
+            for field in fields(self)
+            if field.name == key
+        ]
+        return getattr(self, key) != default
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == MULTI_LABEL
+
+    def column(self, key: str) -> str | None:
+        """The name of a column; None for `start` and `end` of whole files."""
+        default = {"path": "path", "media": self.modality, "label": "label"}
+        return self.columns.get(key, default.get(key))
+
+    def resolved(self, data_root: str | os.PathLike) -> "DatasetRecipe":
+        """The same with paths that start from `data_root`.
+
+        The splits of a `dataset` are names, and so is its `path` where there is no such folder: an id on the Hub.
+        """
+        root = Path(data_root)
+        changes = {}
+        if self.format != "dataset":
+            changes["splits"] = {split: str(root / Path(place).expanduser()) for split, place in self.splits.items()}
+        if self.media_root is not None:
+            changes["media_root"] = str(root / Path(self.media_root).expanduser())
+        if isinstance(self.labels, str):
+            changes["labels"] = str(root / Path(self.labels).expanduser())
+        if self.path is not None and (root / Path(self.path).expanduser()).exists():
+            changes["path"] = str(root / Path(self.path).expanduser())
+        return replace(self, **changes)
+
+
+def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {choices}, got {value!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

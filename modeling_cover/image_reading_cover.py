@@ -1,0 +1,170 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Videos and images however they come: to clips, to images, or to what is still to be decoded.
+
+Axes: T frames, C channels, H height, W width.
+"""
+
+import io
+import os
+import tempfile
+from pathlib import PurePath
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from huggingface_hub.utils import httpx
+from transformers.image_utils import ChannelDimension
+
+from .video_decoding_cover import VideoDecodingError, VideoSource
+
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+# PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
+_MAX_DOWNLOAD_BYTES = 2**31
+_MAX_BYTES_IN_MEMORY = 2**26
+
+_EXPECTED = (
+    "expected a video (a path, a URL, bytes, a binary file object, a 4-D array or tensor, a list of frames), an image "
+    "(a path, a PIL image, a 3-D array or tensor), or a list of these"
+)
+
+
+def split_batch(videos: Any, data_format: ChannelDimension | None) -> list[torch.Tensor | VideoSource]:
+    """The items of a batch: a clip (T, C, H, W), an image (C, H, W), or what is still to be decoded."""
+    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
+        videos = list(videos)
+    if not isinstance(videos, list | tuple) or _is_frame_list(videos):
+        return [_to_item(videos, "videos", data_format)]
+    if not videos:
+        raise ValueError(f"videos is empty: {_EXPECTED}")
+    return [_to_item(video, f"videos[{index}]", data_format) for index, video in enumerate(videos)]
+
+
+def _is_frame(item: Any) -> bool:
+    return isinstance(item, PIL.Image.Image) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 3)
+
+
+def _is_frame_list(items: list | tuple) -> bool:
+    return len(items) > 0 and all(_is_frame(item) for item in items)
+
+
+def _to_item(item: Any, name: str, data_format: ChannelDimension | None) -> torch.Tensor | VideoSource:
+    if isinstance(item, list | tuple) and _is_frame_list(item):
+        frames = [_to_item(frame, f"{name}[{index}]", data_format) for index, frame in enumerate(item)]
+        shapes = {tuple(frame.shape) for frame in frames}
+        if len(shapes) > 1:
+            raise ValueError(f"the frames of {name} must have one shape (C, H, W), got {sorted(shapes)}")
+        return torch.stack(frames)
+    if isinstance(item, PIL.Image.Image):
+        return image_to_tensor(item)
+    if isinstance(item, np.ndarray | torch.Tensor) and item.ndim in (3, 4):
+        return _array_to_tensor(item, name, data_format)
+    if isinstance(item, str | os.PathLike):
+        return image_to_tensor(read_image(item)) if _has_image_suffix(item) else item
+    if isinstance(item, bytes) or hasattr(item, "read"):
+        return item
+    kind = (
+        f"an array of shape {tuple(item.shape)}" if isinstance(item, np.ndarray | torch.Tensor) else repr(type(item))
+    )
+    raise ValueError(f"{name} is {kind}: {_EXPECTED}")
+
+
+def _array_to_tensor(
+    array: np.ndarray | torch.Tensor, name: str, data_format: ChannelDimension | None
+) -> torch.Tensor:
+    """Channels first, whatever they were: (..., C, H, W). The order is told by the sizes unless it is given."""
+    if 0 in array.shape:
+        raise ValueError(f"{name} has no frames: its shape is {tuple(array.shape)}")
+    if isinstance(array, np.ndarray):
+        # torch takes neither negative strides nor, in silence, a read-only array.
+        array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    before, after = array.shape[-3], array.shape[-1]
+    if data_format is None:
+        # Three channels are likelier than one or four; if that does not decide, first, as all over transformers.
+        channels_last = after in _CHANNELS and (before not in _CHANNELS or (after == 3 and before != 3))
+        data_format = ChannelDimension.LAST if channels_last else ChannelDimension.FIRST
+    if (before if data_format == ChannelDimension.FIRST else after) not in _CHANNELS:
+        raise ValueError(
+            f"{name} must have 1, 3 or 4 channels, before or after height and width (`input_data_format` settles which),"
+            f" got shape {tuple(array.shape)}"
+        )
+    return array if data_format == ChannelDimension.FIRST else array.movedim(-1, -3)
+
+
+def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
+    """(3, H, W), uint8. Transparent parts become white, as those of arrays with four channels do."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _has_image_suffix(path: str | os.PathLike) -> bool:
+    path = urlsplit(path).path if is_url(path) else os.fsdecode(path)
+    return PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
+
+
+def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
+    """The image at a path or a URL, or in a file's bytes, turned upright by its EXIF data.
+
+    Raises:
+        VideoDecodingError: whatever is wrong with it.
+    """
+    try:
+        with _open_image(source) as file, PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
+            image.load()
+            return PIL.ImageOps.exif_transpose(image)
+    except VideoDecodingError:
+        raise
+    # PIL has no error of its own for a broken file; these are what its readers raise.
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fsdecode(source)
+        raise VideoDecodingError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _open_image(source: str | os.PathLike | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return download(source) if is_url(source) else open(source, "rb")
+
+
+def is_url(source: Any) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def download(url: str) -> BinaryIO:
+    """The content of a URL, as a file that lies in memory unless it is large, and is gone when it is closed.
+
+    Raises:
+        VideoDecodingError: it cannot be fetched, or has more than 2 GiB.
+    """
+    file, size = tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY), 0  # noqa: SIM115 (the caller closes it)
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=_URL_TIMEOUT) as response:
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                size += file.write(piece)
+                if size > _MAX_DOWNLOAD_BYTES:
+                    raise VideoDecodingError(f"{url} has more than {_MAX_DOWNLOAD_BYTES} bytes")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise VideoDecodingError(f"{url} cannot be fetched: {error}") from error
+    file.seek(0)
+    return file

@@ -1,0 +1,246 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Label spaces: lists of classes in files, and the labels of rows as indices into such a list.
+
+A label of a row is the name of a class, or its index in a list of names. Where nothing lists names, an index means
+nothing: an order would have to be guessed.
+"""
+
+import csv
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+Label = str | int
+
+
+def read_labels(labels: str | list[str]) -> list[str]:
+    """A label space in its order.
+
+    Args:
+        labels: a list of it, or a file: one class a line, a class and its index on each line, separated by a comma, a
+            JSON list, or a JSON object {class: index}.
+
+    Raises:
+        ValueError: if the file is missing, empty or none of these, a class is given twice, or indices are not 0, 1,
+            2 and so on; the message names the file and the line.
+    """
+    if isinstance(labels, list):
+        return checked_labels(labels, "labels")
+    if not os.path.isfile(labels):
+        raise ValueError(f"labels: {labels} is not a file")
+    where = f"labels: {labels}"
+    try:
+        text = Path(labels).read_text(encoding="utf-8-sig")
+        if labels.lower().endswith(".json"):
+            return checked_labels(_in_json(json.loads(text)), where)
+        return checked_labels(_in_lines(text, is_csv=labels.lower().endswith(".csv")), where)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}, line {error.lineno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except (csv.Error, _FileError) as error:
+        raise ValueError(f"{where}{error}") from error
+
+
+class _FileError(ValueError):
+    """What is wrong within a file; the message goes on from the file's name."""
+
+
+def _in_json(content: Any) -> list[str]:
+    if isinstance(content, list):
+        return content
+    if not isinstance(content, dict):
+        raise _FileError(f": expected a list or an object {{label: index}}, got {content!r}")
+    return _in_order([(f"of {label!r}", label, str(index)) for label, index in content.items()])
+
+
+def _in_lines(text: str, is_csv: bool) -> list[str]:
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    cells = [next(csv.reader([line])) for _, line in lines] if is_csv else [line.rsplit(",", 1) for _, line in lines]
+    if is_csv and cells and len(cells[0]) == 2 and not any(cell.strip().isdecimal() for cell in cells[0]):
+        lines, cells = lines[1:], cells[1:]  # the header line
+    if is_csv and all(len(row) == 1 for row in cells):
+        return [row[0].strip() for row in cells]
+    # The lines of a plain list may have commas, but hardly all of them a comma and a number at their end.
+    if not is_csv and not all(len(row) == 2 and row[1].strip().isdecimal() for row in cells):
+        return [line for _, line in lines]
+    for (number, line), row in zip(lines, cells, strict=True):
+        if len(row) != 2:
+            raise _FileError(f", line {number}: expected a label and its index, got {line!r}")
+    column = 0 if is_csv and all(row[0].strip().isdecimal() for row in cells) else 1
+    return _in_order(
+        [
+            (f"on line {number}", row[1 - column].strip(), row[column])
+            for (number, _), row in zip(lines, cells, strict=True)
+        ]
+    )
+
+
+def _in_order(entries: list[tuple[str, str, str]]) -> list[str]:
+    """Labels by their indices; an entry says where it is, its label and its index."""
+    ordered: list[str | None] = [None] * len(entries)
+    for where, label, index in entries:
+        position = int(index) if index.strip().isdecimal() else -1
+        if not 0 <= position < len(entries) or ordered[position] is not None:
+            expected = f"each of 0 to {len(entries) - 1} once"
+            raise _FileError(f": the index {where}: expected {expected}, got {index!r}")
+        ordered[position] = label
+    return ordered
+
+
+def checked_labels(labels: Any, where: str) -> list[str]:
+    """The list itself. Raises a `ValueError` that says `where` unless it is of different strings, at least one."""
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
+        raise ValueError(f"{where}: expected a list of strings, got {labels!r}")
+    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
+        raise ValueError(f"{where}: {repeated} given more than once")
+    return labels
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The labels of all rows, as they were found.
+
+    Attributes:
+        values: the different ones.
+        codes: int32, of each label of each row the index into `values`.
+        starts: (rows + 1,) int64, where each row's labels start in `codes`; None where each row has just one.
+    """
+
+    values: list[Label]
+    codes: np.ndarray
+    starts: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes) if self.starts is None else len(self.starts) - 1
+
+    def selected(self, rows: np.ndarray) -> "LabelColumn":
+        """Those of some rows; values that none of them has stay, so that the label space does."""
+        if self.starts is None:
+            return LabelColumn(self.values, self.codes[rows])
+        lengths = np.diff(self.starts)[rows]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        return LabelColumn(self.values, self.codes[np.repeat(self.starts[rows], lengths) + within], starts)
+
+    def first_row_of(self, code: int) -> int | None:
+        found = np.flatnonzero(self.codes == code)
+        if not len(found):
+            return None
+        return int(found[0] if self.starts is None else np.searchsorted(self.starts, found[0], side="right") - 1)
+
+
+class LabelColumnBuilder:
+    """Collects the labels of one row after another."""
+
+    def __init__(self, multi_label: bool):
+        self._codes_of: dict[Label, int] = {}
+        self._codes = array("i")
+        self._starts = array("q", [0]) if multi_label else None
+
+    def append(self, label: Any) -> None:
+        """One label; of a multi-label row, a list of them.
+
+        Raises:
+            ValueError: if it is neither a string nor a whole number.
+        """
+        for value in check_label(label, multi_label=self._starts is not None):
+            self._codes.append(self._codes_of.setdefault(value, len(self._codes_of)))
+        if self._starts is not None:
+            self._starts.append(len(self._codes))
+
+    def build(self) -> LabelColumn:
+        starts = None if self._starts is None else np.array(self._starts, dtype=np.int64)
+        return LabelColumn(list(self._codes_of), np.array(self._codes, dtype=np.int32), starts)
+
+
+def check_label(label: Any, multi_label: bool) -> Sequence[Label]:
+    """The labels of one row. Raises a `ValueError` unless it is one label or, if multi-label, a list of them."""
+    if multi_label and not isinstance(label, list | tuple):
+        raise ValueError(f"expected a list of labels, got {label!r}")
+    labels = label if multi_label else (label,)
+    for value in labels:
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise ValueError(f"a label must be a name or an index, got {value!r}")
+        if value == "":
+            raise ValueError("the label is empty")
+    return labels
+
+
+class LabelSpace:
+    """The classes of a head, and which of them a label means.
+
+    Args:
+        labels: the classes in the head's order.
+        listed: the names that indices count in the source, if there is such a list.
+    """
+
+    def __init__(self, labels: list[str], listed: list[str] | None):
+        self.labels = labels
+        self._positions = {label: position for position, label in enumerate(labels)}
+        self._listed = listed
+
+    def position(self, label: Label) -> int | None:
+        """The class's index in the head; None if the head has no such class.
+
+        Raises:
+            ValueError: if the label is an index and there is no list that it counts, or is beyond its end.
+        """
+        if isinstance(label, str):
+            if label in self._positions or self._listed is None or not label.isdecimal():
+                return self._positions.get(label)
+            label = int(label)
+        if self._listed is None:
+            raise ValueError(f"the label {label} is an index: list the names that it counts under `labels`")
+        if not 0 <= label < len(self._listed):
+            raise ValueError(f"the label {label} is none of the {len(self._listed)} classes' indices")
+        return self._positions.get(self._listed[label])
+
+    def target(self, label: Any, multi_label: bool) -> int | np.ndarray:
+        """What the label of one row is to a loss: a class index, or (classes,) float32 of 0 and 1.
+
+        Raises:
+            ValueError: if it is no label, or one of a class that the head does not have.
+        """
+        positions = [self.position(value) for value in check_label(label, multi_label)]
+        if None in positions:
+            raise ValueError(f"class {label!r} is not among the labels {some(self.labels)}")
+        return multi_hot(positions, len(self.labels)) if multi_label else positions[0]
+
+
+def multi_hot(classes: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+    """(num_classes,) float32: 1 for each of `classes`, 0 elsewhere."""
+    target = np.zeros(num_classes, dtype=np.float32)
+    target[classes] = 1
+    return target
+
+
+def split_labels(cell: str, separator: str) -> list[str]:
+    """The labels of a multi-label cell of text; an empty cell has none."""
+    return [label.strip() for label in cell.split(separator)] if cell.strip() else []
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, for a message."""
+    listed = ", ".join(repr(name) for name in names[:most]) or "none"
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -1,0 +1,267 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows of files on disk: folders named after classes, and lists of files in CSV, TSV, JSON and JSON-lines files."""
+
+import csv
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from .dataset_recipe import DatasetRecipe
+from .label_lists import LabelColumn, LabelColumnBuilder, split_labels
+from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
+
+
+logger = logging.get_logger(__name__)
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """What is found of one split, before its label space is known.
+
+    Attributes:
+        media: the file of each row.
+        labels: the labels of each row.
+        names: the classes that the source itself lists in order, if it does.
+        roots: the folders or files that must exist for the rows to be there.
+    """
+
+    media: Sequence[Media]
+    labels: LabelColumn
+    names: list[str] | None = None
+    roots: tuple[str, ...]
+
+
+class Records:
+    """The rows of a table in a file, in order, as tuples of the wanted columns' values.
+
+    Args:
+        file: .csv or .tsv with a header line, .json (a list of objects, or an object of columns) or .jsonl.
+        columns: their names; the values of None are None or empty.
+        header: names of the first columns of a CSV file without a header line.
+
+    Raises:
+        ValueError: in the constructor, if the file is missing or of another type; from the iterator, if it is not
+            what its name says, or lacks a column or all rows. The message names the file and the line, or the item,
+            counted from 1.
+    """
+
+    def __init__(self, file: Path, columns: Sequence[str | None], header: list[str] | None = None):
+        if not file.is_file():
+            raise ValueError(f"{file} is not a file")
+        self.suffix = file.suffix.lower()
+        if self.suffix not in (*_DELIMITERS, ".json", ".jsonl"):
+            raise ValueError(f"{file}: expected a .csv, .tsv, .json or .jsonl file")
+        self.is_text = self.suffix in _DELIMITERS
+        self.file = file
+        self.columns = list(columns)
+        self.number = 0
+        self._header = header
+
+    def place(self, number: int | None = None) -> str:
+        """Where the current row is, or the one of that number."""
+        unit = "item" if self.suffix == ".json" else "line"
+        return f"{self.file}, {unit} {self.number if number is None else number}"
+
+    def __iter__(self) -> Iterator[tuple]:
+        rows = {".json": self._in_json, ".jsonl": self._in_json_lines}.get(self.suffix, self._in_text)
+        is_empty = True
+        try:
+            for self.number, values in rows():
+                is_empty = False
+                yield values
+        except (csv.Error, _RecordError) as error:
+            raise ValueError(f"{self.place()}: {error}") from error
+        except json.JSONDecodeError as error:
+            line = error.lineno if self.suffix == ".json" else self.number
+            raise ValueError(f"{self.file}, line {line}: {error.msg}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.file}: {error}") from error
+        if is_empty:
+            raise ValueError(f"{self.file}: no {'lines after the header' if self.is_text else 'items'}")
+
+    def _in_text(self) -> Iterator[tuple[int, tuple]]:
+        with open(self.file, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=_DELIMITERS[self.suffix], strict=True)
+            self.number = 1
+            header = self._header or next(reader, [])
+            self._check_columns(header)
+            if repeated := [column for column in self.columns if header.count(column) > 1]:
+                raise _RecordError(f"more than one column {repeated}, found {header}")
+            places = [len(header) if column is None else header.index(column) for column in self.columns]
+            for row in self._text_rows(reader):
+                if not row:
+                    continue
+                if len(row) > len(header) and self._header is None:
+                    raise _RecordError("more cells than columns (quote cells with commas)")
+                # A short row has nothing in its last columns.
+                row = row[: len(header)] + [""] * (len(header) + 1 - len(row))
+                yield self.number, tuple([row[place] for place in places])
+
+    def _text_rows(self, reader: Any) -> Iterator[list[str]]:
+        try:
+            for row in reader:
+                self.number = reader.line_num
+                yield row
+        except csv.Error:
+            self.number = reader.line_num
+            raise
+
+    def _in_json(self) -> Iterator[tuple[int, tuple]]:
+        content = json.loads(self.file.read_text(encoding="utf-8-sig"))
+        if isinstance(content, dict):
+            self._check_columns(list(content))
+            columns = [content[column] for column in self.columns if column is not None]
+            if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+                raise ValueError(f"{self.file}: expected lists of one length under {self._names()}")
+            for self.number, values in enumerate(zip(*columns, strict=True), start=1):
+                row = dict(zip(self._names(), values, strict=True))
+                yield self.number, tuple([row.get(column) for column in self.columns])
+        elif isinstance(content, list):
+            for self.number, item in enumerate(content, start=1):
+                yield self.number, self._values(item)
+        else:
+            raise ValueError(f"{self.file}: expected a list of objects or an object of columns, got {content!r}")
+
+    def _in_json_lines(self) -> Iterator[tuple[int, tuple]]:
+        with open(self.file, encoding="utf-8-sig") as file:
+            for self.number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield self.number, self._values(json.loads(line))
+
+    def _values(self, item: Any) -> tuple:
+        if not isinstance(item, dict):
+            raise _RecordError(f"expected an object, got {item!r}")
+        self._check_columns(list(item))
+        return tuple([item.get(column) for column in self.columns])
+
+    def _names(self) -> list[str]:
+        return [column for column in self.columns if column is not None]
+
+    def _check_columns(self, found: list[str]) -> None:
+        if missing := [column for column in self._names() if column not in found]:
+            raise MissingColumnError(f"{self.place()}: no column {missing}, found {found}", missing)
+
+
+class MissingColumnError(ValueError):
+    """A list lacks columns, which are named in `columns`."""
+
+    def __init__(self, message: str, columns: list[str]):
+        super().__init__(message)
+        self.columns = columns
+
+
+class _RecordError(ValueError):
+    """What is wrong with a row; the message goes on from the place of the row."""
+
+
+def read_manifest(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
+    """A list of files and their labels, with segments of them where the recipe names columns for start and end."""
+    columns = [dataset.column(key) for key in ("path", "label", "start", "end")]
+    records = Records(Path(place), columns)
+    paths, numbers, labels = [], array("q"), LabelColumnBuilder(dataset.is_multi_label)
+    starts, ends = array("d"), array("d")
+    has_segments = columns[2:] != [None, None]
+    for path, label, start, end in records:
+        try:
+            if not path or (label == "" and not dataset.is_multi_label):
+                raise ValueError("path or label is empty")
+            if not isinstance(path, str):
+                raise ValueError(f"a path must be a string, got {path!r}")
+            is_cell = dataset.is_multi_label and records.is_text
+            labels.append(split_labels(label, dataset.label_separator) if is_cell else label)
+            if has_segments:
+                start, end = parse_segment(start, end)
+                starts.append(start)
+                ends.append(end)
+        except ValueError as error:
+            raise ValueError(f"{records.place()}: {error}") from error
+        paths.append(path)
+        numbers.append(records.number)
+    root = dataset.media_root if dataset.media_root is not None else str(Path(place).parent)
+    segments = Segments(starts, ends) if has_segments else None
+    return existing_rows(
+        dataset, split, root, paths, labels.build(), lambda row: records.place(numbers[row]), segments=segments
+    )
+
+
+def existing_rows(
+    dataset: DatasetRecipe,
+    split: str,
+    root: str,
+    paths: list[str],
+    labels: LabelColumn,
+    place_of: Callable[[int], str],
+    segments: Segments | None = None,
+    absent: list[int] | None = None,
+) -> SplitRows:
+    """The rows whose file exists.
+
+    Args:
+        paths: absolute, or starting from `root`.
+        place_of: what to call a row in the message.
+        absent: the rows whose file does not exist, if that is known already.
+
+    Raises:
+        ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists.
+    """
+    absent = absent_rows(root, paths) if absent is None else absent
+    if absent:
+        first = f"{place_of(absent[0])}: {os.path.join(root, paths[absent[0]])} does not exist"
+        more = f" (nor do {len(absent) - 1} more of the {len(paths)} files)" if len(absent) > 1 else ""
+        if dataset.missing_files == "error" or len(absent) == len(paths):
+            raise ValueError(f"{first}{more}")
+        logger.warning(f"dataset '{dataset.name}', {split} split: rows without a file are left out: {first}{more}")
+        kept = np.delete(np.arange(len(paths)), absent)
+        paths, labels = [paths[row] for row in kept.tolist()], labels.selected(kept)
+        segments = None if segments is None else segments.selected(kept)
+    return SplitRows(media=PathMedia(root, paths, segments), labels=labels, roots=roots_of(root, paths))
+
+
+def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
+    """Files of `place/class/`, however deep; the label is the folder's name."""
+    if not os.path.isdir(place):
+        raise ValueError(f"{place} is not a folder")
+    paths, labels = [], LabelColumnBuilder(multi_label=False)
+    for label in sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != "."):
+        before = len(paths)
+        for path in _files_in(os.path.join(place, label), label, SUFFIXES[dataset.modality]):
+            paths.append(path)
+            labels.append(label)
+        if len(paths) == before:
+            raise ValueError(f"no {dataset.modality} files in {os.path.join(place, label)}")
+    if not paths:
+        raise ValueError(f"no class folders in {place}")
+    return SplitRows(media=PathMedia(place, paths), labels=labels.build(), roots=(place,))
+
+
+def _files_in(folder: str, prefix: str, suffixes: frozenset[str]) -> Iterator[str]:
+    """Files with one of the suffixes, in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is
+    what a Mac leaves beside a.mp4."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name[0] == ".":
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_in(entry.path, f"{prefix}/{entry.name}", suffixes)
+        elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            yield f"{prefix}/{entry.name}"

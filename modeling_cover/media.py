@@ -1,0 +1,141 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The encoded files that the rows of a data set consist of, found without opening any."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+
+VIDEO_SUFFIXES = frozenset(
+    [".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
+)
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
+SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
+
+
+class Media(NamedTuple):
+    """The encoded file of one row.
+
+    Attributes:
+        content: a path, or the file itself.
+        name: what to call it in messages: a path, "shard-000.tar/key.mp4", "train.parquet, row 3".
+        start, end: of the segment of a longer file, in seconds; None for the file's own.
+    """
+
+    content: str | bytes
+    name: str
+    start: float | None = None
+    end: float | None = None
+
+
+class Segments:
+    """Start and end of each row, in seconds, NaN for the file's own; without arrays, every row is a whole file."""
+
+    def __init__(self, starts: Iterable[float] | None = None, ends: Iterable[float] | None = None):
+        self._starts = None if starts is None else np.asarray(starts, dtype=np.float64)
+        self._ends = None if ends is None else np.asarray(ends, dtype=np.float64)
+
+    def __getitem__(self, row: int) -> tuple[float | None, float | None]:
+        return _at(self._starts, row), _at(self._ends, row)
+
+    def selected(self, rows: np.ndarray) -> "Segments":
+        return Segments(*(None if times is None else times[rows] for times in (self._starts, self._ends)))
+
+
+def _at(times: np.ndarray | None, row: int) -> float | None:
+    if times is None:
+        return None
+    time = float(times[row])
+    return None if math.isnan(time) else time
+
+
+def parse_segment(start: Any, end: Any) -> tuple[float, float]:
+    """Seconds out of two cells; NaN for an empty one.
+
+    Raises:
+        ValueError: if one is no number of seconds, or the segment is empty.
+    """
+    start, end = _parse_seconds("start", start), _parse_seconds("end", end)
+    if end <= (0 if math.isnan(start) else start):
+        raise ValueError(f"the segment from {start} to {end} s is empty")
+    return start, end
+
+
+def _parse_seconds(key: str, value: Any) -> float:
+    if value is None or value == "":
+        return math.nan
+    try:
+        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{key} must be a number of seconds, at least 0, got {value!r}")
+    return seconds
+
+
+class PathMedia(Sequence):
+    """Files by their paths, which start from `root` unless they are absolute.
+
+    The paths lie in one Arrow array. Of a list, every look-up in a forked worker would copy the page that holds the
+    string's reference count, until each worker had millions of strings of its own.
+    """
+
+    def __init__(self, root: str, paths: Iterable[str], segments: Segments | None = None):
+        self._prefix = os.path.join(root, "")
+        self._paths = pa.array(paths, type=pa.large_string())
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int) -> Media:
+        path = self._paths[row].as_py()
+        if path[0] != "/":
+            path = self._prefix + path
+        if self._segments is None:
+            return Media(path, path)
+        return Media(path, path, *self._segments[row])
+
+
+def absent_rows(root: str, paths: Sequence[str]) -> list[int]:
+    """The rows whose file does not exist.
+
+    One listing a folder: hundreds of thousands of look-ups on a network drive would take an hour.
+    """
+    present, absent = {}, []
+    for row, path in enumerate(paths):
+        name = path.rpartition("/")[2]
+        folder = path[: len(path) - len(name)]
+        names = present.get(folder)
+        if names is None:
+            names = present[folder] = file_names(os.path.join(root, folder))
+        if name not in names:
+            absent.append(row)
+    return absent
+
+
+def file_names(folder: str) -> frozenset[str]:
+    """The names in a folder; none if there is no such folder."""
+    return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+
+
+def roots_of(root: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """The folders that all the paths are in: `root`, and what the absolute ones outside of it have in common."""
+    outside = [os.path.dirname(path) for path in paths if path[:1] == "/" and not path.startswith(f"{root}/")]
+    return (root, os.path.commonpath(outside)) if outside else (root,)

@@ -1,0 +1,156 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The files that could not be decoded: written down once, never tried again, and counted.
+
+One file, `quarantine.jsonl`, is what all workers and processes of a run know in common:
+
+    {"dataset": "k400", "path": "k400/train/abseiling/x.mp4", "reason": "... cannot be read as a video: ..."}
+
+It decides nothing about what is trained on: a sample that is listed there would have failed again, and what stands in
+for it is a function of the seed and its position.
+"""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+# The share of bad files is taken of no fewer rows than this (or than the data set has): two bad ones among the first
+# ten say little.
+_FEWEST_ROWS = 1000
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadFilesRecipe:
+    """What to do about files that cannot be decoded.
+
+    Attributes:
+        max_share: of a data set's rows. With more bad ones than that among the rows tried so far (and among no fewer
+            than 1000, or all it has), training stops.
+    """
+
+    max_share: float = 0.05
+
+    def __post_init__(self):
+        number = isinstance(self.max_share, int | float) and not isinstance(self.max_share, bool)
+        if not number or not 0 <= self.max_share <= 1:
+            raise ValueError(f"bad_files: max_share must be between 0 and 1, got {self.max_share!r}")
+
+
+class BadFile(NamedTuple):
+    dataset: str
+    path: str
+    reason: str
+
+
+class TooManyBadFilesError(ValueError):
+    """More files of a data set cannot be decoded than its recipe allows."""
+
+
+class Quarantine:
+    """The bad files of a run. Any number of processes may write to it at a time.
+
+    Args:
+        path: of the file, which need not exist yet.
+        max_share: see [`BadFilesRecipe`].
+    """
+
+    def __init__(self, path: str | os.PathLike, max_share: float = BadFilesRecipe.max_share):
+        self.path = Path(path)
+        self.max_share = max_share
+        self._entries: dict[tuple[str, str], BadFile] = {}
+        self._bytes_read = 0
+
+    def __getstate__(self) -> dict:
+        # A worker that is spawned, not forked, reads the file anew.
+        return {"path": self.path, "max_share": self.max_share}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def add(self, bad_file: BadFile) -> None:
+        """Write a file down, unless it is there already."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            # Released as the file is closed, also where the process is killed.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if bad_file not in self:
+                file.write(json.dumps(bad_file._asdict()).encode() + b"\n")
+
+    def __contains__(self, bad_file: BadFile) -> bool:
+        return self.reason(bad_file.dataset, bad_file.path) is not None
+
+    def reason(self, dataset: str, path: str) -> str | None:
+        """Why a file is in quarantine; None if it is not."""
+        self._read_on()
+        entry = self._entries.get((dataset, path))
+        return None if entry is None else entry.reason
+
+    def entries(self) -> list[BadFile]:
+        """All of them, in the order in which they were found."""
+        self._read_on()
+        return list(self._entries.values())
+
+    def counts(self) -> Counter[str]:
+        """Bad files of each data set."""
+        return Counter(entry.dataset for entry in self.entries())
+
+    def clear(self) -> None:
+        """Forget all of them: a new run tries every file again."""
+        self.path.unlink(missing_ok=True)
+        self._entries.clear()
+        self._bytes_read = 0
+
+    def check(self, dataset: str, size: int, draws: int) -> None:
+        """Raise a [`TooManyBadFilesError`] if more of a data set's files are bad than is allowed.
+
+        Args:
+            dataset: its name.
+            size: its rows.
+            draws: how many have been drawn so far.
+        """
+        bad = [entry for entry in self.entries() if entry.dataset == dataset]
+        rows = min(size, max(draws, _FEWEST_ROWS))
+        if len(bad) > self.max_share * rows:
+            examples = "\n".join(f"  {entry.path}: {entry.reason}" for entry in bad[:_EXAMPLES])
+            raise TooManyBadFilesError(
+                f"dataset '{dataset}': {len(bad)} of the {rows} rows tried cannot be decoded, more than the "
+                f"{self.max_share:.1%} that `bad_files: max_share` allows. The list is {self.path}; it begins with\n"
+                f"{examples}"
+            )
+
+    def _read_on(self) -> None:
+        """Read what has been written since the last time, by whichever process: whole lines only."""
+        try:
+            size = os.stat(self.path).st_size
+        except FileNotFoundError:
+            return
+        if size == self._bytes_read:
+            return
+        if size < self._bytes_read:  # cleared by another process
+            self._entries.clear()
+            self._bytes_read = 0
+        with open(self.path, "rb") as file:
+            file.seek(self._bytes_read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._bytes_read += len(line)
+                entry = BadFile(**json.loads(line))
+                self._entries.setdefault((entry.dataset, entry.path), entry)

@@ -1,0 +1,119 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Processes that work through the rows of a data set, and outlive a file that takes a decoder down."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+
+# Tasks in the works for each worker: while one long video holds up the results, the others have these to go on with.
+_TASKS_AHEAD = 8
+
+_function: Callable[[Any], Any] | None = None  # of a worker
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: a job on a shared machine has fewer than there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class RowPool:
+    """Applies a function to tasks, in processes of their own.
+
+    Args:
+        function: of one task. Errors that it raises leave `map`.
+        on_crash: what to make of a task that kills the process that works on it.
+        num_workers: processes.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], on_crash: Callable[[Any], Any], num_workers: int):
+        self._function = function
+        self._on_crash = on_crash
+        self._num_workers = num_workers
+        self._executor = self._new_executor(num_workers)
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """The results in the order of the tasks, which are taken as workers are about to need them."""
+        pending = deque()
+        for task in tasks:
+            pending.append((task, self._submit(task)))
+            if len(pending) > _TASKS_AHEAD * self._num_workers:
+                yield self._first_result(pending)
+        while pending:
+            yield self._first_result(pending)
+
+    def close(self) -> None:
+        """End the processes; tasks that have not begun are dropped."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _new_executor(self, num_workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(num_workers, initializer=_begin_worker, initargs=(self._function,))
+
+    def _submit(self, task: Any) -> Future:
+        try:
+            return self._executor.submit(_apply, task)
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+            return future
+
+    def _first_result(self, pending: deque[tuple[Any, Future]]) -> Any:
+        if _is_lost(pending[0][1]):
+            self._recover(pending)
+        return pending.popleft()[1].result()
+
+    def _recover(self, pending: deque[tuple[Any, Future]]) -> None:
+        """A worker has died, and the results of all tasks are lost that were in the works: which of them was it?"""
+        self._executor.shutdown()
+        single = self._new_executor(1)
+        for index, (task, future) in enumerate(pending):
+            if not _is_lost(future):
+                continue
+            pending[index] = (task, single.submit(_apply, task))
+            if _is_lost(pending[index][1]):
+                pending[index] = (task, Future())
+                pending[index][1].set_result(self._on_crash(task))
+                single.shutdown()
+                single = self._new_executor(1)
+        single.shutdown()
+        self._executor = self._new_executor(self._num_workers)
+
+
+def _is_lost(future: Future) -> bool:
+    """Whether a result, once it is there, is that the process died."""
+    return isinstance(future.exception(), BrokenProcessPool)
+
+
+def _begin_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent is killed would wait for its next task forever.
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _apply(task: Any) -> Any:
+    return _function(task)

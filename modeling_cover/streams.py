@@ -1,0 +1,291 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Train splits that are read in order instead of by index, shuffled so that a run can stop and go on anywhere.
+
+    pass 0    shards in one order      | block | block | block |      each block permuted
+    pass 1    shards in another        | block | block | block |
+
+What is drawn at a place is a function of the seed and of that place. A shuffle buffer as in `datasets`, which mixes as
+it goes, has no such place: what is in it when a run stops is lost.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import IterableDataset
+from transformers.utils import logging
+
+from .label_lists import LabelSpace
+from .media import Media
+
+
+logger = logging.get_logger(__name__)
+
+# Separates these random streams from one another and from those of mixture.py.
+_SHARD_STREAM, _BLOCK_STREAM = 10, 11
+
+_REMEMBERED_DRAWS = 10_000  # how far back the stream can be taken without starting from its beginning
+_DRAWS_PER_MARK = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStream:
+    """The rows of a split in the order they are stored in.
+
+    Attributes:
+        rows: nothing in them is decoded.
+        read: takes a row, and what to call it in messages, to its file and its label as it is written there.
+        place: where the rows are, for messages.
+        names: the classes that the source itself lists in order, if it does.
+        size: how many rows there are, if the source says so.
+        roots: the folders or files that must exist for the rows to be there.
+    """
+
+    rows: IterableDataset
+    read: Callable[[Mapping[str, Any], str], tuple[Media, Any]]
+    place: str
+    names: list[str] | None
+    size: int | None
+    roots: tuple[str, ...]
+
+
+class Example(NamedTuple):
+    """One row: its encoded file, and its class index or, multi-label, (classes,) float32 of 0 and 1."""
+
+    media: Media
+    target: int | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedSource:
+    """A train split that is only read in order.
+
+    Attributes:
+        name: the data set's, and its head's.
+        modality: "video" or "image".
+        labels: the label space of the head.
+        problem_type: of the head.
+        size: rows of a pass, as the source or the recipe says.
+        roots: the folders or files that must exist for the data set to be there.
+        shuffle_buffer: rows of the blocks in which it is shuffled.
+        stream: the rows.
+        label_space: which class a row's label means.
+    """
+
+    name: str
+    modality: str
+    labels: list[str]
+    problem_type: str
+    size: int
+    roots: tuple[str, ...]
+    shuffle_buffer: int
+    stream: RowStream
+    label_space: LabelSpace
+
+    def __len__(self) -> int:
+        return self.size
+
+    def open(self, seed: int) -> "Stream":
+        """The endless stream of one run."""
+        return Stream(self, seed)
+
+    def example(self, row: "StoredRow") -> Example:
+        """Read a row.
+
+        Raises:
+            ValueError: if it has no file, or no label of the label space.
+        """
+        place = f"{self.stream.place}, shard {row.shard}, row {row.row}"
+        media, label = self.stream.read(row.content, place)
+        try:
+            return Example(media, self.label_space.target(label, self.problem_type.startswith("multi")))
+        except ValueError as error:
+            raise ValueError(f"dataset '{self.name}': {media.name}: {error}") from error
+
+
+class StoredRow(NamedTuple):
+    """A row as it is stored: the number of its shard, its number in the shard, and its columns."""
+
+    shard: int
+    row: int
+    content: Mapping[str, Any]
+
+
+class _Pass:
+    """Goes through all rows once, one shard after another.
+
+    The shards are opened one by one, each as an iterable data set of its own: then the order is ours, and the state
+    within a shard is one that `datasets` restores exactly.
+    """
+
+    def __init__(self, rows: IterableDataset, order: np.ndarray, state: Mapping[str, Any] | None = None):
+        self._rows = rows
+        self._order = order
+        state = {"shard": 0, "row": 0, "inside": None} if state is None else state
+        self._position, self._row, self._inside = state["shard"], state["row"], state["inside"]
+        self._shard = self._iterator = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able; where the next row is."""
+        inside = self._inside if self._shard is None else self._shard.state_dict()
+        return {"shard": self._position, "row": self._row, "inside": inside}
+
+    def read(self, count: int) -> list[StoredRow]:
+        """The next rows; fewer than `count` at the end."""
+        found = []
+        while len(found) < count and self._position < len(self._order):
+            if self._iterator is None:
+                self._open_shard()
+            content = next(self._iterator, None)
+            if content is None:
+                self._position, self._row, self._inside = self._position + 1, 0, None
+                self._shard = self._iterator = None
+                continue
+            found.append(StoredRow(int(self._order[self._position]), self._row, content))
+            self._row += 1
+        return found
+
+    def _open_shard(self) -> None:
+        self._shard = self._rows.shard(num_shards=len(self._order), index=int(self._order[self._position]))
+        if self._inside is not None:
+            self._shard.load_state_dict(self._inside)
+        self._iterator = iter(self._shard)
+
+
+class _Mark(NamedTuple):
+    """The start of a block: its first draw, its pass, its number in the pass, the first draw of the pass, and the
+    state that the pass is read on from."""
+
+    draw: int
+    pass_index: int
+    block: int
+    pass_draw: int
+    state: dict[str, Any] | None
+
+
+_START = _Mark(0, 0, 0, 0, None)
+
+
+class Stream:
+    """Pass after pass over a streamed split, each in another order; a function of the seed.
+
+    A block of `shuffle_buffer` rows is read at a time and permuted. The states at the starts of the latest blocks are
+    remembered: of them alone, the stream can be taken back, saved, and reached again with little reading.
+    """
+
+    def __init__(self, source: StreamedSource, seed: int):
+        self.source = source
+        self.seed = seed
+        self._num_shards = source.stream.rows.num_shards
+        apart = max(_DRAWS_PER_MARK, source.shuffle_buffer)
+        self._marks = deque([_START], maxlen=_REMEMBERED_DRAWS // apart + 2)
+        self._has_warned = False
+        self._go_to(_START)
+
+    def example(self, draw: int) -> Example:
+        """The `draw`-th example, counted from 0 through all passes.
+
+        Raises:
+            ValueError: if the split has no rows, or the row is not what it should be.
+        """
+        if draw < 0:
+            raise ValueError(f"draws count from 0, got {draw}")
+        nearest = self._nearest_mark(draw)
+        if draw < self._block_start or nearest.draw > self._next.draw:
+            self._go_to(nearest)
+        while draw >= self._block_start + len(self._block):
+            self._read_block()
+        return self.source.example(self._block[draw - self._block_start])
+
+    def state_dict(self, draw: int) -> dict[str, Any]:
+        """JSON-able; a stream that loads it reaches `draw` with little reading, whatever this one has read beyond."""
+        return {
+            "seed": self.seed,
+            "shuffle_buffer": self.source.shuffle_buffer,
+            "num_shards": self._num_shards,
+            "mark": self._nearest_mark(draw)._asdict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was taken.
+
+        Raises:
+            ValueError: if the state is of another seed, another shuffle buffer, or another data set.
+        """
+        own = self.state_dict(0)
+        for key in ("seed", "shuffle_buffer", "num_shards"):
+            if state[key] != own[key]:
+                change = f"{key} {state[key]}, which is now {own[key]}"
+                raise ValueError(f"dataset '{self.source.name}': cannot go on from a state with {change}")
+        mark = _Mark(**state["mark"])
+        self._marks.clear()
+        self._marks.append(mark)
+        self._go_to(mark)
+
+    def sample_pool(self, most: int = 64) -> list[Example]:
+        """The first examples as they are stored, whatever the seed: to stand in for those that cannot be decoded."""
+        rows = self.source.stream.rows
+        stored = (
+            # Not `iter(...)`: in a data loader's worker that would be the worker's part of the rows.
+            StoredRow(shard, row, {column: values[0] for column, values in batch.items()})
+            for shard in range(self._num_shards)
+            for row, batch in enumerate(rows.shard(self._num_shards, shard).iter(batch_size=1))
+        )
+        return [self.source.example(row) for row in itertools.islice(stored, most)]
+
+    def _nearest_mark(self, draw: int) -> _Mark:
+        return next((mark for mark in reversed(self._marks) if mark.draw <= draw), _START)
+
+    def _go_to(self, mark: _Mark) -> None:
+        self._next = mark
+        self._pass = self._open_pass(mark.pass_index, mark.state)
+        self._block: list[StoredRow] = []
+        self._block_start = mark.draw
+
+    def _open_pass(self, index: int, state: Mapping[str, Any] | None = None) -> _Pass:
+        order = np.random.default_rng([_SHARD_STREAM, self.seed, index]).permutation(self._num_shards)
+        return _Pass(self.source.stream.rows, order, state)
+
+    def _read_block(self) -> None:
+        mark = self._next
+        rows = self._pass.read(self.source.shuffle_buffer)
+        if not rows:
+            self._check_pass(mark)
+            mark = _Mark(mark.draw, mark.pass_index + 1, 0, mark.draw, None)
+            self._pass = self._open_pass(mark.pass_index)
+            rows = self._pass.read(self.source.shuffle_buffer)
+        order = np.random.default_rng([_BLOCK_STREAM, self.seed, mark.pass_index, mark.block]).permutation(len(rows))
+        self._block = [rows[index] for index in order]
+        self._block_start = mark.draw
+        self._remember(mark)
+        state = self._pass.state_dict()
+        self._next = _Mark(mark.draw + len(rows), mark.pass_index, mark.block + 1, mark.pass_draw, state)
+
+    def _remember(self, mark: _Mark) -> None:
+        if mark.draw >= self._marks[-1].draw + _DRAWS_PER_MARK:
+            self._marks.append(mark)
+
+    def _check_pass(self, end: _Mark) -> None:
+        rows = end.draw - end.pass_draw
+        if rows == 0:
+            raise ValueError(f"dataset '{self.source.name}': no rows in {self.source.stream.place}")
+        if rows != self.source.size and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                f"dataset '{self.source.name}': {self.source.stream.place} has {rows} rows, not {self.source.size}"
+            )

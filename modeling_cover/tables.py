@@ -1,0 +1,397 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows of tables: Parquet files with embedded videos or images, and any data set of the `datasets` library.
+
+`datasets` maps such tables into memory: a row is read when it is asked for, and processes share the pages.
+"""
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetsError
+
+from .dataset_recipe import DatasetRecipe
+from .label_lists import LabelColumn
+from .manifests import SplitRows, existing_rows
+from .media import Media, Segments, parse_segment
+from .streams import RowStream
+from .video_decoding_cover import VideoDecodingError
+
+
+_FEATURES = {"video": datasets.Video, "image": datasets.Image}
+_LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+_MAX_DISK_SHARDS = 64  # of a data set on disk that is streamed: pieces whose order is shuffled
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are.
+
+    Attributes:
+        media, label, start, end: their names.
+        holds_paths: whether the media column holds paths alone.
+        names: the classes that indices in the label column count, if it lists them.
+    """
+
+    media: str
+    label: str
+    start: str | None
+    end: str | None
+    holds_paths: bool
+    names: list[str] | None
+
+    @property
+    def all(self) -> list[str]:
+        return [column for column in (self.media, self.label, self.start, self.end) if column is not None]
+
+
+def find_parquet_files(place: str) -> list[str]:
+    """A .parquet file, those of a folder or those of a pattern.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if os.path.isdir(place):
+        found = sorted(str(file) for file in Path(place).rglob("*.parquet"))
+    else:
+        found = [place] if os.path.isfile(place) else sorted(glob.glob(place, recursive=True))
+    if not found:
+        raise ValueError(f"no .parquet files: {place} is neither such a file, nor a folder or a pattern of them")
+    return found
+
+
+def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """The rows of each file.
+
+    Raises:
+        ValueError: if one is truncated or not of Parquet, or lacks a column, or none has rows; the message names it.
+    """
+    counts = []
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                found, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{file} is truncated or no Parquet file: {error}") from error
+        if missing := [column for column in columns if column not in found]:
+            raise ValueError(f"{file}: no column {missing}, found {found}")
+        counts.append(rows)
+    if not any(counts):
+        raise ValueError(f"{files[0]}: no rows")
+    return counts
+
+
+def load(path: str, *args: Any, **kwargs: Any) -> datasets.Dataset | datasets.IterableDataset:
+    """`datasets.load_dataset`, whatever goes wrong in which is a `ValueError`."""
+    try:
+        return datasets.load_dataset(path, *args, **kwargs)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
+
+
+def load_from_disk(path: str, split: str) -> datasets.Dataset:
+    """A split, or a slice such as "train[:90%]" of one, of what `save_to_disk` has left in a folder.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    try:
+        saved = datasets.load_from_disk(path)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
+    if isinstance(saved, datasets.Dataset):
+        saved = {str(saved.split or "train"): saved}
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(saved[name]) for name in saved})
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{path}: no split '{split}', expected one of {', '.join(saved)} or a slice of it") from error
+    table = saved[part.splitname]
+    first, end = part.from_ or 0, len(table) if part.to is None else part.to
+    return table if (first, end) == (0, len(table)) else table.select(range(first, end))
+
+
+def _is_saved_to_disk(path: str) -> bool:
+    """Whether a folder is of `save_to_disk`; others are read as on the Hub."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def undecoded(
+    dataset: DatasetRecipe, table: datasets.Dataset | datasets.IterableDataset, features: Mapping[str, Any] | None
+) -> tuple[datasets.Dataset | datasets.IterableDataset, Columns]:
+    """The wanted columns of a table, the videos or images as they are encoded.
+
+    Args:
+        features: of the table, None if it does not say.
+
+    Raises:
+        ValueError: if there is no such column, or it does not hold what it should.
+    """
+    names = {key: dataset.column(key) for key in ("media", "label", "start", "end")}
+    if features is None:
+        columns = Columns(**names, holds_paths=False, names=None)
+        return table.select_columns(columns.all), columns
+    if missing := [name for name in names.values() if name is not None and name not in features]:
+        raise ValueError(f"no column {missing}, found {list(features)}")
+    media, label = features[names["media"]], features[names["label"]]
+    kind = _FEATURES[dataset.modality]
+    if isinstance(media, kind):
+        table = table.cast_column(names["media"], kind(decode=False))
+    elif not _is_path(media) and not _is_binary(media) and not _is_file(media):
+        raise ValueError(f"column '{names['media']}': expected {dataset.modality}s, bytes or paths, found {media}")
+    is_list = isinstance(label, datasets.List | datasets.LargeList)
+    if is_list != dataset.is_multi_label:
+        raise ValueError(f"column '{names['label']}': {dataset.problem_type} does not go with {label}")
+    item = label.feature if is_list else label
+    listed = item.names if isinstance(item, datasets.ClassLabel) else None
+    columns = Columns(**names, holds_paths=_is_path(media), names=listed)
+    return table.select_columns(columns.all), columns
+
+
+def _is_path(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _is_binary(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _is_file(feature: Any) -> bool:
+    return isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature)
+
+
+class Places:
+    """What to call the rows of a table that was read from several files.
+
+    Args:
+        files: their names.
+        counts: rows of each; None where there is just one.
+    """
+
+    def __init__(self, files: Sequence[str], counts: Sequence[int] | None = None):
+        self.name = ", ".join(files[:2]) + (", ..." if len(files) > 2 else "")
+        self._files = list(files)
+        self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64) if counts else np.zeros(1)
+
+    def __getitem__(self, row: int) -> str:
+        file = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return f"{self._files[file]}, row {row - int(self._starts[file])}"
+
+
+def to_media(value: Any, place: str, root: str | None, start: float | None = None, end: float | None = None) -> Media:
+    """The file in a cell: bytes, a path, or a mapping with both.
+
+    Raises:
+        VideoDecodingError: if the cell is empty or something else.
+    """
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
+    if content is None:
+        content = path
+    if not isinstance(content, bytes | str) or not content:
+        raise VideoDecodingError(f"{place}: expected a file's bytes or path, found {value!r}")
+    if isinstance(content, bytes):
+        return Media(content, f"{place} ({path})" if path else place, start, end)
+    if "://" in content:
+        with fsspec.open(content, "rb") as file:
+            return Media(file.read(), content, start, end)
+    path = content if root is None else os.path.join(root, content)
+    return Media(path, path, start, end)
+
+
+class TableMedia(Sequence):
+    """The media column of a table."""
+
+    def __init__(
+        self, table: datasets.Dataset, column: str, places: Places, root: str | None, segments: Segments | None
+    ):
+        self._table = table.select_columns([column])
+        self._column = column
+        self._places = places
+        self._root = root
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: int) -> Media:
+        value = self._table[row][self._column]
+        segment = (None, None) if self._segments is None else self._segments[row]
+        return to_media(value, self._places[row], self._root, *segment)
+
+
+@dataclass(frozen=True)
+class TableRowReader:
+    """Reads the file and the label out of a streamed row of a table."""
+
+    columns: Columns
+    root: str | None
+
+    def __call__(self, row: Mapping[str, Any], place: str) -> tuple[Media, Any]:
+        columns = self.columns
+        start, end = parse_segment(row.get(columns.start), row.get(columns.end))
+        segment = Segments([start], [end])[0]
+        return to_media(row[columns.media], place, self.root, *segment), row[columns.label]
+
+
+def label_column(table: datasets.Dataset, name: str, places: Places) -> LabelColumn:
+    """The labels of all rows.
+
+    Raises:
+        ValueError: if one is missing, or they are neither names nor indices.
+    """
+    column = _array(table, name)
+    if column.null_count:
+        raise ValueError(f"{places[_first(pc.is_null(column))]}: no {name}")
+    starts = None
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        column = pc.list_flatten(column)
+        if column.null_count:
+            row = int(np.searchsorted(starts, _first(pc.is_null(column)), side="right")) - 1
+            raise ValueError(f"{places[row]}: an empty label in the list under {name}")
+    if not any(check(column.type) for check in _LABEL_TYPES):
+        raise ValueError(f"column '{name}': expected names or indices of classes, found {column.type}")
+    encoded = pc.dictionary_encode(column)
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    return LabelColumn(encoded.dictionary.to_pylist(), codes, starts)
+
+
+def _array(table: datasets.Dataset, name: str) -> pa.Array:
+    column = table.select_columns([name]).with_format("arrow")[:][name]
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _first(mask: pa.Array) -> int:
+    return pc.index(mask, True).as_py()
+
+
+def segments(table: datasets.Dataset, columns: Columns, places: Places) -> Segments | None:
+    """The segments of all rows, if there are columns of them.
+
+    Raises:
+        ValueError: if one is empty or not in seconds.
+    """
+    if columns.start is None and columns.end is None:
+        return None
+    starts, ends = (
+        [None] * len(table) if name is None else _array(table, name).to_pylist()
+        for name in (columns.start, columns.end)
+    )
+    parsed = np.empty((len(table), 2))
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        try:
+            parsed[row] = parse_segment(start, end)
+        except ValueError as error:
+            raise ValueError(f"{places[row]}: {error}") from error
+    return Segments(parsed[:, 0], parsed[:, 1])
+
+
+def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
+    """All rows of a split, by index.
+
+    Raises:
+        ValueError: if the table cannot be loaded or has no rows, a column is missing or of the wrong type, or a file
+            that a row names does not exist.
+    """
+    root = dataset.media_root
+    if dataset.format == "parquet":
+        files = find_parquet_files(place)
+        wanted = _wanted_columns(dataset)
+        places = Places(files, parquet_row_counts(files, wanted))
+        table = load("parquet", data_files=_data_files(files), split="train", columns=wanted)
+        root = os.path.dirname(files[0]) if root is None else root
+    else:
+        table, places = _load_split(dataset, place), Places([f"{dataset.path}, split {place}"])
+    if len(table) == 0:
+        raise ValueError(f"{places.name}: no rows")
+    try:
+        table, columns = undecoded(dataset, table, table.features)
+    except ValueError as error:
+        raise ValueError(f"{places.name}: {error}") from error
+    labels, parts = label_column(table, columns.label, places), segments(table, columns, places)
+    if columns.holds_paths:
+        paths = _array(table, columns.media).to_pylist()
+        if None in paths or "" in paths:
+            raise ValueError(f"{places[next(row for row, path in enumerate(paths) if not path)]}: no {columns.media}")
+        rows = existing_rows(dataset, split, root or "", paths, labels, places.__getitem__, segments=parts)
+        return replace(rows, names=columns.names)
+    roots = [file["filename"] for file in table.cache_files]
+    return SplitRows(
+        media=TableMedia(table, columns.media, places, root, parts),
+        labels=labels,
+        names=columns.names,
+        roots=tuple(dict.fromkeys(roots if dataset.media_root is None else [*roots, dataset.media_root])),
+    )
+
+
+def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
+    """The train split, in order.
+
+    Raises:
+        ValueError: if the table cannot be loaded, or a column is missing or of the wrong type.
+    """
+    size, root, roots = None, dataset.media_root, ()
+    if dataset.format == "parquet":
+        files = find_parquet_files(place)
+        wanted = _wanted_columns(dataset)
+        size = sum(parquet_row_counts(files, wanted))
+        # Shards are what is shuffled as a whole: better the row groups than the files, of which there may be but one.
+        table = load("parquet", data_files=_data_files(files), split="train", columns=wanted, streaming=True)
+        table = table.reshard()
+        root, roots = os.path.dirname(files[0]) if root is None else root, tuple(files)
+        name = place
+    else:
+        table, name = _load_split(dataset, place, streaming=not _is_saved_to_disk(dataset.path)), dataset.path
+        if isinstance(table, datasets.Dataset):
+            size, roots = len(table), tuple(dict.fromkeys(file["filename"] for file in table.cache_files))
+            table = table.to_iterable_dataset(num_shards=max(1, min(_MAX_DISK_SHARDS, size)))
+        elif table.info.splits is not None and place in table.info.splits:
+            size = table.info.splits[place].num_examples
+    try:
+        table, columns = undecoded(dataset, table, table.features)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return RowStream(
+        rows=table, read=TableRowReader(columns, root), place=name, names=columns.names, size=size, roots=roots
+    )
+
+
+def _data_files(files: Sequence[str]) -> dict[str, list[str]]:
+    # `datasets` takes names of files for patterns.
+    return {"train": [glob.escape(file) for file in files]}
+
+
+def _wanted_columns(dataset: DatasetRecipe) -> list[str]:
+    names = [dataset.column(key) for key in ("media", "label", "start", "end")]
+    return [name for name in names if name is not None]
+
+
+def _load_split(
+    dataset: DatasetRecipe, split: str, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
+    if _is_saved_to_disk(dataset.path):
+        if dataset.config_name is not None:
+            raise ValueError(f"{dataset.path}: config_name is of no use to what save_to_disk has written")
+        return load_from_disk(dataset.path, split)
+    return load(dataset.path, dataset.config_name, split=split, streaming=streaming)

@@ -1,0 +1,403 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""WebDataset shards: tar files whose members belong together where their names are the same up to the first dot.
+
+    shard-000.tar       a.mp4  a.cls  b.mp4  b.cls       two samples, a and b
+    shard-001.tar       c.mp4  c.json                    one
+
+A tar file is read by index: its headers say where each member lies, and a sample is then one read at an offset.
+Nothing is extracted and nothing is written.
+"""
+
+import glob
+import json
+import os
+import re
+import tarfile
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from transformers.utils import logging
+
+from .dataset_recipe import DatasetRecipe
+from .label_lists import LabelColumnBuilder, checked_labels, split_labels
+from .manifests import SplitRows
+from .media import SUFFIXES, Media, Segments, parse_segment
+from .streams import RowStream
+from .video_decoding_cover import VideoDecodingError
+
+
+logger = logging.get_logger(__name__)
+
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"LZIP": "lzip"}
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_LABEL_EXTENSIONS = ("cls", "json", "txt")
+_BLOCK = 512
+_MAX_OPEN_FILES = 200
+_HEADER_THREADS = 8  # on a network drive the headers wait for one another
+
+
+class TarSample(NamedTuple):
+    """One sample of a shard: where its file lies, and its label as it is written there."""
+
+    shard: str
+    member: str
+    offset: int
+    size: int
+    label: Any
+    start: float
+    end: float
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+
+
+def find_shards(place: str) -> list[str]:
+    """The .tar files of a folder, or of a pattern such as "train-{000..099}.tar" or "train-*.tar".
+
+    Raises:
+        ValueError: if there are none, or not all that a pattern names.
+    """
+    if os.path.isdir(place):
+        names = sorted(os.listdir(place))
+        if compressed := [name for name in names if name.endswith(_COMPRESSED_SUFFIXES)]:
+            raise ValueError(
+                f"{os.path.join(place, compressed[0])} is compressed: decompress it, videos and images are"
+            )
+        shards = [os.path.join(place, name) for name in names if name.endswith(".tar")]
+        if not shards:
+            raise ValueError(f"no .tar files in {place}")
+        return shards
+    shards = []
+    for pattern in expand_braces(place):
+        is_name = os.path.isfile(pattern) or not glob.has_magic(pattern)
+        found = [pattern] if is_name else sorted(glob.glob(pattern))
+        if not found:
+            raise ValueError(f"no files match {pattern}")
+        shards += found
+    if missing := [shard for shard in shards if not os.path.isfile(shard)]:
+        raise ValueError(f"{missing[0]} is not a file, nor a folder of .tar files")
+    return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """As a shell does: "a{00..02}" is a00, a01, a02, and "{a,b}c" is ac, bc.
+
+    Raises:
+        ValueError: if a brace is neither.
+    """
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+    if span is not None:
+        width = len(span[1]) if span[1].startswith("0") else 0
+        parts = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
+    elif "," in braces[1]:
+        parts = braces[1].split(",")
+    else:
+        parts = []
+    if not parts:
+        raise ValueError(f"{pattern}: expected {{first..last}} or {{one,other}}, got {braces[0]}")
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [name for part in parts for name in expand_braces(before + part + after)]
+
+
+def listed_names(shards: Sequence[str]) -> list[str] | None:
+    """The classes that a dataset.json beside the shards lists under "labels", if there is one."""
+    path = Path(shards[0]).parent / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        raise ValueError(f'{path}: expected an object with "labels"')
+    return checked_labels(content["labels"], f"{path}: labels")
+
+
+class ShardReader:
+    """Reads the headers of shards, and of each sample all but its video or image.
+
+    Args:
+        dataset: which members are media, and under which keys of a .json member label and segment are.
+
+    Raises:
+        ValueError: from `samples`, if the shard is truncated, compressed or no tar file, or if one of its samples has
+            no label, or more than one video or image. The message names the shard and the sample.
+    """
+
+    def __init__(self, dataset: DatasetRecipe):
+        self._suffixes = SUFFIXES[dataset.modality]
+        self._modality = dataset.modality
+        self._columns = {key: dataset.column(key) for key in ("label", "start", "end")}
+        self._separator = dataset.label_separator if dataset.is_multi_label else None
+        self._skips = dataset.missing_files == "skip"
+
+    def samples(self, shard: str) -> tuple[list[TarSample], int]:
+        """In the order of their first members; and how many were left out for want of a file, as the recipe says."""
+        members: dict[str, dict[str, _Member]] = {}
+        with open(shard, "rb", buffering=0) as file:
+            for member in _members(shard, file):
+                key, extension = _key_and_extension(member.name)
+                if key is None:
+                    continue
+                if extension in members.setdefault(key, {}):
+                    raise ValueError(f"{shard}/{member.name}: there is more than one member of that name")
+                members[key][extension] = member
+            found = [self._sample(shard, file.fileno(), key, parts) for key, parts in members.items()]
+        samples = [sample for sample in found if sample is not None]
+        return samples, len(found) - len(samples)
+
+    def _sample(self, shard: str, file: int, key: str, parts: dict[str, _Member]) -> TarSample | None:
+        where = f"{shard}/{key}"
+        media = [extension for extension in parts if f".{extension.rpartition('.')[2]}" in self._suffixes]
+        if not media and self._skips:
+            return None
+        if len(media) != 1:
+            found = ", ".join(sorted(parts))
+            raise ValueError(f"{where}: expected one {self._modality} file, found the extensions {found}")
+        try:
+            texts = {
+                extension: os.pread(file, parts[extension].size, parts[extension].offset).decode("utf-8-sig")
+                for extension in _LABEL_EXTENSIONS
+                if extension in parts
+            }
+            label, start, end = self._annotation(texts)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        member = parts[media[0]]
+        return TarSample(shard, member.name, member.offset, member.size, label, start, end)
+
+    def _annotation(self, texts: dict[str, str]) -> tuple[Any, float, float]:
+        fields = json.loads(texts["json"]) if "json" in texts else {}
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected an object in the .json member, got {fields!r}")
+        given = [column for key, column in self._columns.items() if column is not None and key != "label"]
+        if missing := [column for column in given if column not in fields]:
+            raise ValueError(f"no {missing} in the .json member, found {list(fields)}")
+        start, end = parse_segment(fields.get(self._columns["start"]), fields.get(self._columns["end"]))
+        if "cls" in texts:
+            label = self._label_in_text(texts["cls"])
+        elif "json" in texts:
+            if self._columns["label"] not in fields:
+                raise ValueError(f"no '{self._columns['label']}' in the .json member, found {list(fields)}")
+            label = fields[self._columns["label"]]
+        elif "txt" in texts:
+            label = self._label_in_text(texts["txt"])
+        else:
+            raise ValueError("no label: expected a .cls, .json or .txt member")
+        return label, start, end
+
+    def _label_in_text(self, text: str) -> Any:
+        if self._separator is not None:
+            return [_name_or_index(label) for label in split_labels(text, self._separator)]
+        return _name_or_index(text.strip())
+
+
+def _name_or_index(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
+def _key_and_extension(name: str) -> tuple[str, str] | tuple[None, None]:
+    """The name up to the first dot of its last part, and what follows the dot; neither of a hidden file."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and extension else (None, None)
+
+
+def _members(shard: str, file: Any) -> Iterator[_Member]:
+    """The regular files of a tar file, in order."""
+    start = file.read(8)
+    for magic, compression in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            raise ValueError(f"{shard} is compressed ({compression}): decompress it, videos and images are")
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.issparse():
+                    raise ValueError(f"{shard}/{member.name} is sparse: write the shard without --sparse")
+                if member.isreg():
+                    yield _Member(member.name, member.offset_data, member.size)
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is truncated or no tar file: {error}") from error
+    # tarfile takes whatever it cannot read after the first member for the end. The end is a block of zeros.
+    size = os.fstat(file.fileno()).st_size
+    if len(block := os.pread(file.fileno(), _BLOCK, end)) < _BLOCK or any(block):
+        raise ValueError(f"{shard} is truncated or damaged: no end after byte {end} of {size}")
+    if any(os.pread(file.fileno(), 20 * _BLOCK, end + _BLOCK)):
+        raise ValueError(f"{shard} goes on after its end at byte {end}: tar files cannot be joined end to end")
+
+
+class _OpenFile:
+    """A file that is closed when nobody refers to it any more."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self):
+        if "descriptor" in self.__dict__:
+            os.close(self.descriptor)
+
+
+class _OpenFiles:
+    """The files read last, kept open. Reading at an offset moves nothing that processes share: a fork may use them."""
+
+    def __init__(self):
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return {"_files": OrderedDict()}
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Raises a `VideoDecodingError` if the file ends before that."""
+        file = self._files.pop(path, None) or _OpenFile(path)
+        self._files[path] = file
+        while len(self._files) > _MAX_OPEN_FILES:
+            self._files.popitem(last=False)
+        parts = []
+        while size > 0 and (part := os.pread(file.descriptor, size, offset)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        if size > 0:
+            raise VideoDecodingError(f"{path} ends {size} bytes early: it has changed since it was opened")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def sample_name(shard: str, member: str) -> str:
+    """ "train-000.tar/key.mp4"."""
+    return f"{os.path.basename(shard)}/{member}"
+
+
+class TarMedia(Sequence):
+    """The videos or images of all shards, each read at its offset.
+
+    Args:
+        shards: paths.
+        shard_of, offsets, sizes: of each row, the index of its shard and where its file lies in it, in bytes.
+        members: the name of each row's file in its shard.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        shard_of: np.ndarray,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        members: pa.ChunkedArray,
+        segments: Segments | None = None,
+    ):
+        self._shards = list(shards)
+        self._shard_of, self._offsets, self._sizes = shard_of, offsets, sizes
+        self._members = members
+        self._segments = segments
+        self._files = _OpenFiles()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, row: int) -> Media:
+        shard = self._shards[self._shard_of[row]]
+        content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))
+        name = sample_name(shard, self._members[row].as_py())
+        return Media(content, name) if self._segments is None else Media(content, name, *self._segments[row])
+
+
+class TarRowReader:
+    """Reads the file of a streamed row, a `TarSample` as a dictionary."""
+
+    def __init__(self):
+        self._files = _OpenFiles()
+
+    def __call__(self, row: Mapping[str, Any], place: str) -> tuple[Media, Any]:
+        """The file of a row and its label; a tar file's row knows its own place."""
+        sample = TarSample(**row)
+        content = self._files.read(sample.shard, sample.offset, sample.size)
+        start, end = Segments([sample.start], [sample.end])[0]
+        return Media(content, sample_name(sample.shard, sample.member), start, end), sample.label
+
+
+def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
+    """All samples of the shards, by index.
+
+    Raises:
+        ValueError: if there are no shards or no samples, or a shard or a sample is damaged; see `ShardReader`.
+    """
+    shards = find_shards(place)
+    names = listed_names(shards)
+    reader = ShardReader(dataset)
+    labels = LabelColumnBuilder(dataset.is_multi_label)
+    counts, members, skipped = array("q"), [], 0
+    offsets, sizes, starts, ends = array("q"), array("q"), array("d"), array("d")
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        for samples, without_file in pool.map(reader.samples, shards):
+            skipped += without_file
+            counts.append(len(samples))
+            members.append(pa.array([sample.member for sample in samples], type=pa.large_string()))
+            for sample in samples:
+                try:
+                    labels.append(sample.label)
+                except ValueError as error:
+                    raise ValueError(f"{sample.shard}/{sample.member}: {error}") from error
+                offsets.append(sample.offset)
+                sizes.append(sample.size)
+                starts.append(sample.start)
+                ends.append(sample.end)
+    if not offsets:
+        raise ValueError(f"no {dataset.modality} files in the {len(shards)} shards of {place}")
+    if skipped:
+        logger.warning(f"dataset '{dataset.name}', {split} split: {skipped} samples without a file are left out")
+    media = TarMedia(
+        shards,
+        np.repeat(np.arange(len(shards), dtype=np.int32), counts),
+        np.array(offsets, dtype=np.int64),
+        np.array(sizes, dtype=np.int64),
+        pa.chunked_array(members).combine_chunks(),
+        None if dataset.column("start") is None and dataset.column("end") is None else Segments(starts, ends),
+    )
+    return SplitRows(media=media, labels=labels.build(), names=names, roots=tuple(shards))
+
+
+def _stream_samples(shards: list[str], reader: ShardReader) -> Iterator[dict[str, Any]]:
+    """The samples of one shard after another, as dictionaries. Their files are not read."""
+    for shard in shards:
+        for sample in reader.samples(shard)[0]:
+            yield sample._asdict()
+
+
+def stream_shards(dataset: DatasetRecipe, place: str) -> RowStream:
+    """The train split, shard by shard; the headers of a shard are read when its turn comes.
+
+    Raises:
+        ValueError: if there are no shards.
+    """
+    shards = find_shards(place)
+    rows = datasets.IterableDataset.from_generator(
+        _stream_samples, gen_kwargs={"shards": shards, "reader": ShardReader(dataset)}
+    )
+    names = listed_names(shards)
+    return RowStream(rows=rows, read=TarRowReader(), place=place, names=names, size=None, roots=tuple(shards))

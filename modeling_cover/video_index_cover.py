@@ -1,0 +1,386 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a video file tells without being decoded: its frames, their times, and where decoding can begin.
+
+A container is a sequence of packets, each of a compressed frame, in the order in which they are decoded. Frames that
+refer to later ones are decoded after these, so frames are displayed in another order: that of their timestamps.
+`scan_packets` reads all packets once; `VideoIndex.plan` says which of them some frames need.
+"""
+
+import io
+import math
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+
+VideoSource = str | os.PathLike | bytes | BinaryIO
+
+# FFmpeg's names of the containers and bare streams that hold their own frames. FFmpeg goes by a file's content, and a
+# playlist (hls, dash), a script (concat, avs) or a pattern (image2) makes it open whatever files that content names: a
+# "video" from an untrusted source could show any file of the machine. So nothing is opened but these.
+_CONTAINERS = (
+    "apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,webm,wtv,"
+    "yuv4mpegpipe"
+)
+
+# 8192 x 4096. A few bytes can claim to be a picture of gigabytes.
+_MAX_PIXELS = str(2**25)
+
+_DEMUXER_OPTIONS = {
+    "format_whitelist": _CONTAINERS,
+    "protocol_whitelist": "file",
+    # Where a truncated file ends inside a frame, the half that is left is no frame.
+    "fflags": "discardcorrupt",
+    # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
+    "max_pixels": _MAX_PIXELS,
+}
+
+# 38 hours at 30 frames a second. An index takes some 40 bytes a packet.
+_MAX_PACKETS = 2**22
+
+# Up to this many bytes of packets are kept, so that a file of usual size is read but once.
+_MAX_KEPT_BYTES = 2**26
+
+# Containers with an index of their own, which gives each frame a timestamp. The others (transport streams, bare streams)
+# leave FFmpeg to guess, and may cut a frame into several packets.
+_INDEXED_CONTAINERS = ("avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
+
+# Codecs of which each packet is one frame that is displayed, and which decode a keyframe and what follows it as if there
+# had been nothing before.
+_SEEKABLE_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
+
+_UNKNOWN = -(2**63)
+
+
+class VideoDecodingError(ValueError):
+    """A video cannot be read. Whatever is wrong with it, this is the one error; it names the file and the reason."""
+
+
+class BrokenPromise(Exception):
+    """What comes out of a file is not what its packets promised."""
+
+
+@contextmanager
+def reading(source: VideoSource) -> Iterator[None]:
+    """What goes wrong with a file leaves as a VideoDecodingError that names it."""
+    try:
+        yield
+    except VideoDecodingError:
+        raise
+    except av.error.FFmpegError as error:
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error.strerror}") from error
+    # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
+    # those raised by these modules.
+    except (OSError, ValueError) as error:
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error}") from error
+
+
+@contextmanager
+def open_video(
+    source: VideoSource, num_threads: int, strict: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens `source` and finds its video stream. A `strict` decoder raises where another one would conceal an error."""
+    file = _input(source)
+    with av.open(file, mode="r", options=_DEMUXER_OPTIONS, metadata_errors="ignore") as container:
+        stream = _video_stream(container)
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        context = stream.codec_context
+        context.options = {"max_pixels": _MAX_PIXELS} | ({"err_detect": "explode"} if strict else {})
+        context.thread_type = "AUTO"
+        context.thread_count = num_threads
+        yield container, stream
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The stream's packets from where the container stands."""
+    for packet in container.demux(stream):
+        if packet.size:
+            yield packet
+        elif packet.dts is None:
+            # PyAV's own flushing packet for this stream. Those of the others would follow, and PyAV trips (IndexError)
+            # over a stream that only appeared late in the file.
+            break
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """The packets of a stream in the order in which they are decoded: N of them, of F frames that are displayed."""
+
+    time_base: Fraction  # seconds a unit of time
+    rate: Fraction | None  # frames a second, as the header has it
+    timestamps: np.ndarray  # (N,) int64, when the frame is displayed, in units of time; _UNKNOWN where not told
+    durations: np.ndarray  # (N,) int64, 0 where not told
+    shown: np.ndarray  # (N,) bool: not those outside the file's edit list
+    entries: np.ndarray  # (E,) the packets where decoding can begin, ascending; the first packet is always one
+    display_order: np.ndarray  # (F,) the packet of each frame; in the packets' order where a time is not told
+    packets: list[Packet] | None  # themselves, unless they take too much memory
+    is_exact: bool  # whether timestamps tell the frames apart and the file is of a kind that keeps what they promise
+    is_skippable: bool  # whether the decoder can tell the frames that no other refers to, and leave them out
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.display_order)
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """When each frame is displayed, ascending (F,), in units of time; None where one is not known."""
+        times = self.timestamps[self.display_order]
+        return None if (times == _UNKNOWN).any() else times
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second; None where the file does not tell."""
+        if self.rate:
+            return float(self.rate)
+        duration = self.duration(0, self.num_frames)
+        return self.num_frames / duration if duration else None
+
+    def duration(self, first: int, stop: int) -> float | None:
+        """Seconds that the frames from `first` until before `stop` last; None where the file does not tell."""
+        times = self.times
+        if times is not None:
+            ends = times + self.durations[self.display_order]
+            ticks = int(ends[first:stop].max() - times[first])
+            if ticks > 0:
+                return float(ticks * self.time_base)
+        return float((stop - first) / self.rate) if self.rate else None
+
+    def between(self, start: float | None, end: float | None) -> tuple[int, int]:
+        """The frames, from the first until before the second, displayed from `start` on and before `end`, in seconds.
+
+        Raises:
+            ValueError: there is none, or the file does not tell when a frame is displayed.
+        """
+        if start is None and end is None:
+            return 0, self.num_frames
+        times, time_base = self.times, self.time_base
+        if times is None:
+            if not self.rate:
+                raise ValueError("it does not tell when its frames are displayed")
+            times, time_base = np.arange(self.num_frames), 1 / self.rate
+        first = 0 if start is None else _first_from(times, start, time_base)
+        stop = self.num_frames if end is None else _first_from(times, end, time_base)
+        if first >= stop:
+            duration = self.duration(0, self.num_frames)
+            raise ValueError(f"none of its frames lies between {start} and {end} seconds: it lasts {duration} seconds")
+        return first, stop
+
+    def counted(self, timestamps: Sequence[int | None]) -> "VideoIndex":
+        """The same for the frames that came out of the decoder, in their order, and have these `timestamps`."""
+        num_frames = len(timestamps)
+        timestamps = np.array([_UNKNOWN if time is None else time for time in timestamps], dtype=np.int64)
+        ticks = round(1 / (self.rate * self.time_base)) if self.rate else 0
+        return replace(
+            self,
+            timestamps=timestamps if _ascend(timestamps) else np.full(num_frames, _UNKNOWN),
+            durations=np.full(num_frames, ticks),
+            shown=np.ones(num_frames, dtype=bool),
+            entries=np.zeros(1, dtype=np.int64),
+            display_order=np.arange(num_frames),
+            packets=None,
+            is_exact=False,
+        )
+
+    def plan(self, frames: Sequence[int]) -> list[tuple[int, int]]:
+        """The runs of packets (first, last) that `frames`, indices in display order, need to be decoded.
+
+        Each run begins where decoding can; ascending, none touching the next.
+
+            packets             0 1 2 3 4 5 6 7 8 9       decoding can begin at 0, 4 and 8
+            frames 2 and 5      0-------------5           2 needs 0 to 2, 5 needs 4 to 5: apart
+                                0---2   4-5
+        """
+        runs = []
+        for packet in self.display_order[list(frames)]:
+            entry = self._entry_before(packet)
+            if runs and entry <= runs[-1][1] + 1:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], int(packet)))
+            else:
+                runs.append((entry, int(packet)))
+        return runs
+
+    def _entry_before(self, packet: int) -> int:
+        # What is displayed before an entry but decoded behind it may refer to what precedes both.
+        for entry in self.entries[: np.searchsorted(self.entries, packet, side="right")][:0:-1]:
+            if self.timestamps[entry] <= self.timestamps[packet]:
+                return int(entry)
+        return 0
+
+
+def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
+    """Reads all packets of a stream.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    timestamps, durations, shown, entries = array("q"), array("q"), array("b"), array("q")
+    packets, kept_bytes, is_sound, is_entry = [], 0, True, _entry_test(stream)
+    for number, packet in enumerate(packets_of(container, stream)):
+        if number == _MAX_PACKETS:
+            raise ValueError(f"it has more than {_MAX_PACKETS} packets")
+        timestamps.append(_UNKNOWN if packet.pts is None else packet.pts)
+        durations.append(packet.duration or 0)
+        shown.append(not packet.is_discard)
+        is_sound = is_sound and not packet.is_corrupt
+        if not number or (packet.is_keyframe and not packet.is_discard and is_entry(packet)):
+            entries.append(number)
+        if packets is not None:
+            packets.append(packet)
+            kept_bytes += packet.size
+            packets = packets if kept_bytes <= _MAX_KEPT_BYTES else None
+    timestamps, durations = np.array(timestamps, dtype=np.int64), np.array(durations, dtype=np.int64)
+    shown = np.array(shown, dtype=bool)
+    is_told = _UNKNOWN not in timestamps
+    display_order = np.flatnonzero(shown)
+    if is_told:
+        display_order = display_order[np.argsort(timestamps[display_order], kind="stable")]
+    return VideoIndex(
+        time_base=stream.time_base,
+        rate=stream.average_rate or stream.guessed_rate,
+        timestamps=timestamps,
+        durations=durations,
+        shown=shown,
+        entries=np.array(entries, dtype=np.int64),
+        display_order=display_order,
+        packets=packets,
+        is_exact=is_sound and _keeps_promises(container, stream) and _ascend(timestamps[display_order]),
+        is_skippable=_is_skippable(stream),
+    )
+
+
+def packets_between(
+    container: InputContainer, stream: VideoStream, index: VideoIndex, first: int, last: int
+) -> Iterator[Packet]:
+    """The packets `first` to `last` once more.
+
+    Raises:
+        BrokenPromise: the file does not yield the same packets again.
+    """
+    if index.packets is not None:
+        yield from index.packets[first : last + 1]
+        return
+    container.seek(int(index.timestamps[first]), stream=stream)
+    number = first
+    for packet in packets_of(container, stream):
+        if packet.pts == index.timestamps[number] and packet.is_discard != bool(index.shown[number]):
+            yield packet
+            if number == last:
+                return
+            number += 1
+        elif number > first:
+            break
+    raise BrokenPromise(f"packet {number} is not found again")
+
+
+def _keeps_promises(container: InputContainer, stream: VideoStream) -> bool:
+    codec = _codec(stream)
+    if container.format.name not in _INDEXED_CONTAINERS or codec not in _SEEKABLE_CODECS:
+        return False
+    # Two frames of MPEG-4 Part 2 may share a packet where there are B-frames.
+    return codec != "mpeg4" or not stream.codec_context.has_b_frames
+
+
+def _codec(stream: VideoStream) -> str:
+    return stream.codec_context.codec.canonical_name
+
+
+def _first_from(times: np.ndarray, seconds: float, time_base: Fraction) -> int:
+    """The first frame displayed `seconds` after the first of them or later."""
+    # To the microsecond, since 0.1 as a float lies behind a frame at a tenth of a second.
+    ticks = math.ceil(Fraction(seconds).limit_denominator(1_000_000) / time_base)
+    return int(np.searchsorted(times - times[0], ticks))
+
+
+def _ascend(times: np.ndarray) -> bool:
+    return len(times) > 0 and times[0] != _UNKNOWN and bool((times[1:] > times[:-1]).all())
+
+
+def _entry_test(stream: VideoStream) -> Callable[[Packet], bool]:
+    """Tells whether decoding can begin at a packet that the container flags as a keyframe."""
+    if _codec(stream) != "h264":
+        return lambda packet: True
+    extradata = stream.codec_context.extradata or b""
+    # An MP4 file's configuration record begins with a 1; a bare stream's parameter sets with the start code 0, 0, 1.
+    length_size = (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else None
+    return lambda packet: _is_idr(bytes(packet), length_size)
+
+
+def _is_idr(data: bytes, length_size: int | None) -> bool:
+    """Whether an H.264 packet is an IDR picture. Containers also flag others, whose successors may refer further back."""
+    position = 0
+    while True:
+        if length_size is None:
+            start = data.find(b"\0\0\1", position)
+            header, following = start + 3, start + 4
+        else:
+            start, header = position, position + length_size
+            following = header + int.from_bytes(data[position:header], "big")
+        if start < 0 or header >= len(data):
+            return False
+        kind = data[header] & 31
+        if kind in (1, 5):  # a slice of another picture, or of an IDR picture
+            return kind == 5
+        position = following
+
+
+def _is_skippable(stream: VideoStream) -> bool:
+    """Whether a decoder that is told to leave out unreferenced frames leaves out those alone."""
+    if _codec(stream) != "hevc":
+        return _codec(stream) == "h264"
+    # With several temporal layers, FFmpeg takes frames for unreferenced to which those of a higher layer refer. Their
+    # number is in the configuration record, which transport streams do not have.
+    extradata = stream.codec_context.extradata or b""
+    return len(extradata) > 21 and extradata[0] == 1 and extradata[21] >> 3 & 7 == 1
+
+
+def _input(source: VideoSource) -> str | BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, str | os.PathLike):
+        # Without "file:", FFmpeg would take a name such as "a:b.mp4" for an address of protocol "a".
+        return f"file:{os.fsdecode(source)}"
+    source.seek(0)
+    return source
+
+
+def name_of(source: VideoSource) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    return repr(source)
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    for stream in container.streams.video:
+        # The cover picture of a song counts as a video stream.
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise ValueError("there is no decoder for its video stream")
+            return stream
+    raise ValueError("it has no video stream")

@@ -1,0 +1,325 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Ten thousand damaged files, and what becomes of them: frames or a VideoDecodingError, never anything else.
+
+    python tests/damaged_files.py [--count 10000] [--seed 0]
+
+Every file is decoded in a process of its own kind: a crash, a hang, another error, a frame of another file, or more than
+1 GiB of memory is a failure, which is printed with the file's number; `--only NUMBER` makes that file and decodes it
+here. About 6 minutes on 2 CPU cores. `test_damaged_files.py` runs a sample.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from clips import indexed_frames, write_audio, write_clip
+from modeling_cover import VideoDecodingError, read_video
+from modeling_cover.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.image_reading_cover import read_image
+from PIL import Image
+from tqdm import tqdm
+
+
+MOST_MEMORY = 2**30  # bytes a process may take, Python and torch included
+MOST_SECONDS = 20.0  # for one file
+FILES_PER_PROCESS = 250
+
+SECRET = "secret.mp4"
+# A file that others try to make the reader open: all of its frames are of this grey, which no other file has.
+SECRET_LEVEL = 250
+
+VIDEOS = {
+    "h264.mp4": ("libx264", "yuv420p", {}),
+    "h264.mkv": ("libx264", "yuv420p", {"g": "6"}),
+    "h264.ts": ("libx264", "yuv420p", {"g": "8"}),
+    "h264.flv": ("libx264", "yuv420p", {}),
+    "hevc.mp4": ("libx265", "yuv420p", {}),
+    "vp9.webm": ("libvpx-vp9", "yuv420p", {}),
+    "av1.mp4": ("libsvtav1", "yuv420p", {}),
+    "mpeg4.avi": ("mpeg4", "yuv420p", {}),
+    "mpeg2.mpg": ("mpeg2video", "yuv420p", {}),
+    "mjpeg.avi": ("mjpeg", "yuvj420p", {}),
+    "gif.gif": ("gif", "rgb8", {}),
+}
+IMAGES = ("png", "jpeg", "webp", "bmp")
+
+
+class DamagedFile(NamedTuple):
+    kind: str
+    name: str
+    content: bytes
+
+
+def write_whole_files(folder: Path) -> None:
+    """A small file of each kind, and the secret."""
+    for name, (codec, pixel_format, options) in VIDEOS.items():
+        write_clip(folder / name, indexed_frames(20, 48, 64), codec=codec, pixel_format=pixel_format, **options)
+    write_audio(folder / "audio.mp4")
+    rng = np.random.default_rng(0)
+    for suffix in IMAGES:
+        Image.fromarray(rng.integers(0, 200, (48, 64, 3), dtype=np.uint8)).save(folder / f"image.{suffix}")
+    write_clip(folder / SECRET, np.full((8, 48, 64, 3), SECRET_LEVEL, dtype=np.uint8))
+
+
+def damaged_files(count: int, seed: int, folder: Path) -> Iterator[DamagedFile]:
+    """`count` files, those made by hand first; a function of the seed.
+
+    Args:
+        folder: with what `write_whole_files` wrote. Scripts and playlists name the secret in it.
+    """
+    secret = folder / SECRET
+    whole = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path != secret}
+    by_hand = [*_scripts(secret, whole), *_bombs(whole), *_misnamed(whole)]
+    names = list(whole)
+    for number in range(count):
+        if number < len(by_hand):
+            yield by_hand[number]
+            continue
+        name, way = names[number % len(names)], number // len(names)
+        yield _broken(name, whole[name], way, np.random.default_rng([seed, number]))
+
+
+def _broken(name: str, whole: bytes, way: int, rng: np.random.Generator) -> DamagedFile:
+    if way % 3 == 0:
+        # Every length comes in turn, by steps that leave out none.
+        length = way // 3 * 7919 % len(whole)
+        return DamagedFile("truncated", name, whole[:length])
+    content = bytearray(whole)
+    if way % 3 == 1:
+        for place in rng.integers(len(content), size=2 ** int(rng.integers(8))):
+            content[place] ^= int(rng.integers(1, 256))
+        return DamagedFile("flipped", name, bytes(content))
+    # Sizes, counts and offsets are near the start, or near the end where that is where an index is.
+    for _ in range(int(rng.integers(1, 4))):
+        value = struct.pack(">I", int(rng.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFF0000, 0x00010000])))
+        place = int(rng.integers(min(600, len(content) - 4)))
+        place = place if rng.random() < 0.5 else len(content) - 4 - place
+        content[place : place + 4] = value[:: int(rng.choice([1, -1]))]
+    return DamagedFile("wrong numbers", name, bytes(content))
+
+
+def _scripts(secret: Path, whole: dict[str, bytes]) -> Iterator[DamagedFile]:
+    """What makes FFmpeg open another file, if it is let."""
+    media = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n"
+    scripts = {
+        "playlist.m3u8": media,
+        "master.m3u8": f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{secret}\n",
+        "url.m3u8": media.replace(str(secret), f"file://{secret}"),
+        "concat.ffconcat": f"ffconcat version 1.0\nfile '{secret}'\n",
+        "manifest.mpd": (
+            '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+            'mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4"><Representation id="0" '
+            f'bandwidth="1"><BaseURL>file://{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>'
+        ),
+        "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        "script.avs": f'FFVideoSource("{secret}")\n',
+        "list.smil": f'<smil><body><video src="{secret}"/></body></smil>',
+        "image.svg": f'<svg xmlns="http://www.w3.org/2000/svg"><image href="file://{secret}"/></svg>',
+        "page.ps": f"%!PS\n({secret}) run\n",
+        "name.txt": str(secret),
+    }
+    for (name, text), suffix in itertools.product(scripts.items(), ("", ".mp4", ".avi", ".jpg")):
+        yield DamagedFile("script", name + suffix, text.encode())
+    # A track may say that its samples are in another file (ISO 14496-12, data reference box).
+    reference = f"file://{secret}".encode() + b"\0"
+    box = struct.pack(">I4sI", 12 + len(reference), b"url ", 0) + reference
+    content = whole["h264.mp4"]
+    place = content.find(b"url ") - 4
+    yield DamagedFile("script", "reference.mp4", content[:place] + box + content[place + 12 :])
+
+
+def _bombs(whole: dict[str, bytes]) -> Iterator[DamagedFile]:
+    """A few bytes that promise frames of gigabytes."""
+    png = bytearray(whole["image.png"])
+    png[16:24] = struct.pack(">II", 60_000, 60_000)
+    yield DamagedFile("bomb", "giant.png", bytes(png))
+    gif = bytearray(whole["gif.gif"])
+    gif[6:10] = struct.pack("<HH", 65_535, 65_535)
+    yield DamagedFile("bomb", "giant.gif", bytes(gif))
+    bmp = bytearray(whole["image.bmp"])
+    bmp[18:26] = struct.pack("<ii", 100_000, 100_000)
+    yield DamagedFile("bomb", "giant.bmp", bytes(bmp))
+    for name in ("image.jpeg", "mjpeg.avi"):
+        jpeg = bytearray(whole[name])
+        for place in [place for place in range(len(jpeg) - 9) if jpeg[place : place + 2] == b"\xff\xc0"]:
+            jpeg[place + 5 : place + 9] = struct.pack(">HH", 65_500, 65_500)
+        yield DamagedFile("bomb", f"giant.{name}", bytes(jpeg))
+    yield DamagedFile("bomb", "giant.y4m", b"YUV4MPEG2 W65000 H65000 F25:1 C420\nFRAME\n" + bytes(1000))
+    avi = bytearray(whole["mpeg4.avi"])
+    for place in [place for place in range(len(avi) - 12) if avi[place : place + 4] == b"strf"]:
+        avi[place + 12 : place + 20] = struct.pack("<ii", 60_000, 60_000)
+    yield DamagedFile("bomb", "giant.avi", bytes(avi))
+    yield DamagedFile("bomb", "solid.png", _solid_png(30_000))
+
+
+def _solid_png(side: int) -> bytes:
+    """A whole, valid file of some kB, whose pixels would fill gigabytes."""
+    compressor = zlib.compressobj(9)
+    rows = [compressor.compress(bytes(1 + side // 8)) for _ in range(side)]
+    content = b"".join(rows) + compressor.flush()
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def _misnamed(whole: dict[str, bytes]) -> Iterator[DamagedFile]:
+    for name in ("empty.mp4", "empty.avi", "empty.png"):
+        yield DamagedFile("empty", name, b"")
+    yield DamagedFile("audio only", "audio.mp4", whole["audio.mp4"])
+    for name in whole:
+        for suffix in (".mp4", ".jpg", ".txt"):
+            yield DamagedFile("wrong extension", f"{name}{suffix}", whole[name])
+    for name in ("zeros.mp4", "zeros.png", "zeros.ts"):
+        yield DamagedFile("zeros", name, bytes(10_000))
+
+
+def decode(file: DamagedFile, folder: Path) -> str:
+    """What becomes of a file, as a video and as an image, from its path and from its bytes."""
+    path = folder / file.name
+    path.write_bytes(file.content)
+    outcomes = [
+        _outcome(lambda source: read_video(source, _uniform, short_side=32, num_threads=1)[0], source)
+        for source in (path, file.content)
+    ]
+    outcomes += [
+        _outcome(lambda source: np.asarray(read_image(source).convert("RGB"))[None], source)
+        for source in (path, file.content)
+    ]
+    path.unlink()
+    return "; ".join(outcomes)
+
+
+def _uniform(metadata) -> list[int]:
+    return uniform_frame_indices(metadata.total_num_frames, 8)
+
+
+def _outcome(read, source) -> str:
+    try:
+        frames = read(source)
+    except VideoDecodingError:
+        return "error"
+    if frames.dtype != np.uint8 or frames.ndim != 4:
+        raise AssertionError(f"expected frames (T, H, W, 3), got {frames.dtype} {frames.shape}")
+    if frames.mean() > SECRET_LEVEL - 2 and frames.std() < 2:
+        raise AssertionError("the frames are those of another file")
+    return "frames"
+
+
+def run_worker(numbers: range, count: int, seed: int, whole_files: Path) -> None:
+    """Decode files and print a line of JSON before each and after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(damaged_files(count, seed, whole_files)):
+            if number not in numbers:
+                continue
+            print(json.dumps({"number": number, "kind": file.kind, "name": file.name}), flush=True)
+            started = time.perf_counter()
+            outcome = decode(file, Path(folder))
+            print(json.dumps({"outcome": outcome, "seconds": time.perf_counter() - started}), flush=True)
+    print(json.dumps({"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+
+
+def run_process(numbers: range, count: int, seed: int, whole_files: Path) -> tuple[list[dict], str | None]:
+    """The lines of a worker, and what went wrong in it, if anything."""
+    arguments = ["--worker", str(numbers.start), str(numbers.stop), "--count", str(count), "--seed", str(seed)]
+    arguments += ["--whole_files", str(whole_files)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "AV_LOG_LEVEL": "quiet"}
+    try:
+        finished = subprocess.run(
+            [sys.executable, __file__, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60 + MOST_SECONDS * len(numbers) / 10,
+        )
+        output, problem = finished.stdout, None
+        if finished.returncode:
+            problem = f"exit code {finished.returncode}: {finished.stderr[-1000:]}"
+    except subprocess.TimeoutExpired as expired:
+        output, problem = (expired.stdout or b"").decode(errors="replace"), "it hangs"
+    lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
+    if problem is None and lines[-1]["memory"] > MOST_MEMORY:
+        problem = f"it took {lines[-1]['memory'] / 2**20:.0f} MiB"
+    if problem is None and (slow := [line for line in lines if line.get("seconds", 0) > MOST_SECONDS]):
+        problem = f"a file took {slow[0]['seconds']:.0f} s"
+    return lines, problem
+
+
+def run_all(count: int, seed: int, processes: int, whole_files: Path) -> list[str]:
+    """Decode all files; print a table; return what went wrong."""
+    chunks = [range(start, min(start + FILES_PER_PROCESS, count)) for start in range(0, count, FILES_PER_PROCESS)]
+    problems, outcomes, slowest, memory = [], Counter(), 0.0, 0
+    with ThreadPoolExecutor(processes) as pool, tqdm(total=count, unit="file") as progress:
+        for numbers, (lines, problem) in zip(
+            chunks, pool.map(lambda chunk: run_process(chunk, count, seed, whole_files), chunks), strict=True
+        ):
+            progress.update(len(numbers))
+            started = [line for line in lines if "number" in line]
+            ended = [line for line in lines if "outcome" in line]
+            for file, end in zip(started, ended, strict=False):
+                outcomes[file["kind"], end["outcome"]] += 1
+                slowest = max(slowest, end["seconds"])
+            memory = max([memory, *(line["memory"] for line in lines if "memory" in line)])
+            if problem is not None:
+                problems.append(f"{started[-1] if started else numbers}: {problem}")
+    print(f"\n{'files':>6}  {'damage':15}  as a video, from path; bytes; as an image, from path; bytes")
+    for (kind, outcome), number in sorted(outcomes.items()):
+        print(f"{number:6d}  {kind:15}  {outcome}")
+    print(
+        f"{sum(outcomes.values()):6d} files, the slowest in {slowest:.2f} s, at most {memory / 2**20:.0f} MiB a process"
+    )
+    return problems
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--only", type=int, help="the number of a file to decode in this process")
+    parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--whole_files", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        run_worker(range(*arguments.worker), arguments.count, arguments.seed, arguments.whole_files)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_whole_files(Path(folder))
+        if arguments.only is not None:
+            numbers = range(arguments.only, arguments.only + 1)
+            run_worker(numbers, arguments.count, arguments.seed, Path(folder))
+        else:
+            problems = run_all(arguments.count, arguments.seed, arguments.processes, Path(folder))
+            sys.exit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()

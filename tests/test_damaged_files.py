@@ -1,0 +1,41 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A sample of the ten thousand damaged files of damaged_files.py, in every run of the tests."""
+
+import pytest
+from damaged_files import VIDEOS, damaged_files, run_all, write_whole_files
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    write_whole_files(folder)
+    return folder
+
+
+def test_a_damaged_file_yields_frames_or_an_error_and_neither_crashes_nor_hangs_nor_fills_the_memory(whole_files):
+    assert run_all(count=500, seed=1, processes=2, whole_files=whole_files) == []
+
+
+def test_the_sample_has_every_kind_of_damage(whole_files):
+    files = list(damaged_files(500, 1, whole_files))
+    assert {file.kind for file in files} == {
+        *("truncated", "flipped", "wrong numbers"),
+        *("script", "bomb", "empty", "audio only", "wrong extension", "zeros"),
+    }
+    assert set(VIDEOS) <= {file.name for file in files if file.kind == "truncated"}
+
+
+def test_the_same_seed_makes_the_same_files(whole_files):
+    assert list(damaged_files(300, 5, whole_files)) == list(damaged_files(300, 5, whole_files))

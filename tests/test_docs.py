@@ -1,0 +1,164 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every snippet of the pages under docs runs on small stand-ins for what it names."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from clips import indexed_frames, write_clip
+from modeling_cover import load_recipe
+from modeling_cover.sources import read_sources
+from PIL import Image
+
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCKS = [
+    (page.stem, language, code)
+    for page in PAGES
+    for language, code in re.findall(
+        r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+]
+
+
+def blocks(*languages: str) -> list:
+    return [
+        pytest.param(code, id=f"{page}: {code.splitlines()[0][:60]}")
+        for page, language, code in BLOCKS
+        if language in languages
+    ]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with the examples, a small quickstart, and a data set of each layout under my_data."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for _, language, code in BLOCKS:
+        if language == "yaml":
+            (folder / re.match(r"# (\S+)\n", code)[1]).write_text(code)
+    _write_quickstart(folder / "data" / "quickstart")
+    _write_layouts(folder / "my_data")
+    return folder
+
+
+def _clip(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Named after its content, so that no two files are alike.
+    rng = np.random.default_rng(list(str(path).encode()))
+    noise = rng.integers(0, 4, (8, 48, 64, 3), dtype=np.uint8)
+    write_clip(path, indexed_frames(8) + noise + rng.integers(0, 64, 3, dtype=np.uint8))
+
+
+def _image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(list(str(path).encode()))
+    Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+
+
+def _write_quickstart(folder: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("circle", "cross"):
+            for index in range(3):
+                _clip(folder / "shapes" / split / label / f"{index}.mp4")
+                _image(folder / "images" / split / label / f"{index}.png")
+        lines = ["video,label"]
+        for index, label in enumerate(["growing", "shrinking"] * 2):
+            name = f"videos/{index if split == 'train' else 100 + index:05d}.mp4"
+            _clip(folder / "motions" / name)
+            lines.append(f"{name},{label}")
+        (folder / "motions" / f"{split}.csv").write_text("\n".join(lines))
+
+
+def _write_layouts(folder: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            _image(folder / "folders" / split / label / "0.png")
+    _clip(folder / "table" / "videos" / "long.mp4")
+    (folder / "table" / "train.tsv").write_text(
+        "file\taction\tfrom\tto\nlong.mp4\trun\t0\t0.1\nlong.mp4\twalk\t0.1\t\n"
+    )
+    _image(folder / "tags" / "0.png")
+    (folder / "tags" / "train.csv").write_text("path,label\n0.png,red|blue\n")
+    header = "label,youtube_id,time_start,time_end,split\n"
+    (folder / "k400").mkdir()
+    (folder / "k400" / "train.csv").write_text(f"{header}run,abc,1,11,train\nrun,gone,2,12,train\n")
+    _clip(folder / "k400" / "clips" / "abc_000001_000011.mp4")
+    template = {"id": "1", "label": "lifting a cup", "template": "Lifting [something]", "placeholders": ["a cup"]}
+    _clip(folder / "ssv2" / "1.mp4")
+    (folder / "ssv2" / "20bn-something-something-v2").mkdir()
+    (folder / "ssv2" / "1.mp4").rename(folder / "ssv2" / "20bn-something-something-v2" / "1.webm")
+    (folder / "ssv2" / "something-something-v2-train.json").write_text(json.dumps([template]))
+    (folder / "ssv2" / "something-something-v2-labels.json").write_text(json.dumps({"Lifting something": "0"}))
+    _clip(folder / "mit" / "training" / "running" / "0.mp4")
+    (folder / "mit" / "trainingSet.csv").write_text("running/0.mp4,running,3,1\n")
+    (folder / "mit" / "moments_categories.txt").write_text("running,0\n")
+    _write_shard(folder / "shards" / "train-000.tar")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    images = [{"path": None, "bytes": (folder / "tags" / "0.png").read_bytes()}] * 6
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 3}, features=features)
+    (folder / "parquet" / "train").mkdir(parents=True)
+    table.to_parquet(folder / "parquet" / "train" / "0.parquet")
+    datasets.DatasetDict({"train": table}).save_to_disk(folder / "saved")
+
+
+def _write_shard(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    _clip(path.parent / "0.mp4")
+    with tarfile.open(path, "w") as shard:
+        for key, index in (("a", "0"), ("b", "1")):
+            shard.add(path.parent / "0.mp4", f"{key}.mp4")
+            (path.parent / "label").write_text(index)
+            shard.add(path.parent / "label", f"{key}.cls")
+
+
+@pytest.mark.parametrize("code", blocks("yaml"))
+def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
+    monkeypatch.chdir(workspace)
+    for dataset in load_recipe(re.match(r"# (\S+)\n", code)[1]).datasets:
+        assert len(read_sources(dataset)["train"]) >= 1
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_a_python_snippet_runs(workspace, code):
+    run(workspace, sys.executable, "-c", code)
+
+
+# Benchmarks take minutes; the figures that they printed are on the page.
+@pytest.mark.parametrize("code", [block for block in blocks("bash") if "benchmark" not in block.values[0]])
+def test_a_command_runs(workspace, code):
+    run(workspace, "bash", "-euc", code)
+
+
+def run(workspace: Path, *command: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=200)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_links_to_exists(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []

@@ -1,0 +1,152 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The quarantine: a bad file is written down once, by whichever process finds it, and known to all."""
+
+import json
+import multiprocessing
+import pickle
+from collections import Counter
+
+import pytest
+from modeling_cover.quarantine import BadFile, BadFilesRecipe, Quarantine, TooManyBadFilesError
+
+
+BROKEN = BadFile("k400", "k400/train/broken.mp4", "it ends in the middle")
+
+
+def bad(number: int, dataset: str = "k400") -> BadFile:
+    return BadFile(dataset, f"{number}.mp4", "broken")
+
+
+class TestTheFile:
+    def test_it_has_a_line_of_json_for_each_bad_file(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "new" / "quarantine.jsonl")
+        quarantine.add(BROKEN)
+        quarantine.add(bad(1, "ssv2"))
+        lines = quarantine.path.read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [
+            {"dataset": "k400", "path": "k400/train/broken.mp4", "reason": "it ends in the middle"},
+            {"dataset": "ssv2", "path": "1.mp4", "reason": "broken"},
+        ]
+
+    def test_a_file_is_written_down_once_whoever_finds_it_again(self, tmp_path):
+        first, second = (Quarantine(tmp_path / "quarantine.jsonl") for _ in range(2))
+        first.add(BROKEN)
+        second.add(BROKEN._replace(reason="another reason"))
+        first.add(BROKEN)
+        assert first.entries() == second.entries() == [BROKEN]
+        assert len(first.path.read_text().splitlines()) == 1
+
+    def test_the_same_path_in_two_data_sets_is_two_entries(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        quarantine.add(bad(1, "k400"))
+        quarantine.add(bad(1, "k600"))
+        assert quarantine.counts() == Counter({"k400": 1, "k600": 1})
+
+    def test_each_sees_at_once_what_others_have_found(self, tmp_path):
+        first, second = (Quarantine(tmp_path / "quarantine.jsonl") for _ in range(2))
+        assert second.reason("k400", BROKEN.path) is None
+        first.add(BROKEN)
+        assert second.reason("k400", BROKEN.path) == "it ends in the middle"
+        assert second.reason("ssv2", BROKEN.path) is None
+
+    def test_many_processes_that_write_at_a_time_lose_nothing_and_repeat_nothing(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=_add_all, args=(quarantine, start)) for start in (0, 50, 100)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert sorted(quarantine.entries()) == sorted(bad(number) for number in range(200))
+        assert len(quarantine.path.read_text().splitlines()) == 200
+
+    def test_a_line_that_is_half_written_is_left_for_later(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        quarantine.add(BROKEN)
+        line = json.dumps(bad(1)._asdict()).encode() + b"\n"
+        with open(quarantine.path, "ab") as file:
+            file.write(line[:10])
+            file.flush()
+            assert quarantine.entries() == [BROKEN]
+            file.write(line[10:])
+        assert quarantine.entries() == [BROKEN, bad(1)]
+
+    def test_a_name_that_is_no_text_is_kept_as_it_is(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        quarantine.add(BROKEN._replace(path="caf\udce9.mp4"))  # a Latin-1 file name, as Python spells it
+        assert Quarantine(quarantine.path).reason("k400", "caf\udce9.mp4") == BROKEN.reason
+
+    def test_what_is_cleared_is_forgotten_by_all(self, tmp_path):
+        first, second = (Quarantine(tmp_path / "quarantine.jsonl") for _ in range(2))
+        first.add(BROKEN)
+        first.add(bad(1))
+        assert len(second.entries()) == 2
+        first.clear()
+        assert first.entries() == []
+        first.add(bad(2))
+        assert second.entries() == [bad(2)]
+
+    def test_it_goes_to_a_worker_as_its_path(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.25)
+        quarantine.add(BROKEN)
+        copy = pickle.loads(pickle.dumps(quarantine))  # noqa: S301
+        assert (copy.path, copy.max_share, copy.entries()) == (quarantine.path, 0.25, [BROKEN])
+
+
+def _add_all(quarantine: Quarantine, start: int) -> None:
+    for number in range(start, start + 100):
+        quarantine.add(bad(number))
+
+
+class TestTheLimit:
+    @pytest.mark.parametrize(
+        ("size", "draws", "allowed"),
+        [
+            (40, 1, 2),  # of all rows of a small data set
+            (40, 4000, 2),
+            (1000, 1, 50),
+            (100_000, 1, 50),  # of the first thousand of a large one
+            (100_000, 20_000, 1000),  # of those tried since
+            (100_000, 900_000, 5000),  # of which there are never more than it has
+        ],
+    )
+    def test_it_is_a_share_of_the_rows_that_were_tried(self, tmp_path, size, draws, allowed):
+        path = tmp_path / "quarantine.jsonl"
+        path.write_text("".join(json.dumps(bad(number)._asdict()) + "\n" for number in range(allowed)))
+        quarantine = Quarantine(path, max_share=0.05)
+        quarantine.check("k400", size, draws)
+        quarantine.add(bad(-1))
+        with pytest.raises(TooManyBadFilesError, match=rf"dataset 'k400': {allowed + 1} of the \d+ rows tried"):
+            quarantine.check("k400", size, draws)
+
+    def test_the_error_lists_examples_and_where_all_of_them_are(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0)
+        quarantine.add(BROKEN)
+        with pytest.raises(TooManyBadFilesError, match=r"k400/train/broken\.mp4: it ends in the middle") as error:
+            quarantine.check("k400", 1000, 5)
+        assert str(quarantine.path) in str(error.value) and "max_share" in str(error.value)
+
+    def test_each_data_set_is_counted_by_itself(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.5)
+        for number in range(6):
+            quarantine.add(bad(number, "k600"))
+        quarantine.check("k400", 10, 10)
+        with pytest.raises(TooManyBadFilesError, match="dataset 'k600': 6 of the 10 rows"):
+            quarantine.check("k600", 10, 10)
+
+    @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "5%", True, None])
+    def test_a_share_is_between_0_and_1(self, value):
+        with pytest.raises(ValueError, match="bad_files: max_share must be between 0 and 1, got"):
+            BadFilesRecipe(max_share=value)

@@ -1,0 +1,289 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import pickle
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
+from modeling_cover import VideoDecodingError
+from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.sources import read_sources
+from modeling_cover.tables import to_media
+
+
+FILE = {"bytes": Value("binary"), "path": Value("string")}
+CLASSES = ClassLabel(names=["push", "pull"])
+MULTI = {"problem_type": "multi_label_classification"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """`datasets` keeps what it has read of Parquet files; not in the home folder of whoever runs the tests."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+def parquet(place, **options) -> DatasetRecipe:
+    recipe = {"name": "table", "format": "parquet", "modality": "video", "splits": {"train": str(place)}}
+    return DatasetRecipe(**recipe | options)
+
+
+def library(path, split="train", **options) -> DatasetRecipe:
+    recipe = {"name": "table", "format": "dataset", "modality": "video", "splits": {"train": split}}
+    return DatasetRecipe(**recipe | {"path": str(path)} | options)
+
+
+def embedded(*contents: bytes) -> list[dict]:
+    return [{"bytes": content, "path": f"{index}.mp4"} for index, content in enumerate(contents)]
+
+
+def table(kind=Video, label=CLASSES, labels=(1, 0, 1), **columns) -> Dataset:
+    """Three rows, "A", "B" and "C"."""
+    columns = {"video": embedded(b"A", b"B", b"C"), "label": list(labels), **columns}
+    extra = {name: Value("float64") for name in columns if name not in ("video", "label")}
+    return Dataset.from_dict(
+        columns, Features({"video": kind() if kind in (Video, Image) else kind, "label": label} | extra)
+    )
+
+
+def rows(source) -> list[tuple[bytes | str, str]]:
+    return [(media.content, source.labels[source.target(row)]) for row, media in enumerate(source.media)]
+
+
+EXPECTED = [(b"A", "pull"), (b"B", "push"), (b"C", "pull")]
+
+
+class TestParquet:
+    @pytest.mark.parametrize("kind", [Video, FILE, Value("binary"), Value("large_binary")], ids=str)
+    def test_files_are_embedded(self, tmp_path, kind):
+        columns = {} if kind in (Video, FILE) else {"video": [b"A", b"B", b"C"]}
+        table(kind, **columns).to_parquet(tmp_path / "x.parquet")
+        source = read_sources(parquet(tmp_path / "x.parquet"))["train"]
+        assert rows(source) == EXPECTED
+        assert source.labels == ["push", "pull"]
+        name = source.media[1].name
+        assert name == f"{tmp_path}/x.parquet, row 1" + ("" if columns else " (1.mp4)")
+
+    def test_images_are_the_encoded_files(self, tmp_path):
+        table(Image).to_parquet(tmp_path / "x.parquet")
+        columns = {"media": "video"}
+        source = read_sources(parquet(tmp_path / "x.parquet", modality="image", columns=columns))["train"]
+        assert rows(source) == EXPECTED
+
+    @pytest.mark.parametrize("place", ["", "*.parquet", "**/*.parquet"])
+    def test_a_folder_or_a_pattern_names_the_files(self, tmp_path, place):
+        table().select([0, 1]).to_parquet(tmp_path / "0.parquet")
+        table().select([2]).to_parquet(tmp_path / "1.parquet")
+        source = read_sources(parquet(tmp_path / place))["train"]
+        assert rows(source) == EXPECTED
+        assert source.media[2].name == f"{tmp_path}/1.parquet, row 0 (2.mp4)"
+
+    def test_a_name_with_signs_of_patterns_is_a_name(self, tmp_path):
+        (tmp_path / "[a] {b} 100%").mkdir()
+        table().to_parquet(tmp_path / "[a] {b} 100%/x?.parquet")
+        table().to_parquet(tmp_path / "[a] {b} 100%/xy.parquet")
+        assert rows(read_sources(parquet(tmp_path / "[a] {b} 100%"))["train"]) == EXPECTED * 2
+        assert rows(read_sources(parquet(tmp_path / "[a] {b} 100%/xy.parquet"))["train"]) == EXPECTED
+
+    def test_paths_start_from_the_files_folder_or_the_media_root(self, tmp_path):
+        (tmp_path / "videos").mkdir()
+        for name in "ab":
+            (tmp_path / f"videos/{name}.mp4").touch()
+        frame = pandas.DataFrame({"video": ["b.mp4", "a.mp4"], "label": ["push", "pull"]})
+        frame.to_parquet(tmp_path / "x.parquet")
+        frame.to_parquet(tmp_path / "videos/x.parquet")
+        for dataset in (
+            parquet(tmp_path / "x.parquet", media_root=str(tmp_path / "videos")),
+            parquet(tmp_path / "videos/x.parquet"),
+        ):
+            source = read_sources(dataset)["train"]
+            assert rows(source) == [(f"{tmp_path}/videos/b.mp4", "push"), (f"{tmp_path}/videos/a.mp4", "pull")]
+
+    def test_a_path_without_a_file_is_named_or_skipped(self, tmp_path):
+        (tmp_path / "a.mp4").touch()
+        pandas.DataFrame({"video": ["b.mp4", "a.mp4"], "label": ["push", "pull"]}).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"dataset 'table': .*x\.parquet, row 0: .*/b\.mp4 does not exist"):
+            read_sources(parquet(tmp_path / "x.parquet"))
+        assert rows(read_sources(parquet(tmp_path / "x.parquet", missing_files="skip"))["train"]) == [
+            (f"{tmp_path}/a.mp4", "pull")
+        ]
+
+    def test_columns_are_found_by_name_with_segments(self, tmp_path):
+        columns = {"media": "video", "start": "from", "end": "to"}
+        table(**{"from": [0.0, 1.5, None], "to": [1.5, None, None]}).to_parquet(tmp_path / "x.parquet")
+        media = read_sources(parquet(tmp_path / "x.parquet", columns=columns))["train"].media
+        assert [(item.start, item.end) for item in media] == [(0, 1.5), (1.5, None), (None, None)]
+
+    def test_a_segment_that_is_none_is_named(self, tmp_path):
+        table(**{"from": [0.0, -1.5, None]}).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"x\.parquet, row 1: start must be a number of seconds"):
+            read_sources(parquet(tmp_path / "x.parquet", columns={"start": "from"}))
+
+    def test_what_is_not_there_is_named(self, tmp_path):
+        (tmp_path / "readme.md").touch()
+        for place in (tmp_path, tmp_path / "x.parquet", tmp_path / "*.parquet"):
+            with pytest.raises(ValueError, match=r"dataset 'table': no \.parquet files: .* is neither"):
+                read_sources(parquet(place))
+
+    def test_a_missing_column_is_named_with_those_there_are(self, tmp_path):
+        table().to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"x\.parquet: no column \['class'\], found \['video', 'label'\]"):
+            read_sources(parquet(tmp_path / "x.parquet", columns={"label": "class"}))
+
+    def test_a_truncated_file_is_named(self, tmp_path):
+        table().to_parquet(tmp_path / "x.parquet")
+        table().to_parquet(tmp_path / "y.parquet")
+        content = (tmp_path / "y.parquet").read_bytes()
+        for length in (0, 3, len(content) // 2, len(content) - 1):
+            (tmp_path / "y.parquet").write_bytes(content[:length])
+            with pytest.raises(ValueError, match=r"dataset 'table': .*y\.parquet is truncated or no Parquet file"):
+                read_sources(parquet(tmp_path))
+
+    def test_one_without_rows_is_named(self, tmp_path):
+        table().select([]).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"dataset 'table': .*x\.parquet: no rows"):
+            read_sources(parquet(tmp_path / "x.parquet"))
+
+    def test_it_can_be_sent_to_a_worker(self, tmp_path):
+        table().to_parquet(tmp_path / "x.parquet")
+        source = read_sources(parquet(tmp_path / "x.parquet"))["train"]
+        assert rows(pickle.loads(pickle.dumps(source))) == EXPECTED  # noqa: S301
+        assert source.roots
+        assert all(datasets.config.HF_DATASETS_CACHE in Path(root).parents for root in source.roots)
+
+
+class TestLabels:
+    def test_names_give_the_classes_sorted(self, tmp_path):
+        table(Video, Value("string"), ["push", "pull", "push"]).to_parquet(tmp_path / "x.parquet")
+        source = read_sources(parquet(tmp_path / "x.parquet"))["train"]
+        assert (source.labels, [label for _, label in rows(source)]) == (["pull", "push"], ["push", "pull", "push"])
+
+    def test_indices_without_names_count_the_recipes(self, tmp_path):
+        table(label=Value("int16")).to_parquet(tmp_path / "x.parquet")
+        source = read_sources(parquet(tmp_path / "x.parquet", labels=["push", "pull"]))["train"]
+        assert rows(source) == EXPECTED
+        with pytest.raises(ValueError, match="dataset 'table': the label 1 is an index"):
+            read_sources(parquet(tmp_path / "x.parquet"))
+
+    def test_names_of_the_column_keep_their_meaning_in_another_order(self, tmp_path):
+        table().to_parquet(tmp_path / "x.parquet")
+        source = read_sources(parquet(tmp_path / "x.parquet", labels=["pull", "push", "lift"]))["train"]
+        assert rows(source) == EXPECTED
+        assert source.class_counts().tolist() == [2, 1, 0]
+
+    def test_an_index_for_no_class_is_refused(self, tmp_path):
+        Dataset.from_dict({"video": [b"A"], "label": [-1]}).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match="the label -1 is none of the 2 classes' indices"):
+            read_sources(parquet(tmp_path / "x.parquet", labels=["push", "pull"]))
+
+    def test_a_missing_one_is_named_with_its_row(self, tmp_path):
+        table(labels=[0, None, 1]).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"x\.parquet, row 1: no label"):
+            read_sources(parquet(tmp_path / "x.parquet"))
+
+    @pytest.mark.parametrize("item", [CLASSES, Value("string")], ids=str)
+    def test_there_may_be_several(self, tmp_path, item):
+        labels = [[1, 0], [], [1]]
+        if not isinstance(item, ClassLabel):
+            labels = [[["push", "pull"][index] for index in row] for row in labels]
+        table(label=List(item), labels=labels).to_parquet(tmp_path / "x.parquet")
+        source = read_sources(parquet(tmp_path / "x.parquet", labels=["push", "pull"], **MULTI))["train"]
+        assert [source.target(row).tolist() for row in range(3)] == [[1, 1], [0, 0], [0, 1]]
+        assert source.target(0).dtype == np.float32
+
+    def test_one_and_several_are_not_mixed_up(self, tmp_path):
+        table().to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match="column 'label': multi_label_classification does not go with ClassLabel"):
+            read_sources(parquet(tmp_path / "x.parquet", **MULTI))
+        table(label=List(Value("string")), labels=[["push"]] * 3).to_parquet(tmp_path / "y.parquet")
+        with pytest.raises(ValueError, match="column 'label': single_label_classification does not go with List"):
+            read_sources(parquet(tmp_path / "y.parquet"))
+
+    def test_numbers_with_a_point_are_none(self, tmp_path):
+        table(label=Value("float32")).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match="column 'label': expected names or indices of classes, found float"):
+            read_sources(parquet(tmp_path / "x.parquet"))
+
+
+class TestMediaColumns:
+    def test_images_are_no_videos(self, tmp_path):
+        table(Image).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(
+            ValueError, match=r"x\.parquet: column 'video': expected videos, bytes or paths, found Image"
+        ):
+            read_sources(parquet(tmp_path / "x.parquet"))
+
+    def test_an_empty_cell_is_an_error_of_its_row(self, tmp_path):
+        table(Value("binary"), video=[b"A", None, b""]).to_parquet(tmp_path / "x.parquet")
+        media = read_sources(parquet(tmp_path / "x.parquet"))["train"].media
+        assert media[0].content == b"A"
+        for row in (1, 2):
+            with pytest.raises(VideoDecodingError, match=rf"x\.parquet, row {row}: expected a file's bytes or path"):
+                media[row]
+
+    def test_a_remote_path_is_read(self, tmp_path):
+        (tmp_path / "a.mp4").write_bytes(b"A")
+        address = f"file://{tmp_path}/a.mp4"
+        assert to_media({"bytes": None, "path": address}, "row 0", None)[:2] == (b"A", address)
+
+
+class TestDataSetsOfTheLibrary:
+    def test_splits_on_disk_are_found_by_name(self, tmp_path):
+        DatasetDict({"train": table(), "test": table().select([1])}).save_to_disk(tmp_path / "saved")
+        sources = read_sources(library(tmp_path / "saved", splits={"train": "train", "validation": "test"}))
+        assert rows(sources["train"]) == EXPECTED
+        assert rows(sources["validation"]) == EXPECTED[1:2]
+        assert sources["validation"].media[0].name == f"{tmp_path}/saved, split test, row 0 (1.mp4)"
+
+    def test_slices_are_splits_too(self, tmp_path):
+        table().save_to_disk(tmp_path / "saved")
+        splits = {"train": "train[:67%]", "validation": "train[2:]"}
+        sources = read_sources(library(tmp_path / "saved", splits=splits))
+        assert (rows(sources["train"]), rows(sources["validation"])) == (EXPECTED[:2], EXPECTED[2:])
+
+    def test_rows_that_were_chosen_stay_chosen(self, tmp_path):
+        table().select([2, 0]).save_to_disk(tmp_path / "saved")
+        assert rows(read_sources(library(tmp_path / "saved"))["train"]) == [EXPECTED[2], EXPECTED[0]]
+
+    def test_a_folder_as_on_the_hub_is_loaded(self, tmp_path):
+        (tmp_path / "repository/data").mkdir(parents=True)
+        table().to_parquet(tmp_path / "repository/data/train-00000-of-00001.parquet")
+        table().select([0]).to_parquet(tmp_path / "repository/data/test-00000-of-00001.parquet")
+        splits = {"train": "train[1:]", "validation": "test"}
+        sources = read_sources(library(tmp_path / "repository", splits=splits))
+        assert (rows(sources["train"]), rows(sources["validation"])) == (EXPECTED[1:], EXPECTED[:1])
+
+    def test_a_split_that_is_not_there_is_named(self, tmp_path):
+        DatasetDict({"train": table(), "test": table()}).save_to_disk(tmp_path / "saved")
+        with pytest.raises(
+            ValueError, match=r"dataset 'table': .*/saved: no split 'val', expected one of train, test"
+        ):
+            read_sources(library(tmp_path / "saved", splits={"train": "train", "validation": "val"}))
+        (tmp_path / "repository").mkdir()
+        table().to_parquet(tmp_path / "repository/train.parquet")
+        with pytest.raises(ValueError, match=r"dataset 'table': cannot load .*/repository: .*\"val\""):
+            read_sources(library(tmp_path / "repository", "val"))
+
+    def test_a_folder_of_nothing_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=f"dataset 'table': cannot load {tmp_path}: "):
+            read_sources(library(tmp_path))
+
+    def test_a_missing_column_is_named(self, tmp_path):
+        table().save_to_disk(tmp_path / "saved")
+        with pytest.raises(ValueError, match=r"saved, split train: no column \['clip'\], found \['video', 'label'\]"):
+            read_sources(library(tmp_path / "saved", columns={"media": "clip"}))
