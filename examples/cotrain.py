@@ -69,7 +69,8 @@ def main() -> None:
         with args.main_process_first(desc="drawing the quickstart's data"):
             draw_quickstart(QUICKSTART_DATA)
     set_seed(args.seed)  # of the weights that are new
-    cotraining = prepare_cotraining(recipe, seed=args.seed)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    cotraining = prepare_cotraining(recipe, seed, args.output_dir)
     trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()

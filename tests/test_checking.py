@@ -233,8 +233,7 @@ class TestCopies:
             {"dataset": "a", "name": str(folder / "a/train/right/7.mp4"), "labels": ["right"]}
         ]
         assert (
-            "THE VALIDATION OF b IS CONTAMINATED: 1 of its 2 rows (50.0%) are training rows of a."
-            in report.summary()
+            "THE VALIDATION OF b IS CONTAMINATED: 1 of its 2 rows (50.0%) are training rows of a." in report.summary()
         )
 
     def test_a_validation_row_of_its_own_training_split_is_a_leak(self, folder):
