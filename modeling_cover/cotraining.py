@@ -90,14 +90,11 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     if default_head not in names:
         raise ValueError(f"model: unknown default_head {default_head!r}, the data sets are {names}")
     _check_model_fields(recipe)
-    existing = _existing_labels(recipe)
-    sources = {
-        dataset.name: read_sources(dataset, head_labels=existing.get(dataset.name)) for dataset in recipe.datasets
-    }
+    sources = read_recipe_sources(recipe)
     train = {name: splits["train"] for name, splits in sources.items()}
-    schedule = _build_schedule(recipe, train, seed)
+    schedule = build_schedule(recipe, train, seed)
     model = _build_model(recipe, train, default_head)
-    processor = _build_processor(recipe)
+    processor = build_processor(recipe)
     quarantine = None
     if output_dir is not None:
         quarantine = Quarantine(Path(output_dir) / "quarantine.jsonl", recipe.bad_files.max_share)
@@ -123,7 +120,17 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     )
 
 
-def _build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], seed: int) -> MixtureSchedule:
+def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, Source | StreamedSource]]:
+    """The splits of each data set, with the label spaces of the heads that the starting point brings.
+
+    Raises:
+        ValueError: if data cannot be read, or classes differ from those of a head.
+    """
+    existing = _existing_labels(recipe)
+    return {dataset.name: read_sources(dataset, head_labels=existing.get(dataset.name)) for dataset in recipe.datasets}
+
+
+def build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], seed: int) -> MixtureSchedule:
     sizes = {name: len(source) for name, source in sources.items()}
     shares = recipe.mixture.shares(sizes, {dataset.name: dataset.share for dataset in recipe.datasets})
     # Proportional shares are exactly the sizes: a division would leave an epoch without some row.
@@ -227,7 +234,7 @@ def _add_missing_heads(model: CoverForVideoClassification, heads: dict[str, dict
     logger.warning(f"New heads, to be trained: {', '.join(sorted(new)) or 'none'}")
 
 
-def _build_processor(recipe: Recipe) -> CoverVideoProcessor:
+def build_processor(recipe: Recipe) -> CoverVideoProcessor:
     """A processor for the recipe's clips, with the mean and deviation that the starting point was trained with."""
     clips = recipe.clips
     sizes = {
