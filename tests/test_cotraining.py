@@ -135,7 +135,9 @@ class TestAnyStart:
         assert cotraining.train_dataset.sizes == {"actions": 2, "objects": 3}
         assert list(cotraining.eval_datasets) == ["objects"]
         validation = cotraining.eval_datasets["objects"].source
-        assert [media.content for media in validation.media] == [str(data / "objects" / "val" / label / "image.png") for label in OBJECTS]
+        assert [media.content for media in validation.media] == [
+            str(data / "objects" / "val" / label / "image.png") for label in OBJECTS
+        ]
         assert validation.labels == OBJECTS
 
     def test_weights_of_the_loss_are_the_recipes(self, recipe):
@@ -233,7 +235,9 @@ class TestFromATimeSformer:
         cotraining = prepare(recipe, from_timesformer=str(tmp_path), head="actions")
         assert cotraining.model.config.heads["actions"]["labels"] == ["push", "pull"]
         assert torch.equal(cotraining.model.classifiers["actions"].weight, timesformer.classifier.weight)
-        labels = [cotraining.train_dataset[SampleReference("actions", row, position=0, draw=0)]["labels"] for row in range(2)]
+        labels = [
+            cotraining.train_dataset[SampleReference("actions", row, position=0, draw=0)]["labels"] for row in range(2)
+        ]
         assert labels == [1, 0]
 
     def test_other_labels_than_its_are_refused(self, recipe, tmp_path):

@@ -222,8 +222,14 @@ class TestUnknownKeys:
             ({"modle": {}}, "the recipe: unknown key 'modle', did you mean 'model'"),
             ({"clips": {"num_frame": 8}}, "clips: unknown key 'num_frame', did you mean 'num_frames'"),
             ({"datasets": [{**KINETICS, "wieght": 1}]}, "'k400': unknown key 'wieght', did you mean 'weight'"),
-            ({"xyz": 1}, "the recipe: unknown key 'xyz', expected augmentation, bad_files, class_lists, clips, data_root, datasets, mixture, model, training"),
-            ({"5": 1}, "the recipe: unknown key '5', expected augmentation, bad_files, class_lists, clips, data_root, datasets, mixture, model, training"),
+            (
+                {"xyz": 1},
+                "the recipe: unknown key 'xyz', expected augmentation, bad_files, class_lists, clips, data_root, datasets, mixture, model, training",
+            ),
+            (
+                {"5": 1},
+                "the recipe: unknown key '5', expected augmentation, bad_files, class_lists, clips, data_root, datasets, mixture, model, training",
+            ),
         ],
     )
     def test_the_key_and_the_likeliest_or_all_others_are_named(self, load, content, message):

@@ -97,18 +97,19 @@ def pixels(processor, videos, **kwargs) -> torch.Tensor:
 
 
 class TestInputs:
-    def test_a_video_makes_the_same_pixels_however_it_comes(self, processor, clip, frames, server):
+    def test_a_file_makes_the_same_pixels_however_it_comes(self, processor, clip, server):
         content = Path(clip).read_bytes()
         expected = pixels(processor, clip)
         assert expected.shape == (1, 4, 3, 32, 32)
         assert expected.dtype == torch.float32
+        for video in (Path(clip), content, io.BytesIO(content), f"{server}/clip.mp4", f"{server}/moved.mp4", [clip]):
+            torch.testing.assert_close(pixels(processor, video), expected, rtol=0, atol=0)
+        with open(clip, "rb") as file:
+            torch.testing.assert_close(pixels(processor, file), expected, rtol=0, atol=0)
+
+    def test_frames_make_the_same_pixels_however_they_come(self, processor, frames):
+        expected = pixels(processor, frames)
         for video in (
-            Path(clip),
-            content,
-            io.BytesIO(content),
-            f"{server}/clip.mp4",
-            f"{server}/moved.mp4",
-            frames,
             frames.transpose(0, 3, 1, 2),
             torch.from_numpy(frames),
             torch.from_numpy(frames).permute(0, 3, 1, 2),
@@ -121,8 +122,32 @@ class TestInputs:
             [list(frames)],
         ):
             torch.testing.assert_close(pixels(processor, video), expected, rtol=0, atol=0)
-        with open(clip, "rb") as file:
-            torch.testing.assert_close(pixels(processor, file), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"do_resize": False, "crop_size": {"height": 40, "width": 40}},
+            {"resample": 3},
+            {"size": {"height": 40, "width": 36}},
+        ],
+    )
+    def test_a_file_and_its_frames_make_the_same_pixels_where_decoding_does_not_scale(
+        self, options, processor, clip, frames
+    ):
+        result = pixels(processor, clip, **options)
+        torch.testing.assert_close(result, pixels(processor, frames, **options), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("side", [32, 60])
+    def test_a_file_and_its_frames_make_nearly_the_same_pixels_where_it_does(self, side, bare_processor, tmp_path):
+        rows, columns = np.mgrid[:48, :64]
+        smooth = np.stack([rows * 5, columns * 3, 255 - rows * 2 - columns * 2], axis=-1).astype(np.uint8)
+        path = write_clip(tmp_path / "smooth.mp4", np.repeat(smooth[None], 8, axis=0))
+        frames, _ = read_video(path, lambda metadata: range(8))
+        options = {"do_resize": True, "size": {"shortest_edge": side}}
+        result, expected = (pixels(bare_processor, video, **options) for video in (path, frames))
+        assert result.shape == expected.shape
+        assert (result - expected).abs().mean() < 2
+        assert (result - expected).abs().max() < 12
 
     def test_values_of_any_type_run_to_255_unless_they_are_not_to_be_rescaled(self, processor, frames):
         expected = pixels(processor, frames)
@@ -263,6 +288,59 @@ class TestSampling:
     def test_all_frames_stay_without_sampling(self, processor, clip, frames):
         for video in (clip, frames, list(frames)):
             assert pixels(processor, video, do_sample_frames=False).shape == (1, 10, 3, 32, 32)
+
+    def test_a_dense_clip_lies_in_the_centre(self, bare_processor, tmp_path):
+        numbered = indexed_frames(24)
+        path = write_clip(tmp_path / "clip.mp4", numbered)
+        for video in (path, numbered):
+            result = pixels(bare_processor, video, frame_sampling="dense", frame_stride=3)[0].permute(0, 2, 3, 1)
+            assert frame_numbers(result.numpy()) == [7, 10, 13, 16]
+
+    @pytest.mark.parametrize(
+        ("total", "options", "clips"),
+        [
+            (24, {"num_clips": 2}, [[1, 7, 13, 19], [4, 10, 16, 22]]),
+            (24, {"num_clips": 3, "frame_sampling": "dense"}, [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]),
+            (6, {"num_clips": 2, "frame_sampling": "dense"}, [[0, 1, 2, 3], [2, 3, 4, 5]]),
+            (3, {"num_clips": 2, "frame_sampling": "dense"}, [[0, 1, 2, 2], [0, 1, 2, 2]]),
+            (1, {"num_clips": 2}, [[0, 0, 0, 0], [0, 0, 0, 0]]),
+        ],
+    )
+    def test_each_of_several_clips_is_an_entry_of_its_own(self, total, options, clips, bare_processor, tmp_path):
+        numbered = indexed_frames(total)
+        path = write_clip(tmp_path / "clip.mp4", numbered)
+        for video in (path, numbered):
+            batch = bare_processor(video, return_tensors="pt", return_metadata=True, **options)
+            result = batch["pixel_values"].permute(0, 1, 3, 4, 2).numpy()
+            assert [frame_numbers(clip) for clip in result] == clips
+            (metadata,) = batch["video_metadata"]
+            assert metadata.frames_indices == [index for clip in clips for index in clip]
+
+    def test_crops_of_a_clip_come_before_the_next_clip(self, processor, noise):
+        views = pixels(processor, [noise, noise[::-1]], num_clips=2, num_spatial_crops=3)
+        assert views.shape == (12, 4, 3, 32, 32)
+        for video, first in ((noise, 0), (noise[::-1], 6)):
+            clips = pixels(processor, video, num_clips=2)
+            torch.testing.assert_close(views[first + 1 : first + 6 : 3], clips, rtol=0, atol=0)
+
+    def test_an_image_has_one_view_however_many_clips(self, processor, image, noise):
+        assert pixels(processor, image, num_clips=4).shape == (1, 1, 3, 32, 32)
+        clips = processor([image, noise], num_clips=2)["pixel_values"]
+        assert [tuple(clip.shape) for clip in clips] == [(1, 3, 32, 32), (4, 3, 32, 32), (4, 3, 32, 32)]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_clips": 0}, "num_clips must be positive, got 0"),
+            ({"num_clips": 2, "do_sample_frames": False}, "num_clips=2 .*do_sample_frames=False"),
+            ({"frame_sampling": "dense", "frame_stride": 0}, "stride must be positive, got 0"),
+            ({"frame_sampling": "sparse"}, 'must be "uniform" or "dense", got \'sparse\''),
+        ],
+    )
+    def test_options_must_make_sense(self, options, message, processor, clip, noise):
+        for video in (clip, noise):
+            with pytest.raises(ValueError, match=message):
+                processor(video, **options)
 
     def test_a_frame_rate_is_refused(self, processor, clip):
         with pytest.raises(ValueError, match=r"num_frames.*fps=2"):
@@ -451,6 +529,17 @@ class TestErrors:
         with pytest.raises(VideoDecodingError, match=r"/text\.mp4"):
             processor(f"{server}/text.mp4")
 
+    def test_a_download_has_a_limit(self, processor, clip, image, server, monkeypatch):
+        monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_DOWNLOAD_BYTES", 1000)
+        for name in ("clip.mp4", "image.png"):
+            with pytest.raises(VideoDecodingError, match=f"/{name} has more than 1000 bytes"):
+                processor(f"{server}/{name}")
+
+    def test_a_download_need_not_fit_into_memory(self, processor, clip, server, monkeypatch):
+        monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_BYTES_IN_MEMORY", 1000)
+        result = pixels(processor, f"{server}/clip.mp4")
+        torch.testing.assert_close(result, pixels(processor, clip), rtol=0, atol=0)
+
     def test_a_server_that_is_not_there_is_named(self, processor):
         with pytest.raises(VideoDecodingError, match=r"http://127\.0\.0\.1:1/clip\.mp4 cannot be fetched"):
             processor("http://127.0.0.1:1/clip.mp4")
@@ -459,12 +548,19 @@ class TestErrors:
 class TestSaving:
     def test_options_survive(self, tmp_path, noise):
         saved = CoverVideoProcessor(
-            num_spatial_crops=3, num_frames=16, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+            frame_sampling="dense",
+            frame_stride=2,
+            num_clips=2,
+            num_spatial_crops=3,
+            num_frames=16,
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
         )
         saved.save_pretrained(tmp_path)
         loaded = CoverVideoProcessor.from_pretrained(tmp_path)
         assert loaded.to_dict() == saved.to_dict()
         assert (loaded.num_spatial_crops, loaded.num_frames) == (3, 16)
+        assert (loaded.frame_sampling, loaded.frame_stride, loaded.num_clips) == ("dense", 2, 2)
         torch.testing.assert_close(pixels(loaded, noise), pixels(saved, noise), rtol=0, atol=0)
 
     def test_options_can_be_changed_while_loading(self, tmp_path):
@@ -475,5 +571,6 @@ class TestSaving:
     def test_the_defaults_are_those_of_a_vit(self):
         processor = CoverVideoProcessor()
         assert (processor.num_frames, processor.num_spatial_crops) == (8, 1)
+        assert (processor.frame_sampling, processor.frame_stride, processor.num_clips) == ("uniform", 1, 1)
         assert processor.size["shortest_edge"] == processor.crop_size["height"] == processor.crop_size["width"] == 224
         assert list(processor.image_mean) == list(processor.image_std) == [0.5, 0.5, 0.5]
