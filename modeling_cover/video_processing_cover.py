@@ -39,7 +39,6 @@ from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_reading_cover import download, is_url, read_image, split_batch
-from .image_reading_cover import image_to_tensor as _image_to_tensor  # noqa: F401
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 
 

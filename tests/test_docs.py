@@ -78,10 +78,12 @@ def _image(path: Path) -> None:
 
 def _write_quickstart(folder: Path) -> None:
     for split in ("train", "val"):
-        for label in ("circle", "cross"):
+        for label in ("ring", "star"):
             for index in range(3):
-                _clip(folder / "shapes" / split / label / f"{index}.mp4")
-                _image(folder / "images" / split / label / f"{index}.png")
+                _clip(folder / "shapes" / split / label / f"{index:03d}.mp4")
+        for label in ("dots", "plain"):
+            for index in range(8):
+                _image(folder / "images" / split / label / f"{index:03d}.png")
         lines = ["video,label"]
         for index, label in enumerate(["growing", "shrinking"] * 2):
             name = f"videos/{index if split == 'train' else 100 + index:05d}.mp4"
