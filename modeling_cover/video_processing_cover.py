@@ -355,7 +355,8 @@ def _spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int) -> l
         corners = [(0, left), (top, left), (spare_height, left)]
     else:
         corners = [(top, 0), (top, left), (top, spare_width)]
-    return [clip[..., y : y + crop_size.height, x : x + crop_size.width] for y, x in corners]
+    crops = [clip[..., y : y + crop_size.height, x : x + crop_size.width] for y, x in corners]
+    return [crop.contiguous() for crop in crops]  # of bytes this is cheap, and what follows is twice as fast for it
 
 
 __all__ = ["CoverVideoProcessor", "read_image"]
