@@ -17,7 +17,7 @@
 
 Every file is decoded in a process of its own kind: a crash, a hang, another error, a frame of another file, or more than
 1 GiB of memory is a failure, which is printed with the file's number; `--only NUMBER` makes that file and decodes it
-here. About 6 minutes on 2 CPU cores. `test_damaged_files.py` runs a sample.
+here. About 9 minutes on a CPU core. `test_damaged_files.py` runs a sample.
 """
 
 import argparse
@@ -318,7 +318,7 @@ def main() -> None:
             run_worker(numbers, arguments.count, arguments.seed, Path(folder))
         else:
             problems = run_all(arguments.count, arguments.seed, arguments.processes, Path(folder))
-            sys.exit("\n".join(problems))
+            sys.exit("\n".join(problems) or 0)
 
 
 if __name__ == "__main__":

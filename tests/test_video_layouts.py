@@ -1,0 +1,247 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""However a file is laid out, `read_video` yields the frames of a plain decoding, and decodes no more than it must."""
+
+import contextlib
+import io
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clips import frame_numbers, indexed_frames, moving_frames, plain_frames, write_clip
+from modeling_cover import video_decoding_cover
+from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
+
+
+X264 = {"qp": "28"}
+X265 = {"codec": "libx265"}
+VP9 = {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": "8"}
+MPEG = {"qmin": "4", "qmax": "9", "g": "12"}
+TIMES = np.random.default_rng(0).integers(5, 90, 60).cumsum().tolist()
+# What can make a frame depend on another one, and its time on a guess.
+LAYOUTS = {
+    "one_keyframe.mp4": {"g": "250"},
+    "short_gops.mp4": {"g": "12"},
+    "no_b_frames.mp4": {"g": "12", "bf": "0"},
+    "pyramid.mp4": {"g": "30", "bf": "7", "x264-params": "b-pyramid=normal:b-adapt=0"},
+    "strict_pyramid.mkv": {"g": "30", "bf": "7", "x264-params": "b-pyramid=strict:b-adapt=0"},
+    "open_gops.mp4": {"g": "15", "bf": "3", "x264-params": "open-gop=1:b-adapt=0"},
+    "open_gops.mkv": {"g": "15", "bf": "3", "x264-params": "open-gop=1:b-adapt=0"},
+    "intra_refresh.mp4": {"g": "15", "bf": "2", "x264-params": "intra-refresh=1"},
+    "many_references.mp4": {"g": "40", "refs": "8", "bf": "5", "slices": "3"},
+    "interlaced.mp4": {"g": "12", "flags": "+ilme+ildct", "x264-params": "tff=1"},
+    "deep_colour.mp4": {"g": "12", "pixel_format": "yuv420p10le"},
+    "fragmented.mp4": {"g": "12", "bf": "3", "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "varying_rate.mp4": {"g": "12", "bf": "3", "timestamps": TIMES},
+    "varying_rate.mkv": {"g": "12", "bf": "3", "timestamps": TIMES},
+    "h264.avi": {"g": "12", "bf": "3"},
+    "h264.flv": {"g": "12", "bf": "3"},
+    "h264.ts": {"g": "12", "bf": "3"},
+    "bare.h264": {"g": "12", "bf": "3", "fps": 25, "container_format": "h264"},
+    "hevc_open_gops.mp4": X265 | {"x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=4:b-adapt=0"},
+    "hevc_closed_gops.mkv": X265 | {"x265-params": "log-level=none:keyint=12:min-keyint=12:open-gop=0"},
+    "hevc_layers.mp4": X265 | {"x265-params": "log-level=none:keyint=30:temporal-layers=3"},
+    "hevc.ts": X265 | {"x265-params": "log-level=none:keyint=12"},
+    "vp9.webm": VP9 | {"g": "12"},
+    "vp9_hidden_frames.webm": VP9 | {"g": "30", "deadline": "good", "lag-in-frames": "25", "auto-alt-ref": "1"},
+    "vp8_hidden_frames.webm": VP9 | {"codec": "libvpx", "g": "30", "lag-in-frames": "25", "auto-alt-ref": "1"},
+    "av1.mp4": {"codec": "libsvtav1", "preset": "13", "g": "20"},
+    "mpeg4.avi": MPEG | {"codec": "mpeg4"},
+    "mpeg4_b_frames.avi": MPEG | {"codec": "mpeg4", "bf": "2"},
+    "mpeg4_b_frames.mp4": MPEG | {"codec": "mpeg4", "bf": "2"},
+    "mpeg2.ts": MPEG | {"codec": "mpeg2video", "bf": "2", "fps": 25},
+    "mpeg2.mpg": MPEG | {"codec": "mpeg2video", "bf": "2", "fps": 25, "container_format": "mpeg"},
+    "mjpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
+    "animated.gif": {"codec": "gif", "pixel_format": "rgb8", "fps": 25},
+}
+
+
+def write_layout(path: Path) -> str:
+    options = LAYOUTS[path.name]
+    return write_clip(path, moving_frames(60), **(options if "codec" in options else X264 | options))
+
+
+def every_frame(metadata):
+    return range(metadata.total_num_frames)
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    return write_clip(tmp_path / "clip.mp4", indexed_frames(20))
+
+
+class TestAnyLayout:
+    """However a file is laid out, its frames are those of a decoding from its start to its end, to the bit."""
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_random_frames_equal_those_of_a_plain_decoding(self, layout, tmp_path):
+        path = write_layout(tmp_path / layout)
+        expected = plain_frames(path)
+        random = np.random.default_rng(sum(layout.encode()))
+        for num_threads in (1, 1, 1, 2, 3):
+            indices = np.sort(random.integers(0, len(expected), size=random.integers(1, 9)))
+            frames, metadata = read_video(path, lambda metadata, indices=indices: indices, num_threads=num_threads)
+            np.testing.assert_array_equal(frames, expected[indices])
+            assert metadata.total_num_frames == len(expected)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_all_frames_equal_those_of_a_plain_decoding(self, layout, tmp_path):
+        path = write_layout(tmp_path / layout)
+        np.testing.assert_array_equal(read_video(path, every_frame, num_threads=1)[0], plain_frames(path))
+
+    @pytest.mark.parametrize("layout", ["short_gops.mp4", "open_gops.mp4", "no_b_frames.mp4"])
+    def test_an_edit_list_may_begin_between_keyframes(self, layout, tmp_path):
+        content = bytearray(Path(write_layout(tmp_path / layout)).read_bytes())
+        start = content.index(b"elst") + 16
+        struct.pack_into(">i", content, start, struct.unpack_from(">i", content, start)[0] + 17 * 512)
+        expected = plain_frames(io.BytesIO(content))
+        assert len(expected) == 43
+        for indices in ([0], [5, 6, 30], [42]):
+            frames, metadata = read_video(bytes(content), lambda metadata, indices=indices: indices)
+            np.testing.assert_array_equal(frames, expected[indices])
+            assert metadata.total_num_frames == 43
+
+    def test_packets_that_do_not_fit_into_memory_are_read_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_KEPT_BYTES", 1000)
+        for layout in ("short_gops.mp4", "varying_rate.mkv", "one_keyframe.mp4", "vp9.webm", "mpeg4.avi"):
+            path = write_layout(tmp_path / layout)
+            for indices in ([7], [3, 20, 21, 50], range(60)):
+                frames, _ = read_video(path, lambda metadata, indices=indices: indices)
+                np.testing.assert_array_equal(frames, plain_frames(path)[indices])
+
+    @pytest.mark.parametrize("layout", ["short_gops.mp4", "vp9.webm", "mpeg4.avi"])
+    def test_flags_that_call_every_packet_a_keyframe_do_no_harm(self, layout, tmp_path, monkeypatch):
+        path = write_layout(tmp_path / layout)
+        expected = plain_frames(path)
+        monkeypatch.setattr("modeling_cover.video_index_cover._entry_test", lambda stream: lambda packet: True)
+        scan = video_decoding_cover.scan_packets
+
+        def scan_with_lies(container, stream):
+            index = scan(container, stream)
+            return replace(index, entries=np.arange(len(index.timestamps)))
+
+        monkeypatch.setattr(video_decoding_cover, "scan_packets", scan_with_lies)
+        for indices in ([7], [3, 20, 21, 50], [1, 14, 59]):
+            frames, _ = read_video(path, lambda metadata, indices=indices: indices)
+            np.testing.assert_array_equal(frames, expected[indices])
+
+    @pytest.mark.parametrize("layout", ["short_gops.mp4", "pyramid.mp4", "open_gops.mkv", "mpeg4.avi", "vp9.webm"])
+    def test_damage_leaves_a_frame_as_it_is_or_as_a_plain_decoding_mends_it(self, layout, tmp_path):
+        content = Path(write_layout(tmp_path / layout)).read_bytes()
+        intact = plain_frames(io.BytesIO(content))
+        random = np.random.default_rng(0)
+        num_read = 0
+        for _ in range(10):
+            damaged = bytearray(content)
+            for position in random.integers(len(content) // 3, len(content) * 2 // 3, size=random.integers(1, 5)):
+                damaged[position] = random.integers(256)
+            shares = np.sort(random.random(5))
+            with contextlib.suppress(VideoDecodingError, av.error.FFmpegError):
+                frames, metadata = read_video(
+                    bytes(damaged), lambda metadata, shares=shares: shares * metadata.total_num_frames, num_threads=1
+                )
+                if metadata.total_num_frames == 60:
+                    num_read += 1
+                    mended = plain_frames(io.BytesIO(damaged))
+                    for frame, index in zip(frames, metadata.frames_indices, strict=True):
+                        is_mended = len(mended) == 60 and (frame == mended[index]).all()
+                        assert is_mended or (frame == intact[index]).all()
+        assert num_read > 1
+
+
+class TestEffort:
+    """What the wanted frames do not need is not decoded."""
+
+    def test_other_groups_of_pictures_are_passed_over(self, tmp_path):
+        path = write_layout(tmp_path / "short_gops.mp4")
+        expected = plain_frames(path)
+        content = bytearray(Path(path).read_bytes())
+        with av.open(path) as container:
+            packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+        for position, size in packets[12:36]:
+            content[position + 5 : position + size] = bytes(size - 5)  # the head of each remains
+        indices = [3, 40, 59]
+        frames, metadata = read_video(bytes(content), lambda metadata: indices)
+        np.testing.assert_array_equal(frames, expected[indices])
+        assert metadata.total_num_frames == 60
+        with pytest.raises(VideoDecodingError):
+            read_video(bytes(content), lambda metadata: [20], num_threads=1)
+
+    def test_the_sampler_is_asked_once(self, tmp_path):
+        for layout in ("short_gops.mp4", "vp9.webm", "h264.ts", "bare.h264"):
+            told = []
+            read_video(write_layout(tmp_path / layout), lambda metadata, told=told: told.append(1) or [5])
+            assert told == [1]
+
+
+class TestSegments:
+    @pytest.mark.parametrize(
+        "layout", ["short_gops.mp4", "open_gops.mkv", "h264.ts", "bare.h264", "mpeg4_b_frames.avi"]
+    )
+    def test_are_the_frames_from_start_until_before_end(self, layout, tmp_path):
+        path = write_layout(tmp_path / layout)
+        expected, fps = plain_frames(path), LAYOUTS[layout].get("fps", 24)
+        for first, stop in ((12, 36), (0, 6), (48, 60), (24, 25)):
+            start = first / fps if first else None
+            end = (stop - 0.5) / fps if stop < 60 else None
+            frames, metadata = read_video(path, every_frame, start=start, end=end)
+            np.testing.assert_array_equal(frames, expected[first:stop])
+            assert metadata.total_num_frames == stop - first
+            assert metadata.frames_indices == list(range(stop - first))
+            assert metadata.duration == pytest.approx((stop - first) / fps, abs=0.01)
+        with pytest.raises(VideoDecodingError, match=r"between 0\.51 and 0\.515 seconds: it lasts 2\.[45]"):
+            read_video(path, every_frame, start=0.51, end=0.515)
+
+    def test_go_by_the_time_where_the_frame_rate_varies(self, tmp_path):
+        path = write_layout(tmp_path / "varying_rate.mp4")
+        times = [(time - TIMES[0]) / 1000 for time in TIMES]
+        frames, _ = read_video(path, every_frame, start=times[10], end=times[31] + 0.001)
+        np.testing.assert_array_equal(frames, plain_frames(path)[10:32])
+
+    def test_of_a_tenth_of_a_second_begin_at_the_frame_of_that_time(self, tmp_path):
+        path = write_clip(tmp_path / "clip.mp4", indexed_frames(30), fps=10)
+        for tenth in range(1, 20):
+            frames, _ = read_video(path, every_frame, start=tenth / 10, end=tenth / 10 + 0.3)
+            assert frame_numbers(frames) == [tenth, tenth + 1, tenth + 2]
+
+    def test_behind_the_end_are_an_error_that_tells_the_duration(self, clip):
+        with pytest.raises(VideoDecodingError, match=r"clip\.mp4 .*between 5 and 6 seconds: it lasts 0\.83"):
+            read_video(clip, every_frame, start=5, end=6)
+
+    def test_hold_where_packets_promise_frames_that_do_not_come(self, tmp_path):
+        path = write_clip(tmp_path / "clip.ts", indexed_frames(30), g="10", bf="0")
+        content = Path(path).read_bytes()
+        content = content[len(content) // 4 // 188 * 188 :]
+        frames, metadata = read_video(content, every_frame, start=0.25, end=0.5)  # of frames 10 to 29, at 24 a second
+        assert frame_numbers(frames) == [16, 17, 18, 19, 20, 21]
+        assert metadata.total_num_frames == 6
+        assert metadata.duration == pytest.approx(0.25)
+
+    @pytest.mark.parametrize(
+        ("start", "end", "message"),
+        [
+            (-1, None, "start must be .* 0 or more, got -1"),
+            (float("nan"), None, "start must be .* got nan"),
+            (2, 2, "end must be .* after start, 2, got 2"),
+            (None, 0, "end must be .* got 0"),
+            (1, float("nan"), "end must be .* got nan"),
+        ],
+    )
+    def test_must_be_intervals_of_time(self, start, end, message, clip):
+        with pytest.raises(ValueError, match=message) as raised:
+            read_video(clip, every_frame, start=start, end=end)
+        assert not isinstance(raised.value, VideoDecodingError)
