@@ -216,6 +216,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="length of the clips")
     parser.add_argument("--folder", type=Path, default=Path("outputs/benchmark_decoding"))
     args = parser.parse_args()
+    if args.seconds * FPS < NUM_FRAMES:
+        parser.error(f"--seconds must make at least {NUM_FRAMES} frames at {FPS} a second")
     paths = write_files(args.folder, round(args.seconds * FPS))
     torch.set_num_threads(1)
     if sys.platform == "linux":

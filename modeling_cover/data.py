@@ -220,7 +220,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
     def _sample_indices(self, metadata: VideoMetadata, randomness: SampleRandomness) -> Sequence[int]:
         total, num_frames = metadata.total_num_frames, self.processor.num_frames
         if self.clip_sampling == "uniform":
-            return self.processor.sample_frames(metadata)
+            return self.processor.sample_frames(metadata, num_clips=1)
         rng = randomness.of(Purpose.FRAMES)
         if self.clip_sampling == "segments":
             return segment_frame_indices(total, num_frames, rng)
@@ -259,7 +259,8 @@ class EvaluationDataset(torch.utils.data.Dataset):
 
     def _load(self, media: Media) -> torch.Tensor:
         short_side = self.processor.size["shortest_edge"]
-        frames = load_frames(media, self.source.modality, self.processor, self.processor.sample_frames, short_side)
+        sample_indices = partial(self.processor.sample_frames, num_clips=1)
+        frames = load_frames(media, self.source.modality, self.processor, sample_indices, short_side)
         return _normalised(frames, self.processor, do_center_crop=True)
 
     @property
