@@ -44,12 +44,14 @@ from .media import Media
 from .mixture import REPLACEMENT_STREAM, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
-from .streams import Stream
+from .streams import Example, Stream
 from .video_decoding_cover import VideoDecodingError, read_video
 from .video_processing_cover import CoverVideoProcessor
 
 
 Sample = dict[str, Any]
+# What to call a row whose file cannot even be found in its shard, and what reads its file and its target.
+Candidate = tuple[str, Callable[[], tuple[Media, int | np.ndarray]]]
 SampleIndices = Callable[[VideoMetadata], Sequence[int]]
 
 # The label of an evaluation's row whose file cannot be decoded; as all over torch, it counts for nothing.
@@ -158,51 +160,50 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             "dataset": source.name,
         }
 
-    def _candidates(
-        self, source: Source | StreamedSource, reference: SampleReference
-    ) -> Iterator[tuple[Media, int | np.ndarray]]:
+    def _candidates(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
         """The row that is referred to, and then those that may stand in for it."""
         if reference.example is not None:
-            yield reference.example.media, reference.example.target
+            yield reference.example.media.name, partial(_example_parts, reference.example)
         else:
-            yield source.media[reference.row], source.target(reference.row)
+            yield f"row {reference.row}", partial(_row_parts, source, reference.row)
         yield from self._replacements(
             source, np.random.default_rng([REPLACEMENT_STREAM, self.seed, reference.position])
         )
 
-    def _replacements(
-        self, source: Source | StreamedSource, rng: np.random.Generator
-    ) -> Iterator[tuple[Media, int | np.ndarray]]:
+    def _replacements(self, source: Source | StreamedSource, rng: np.random.Generator) -> Iterator[Candidate]:
         for _ in range(_MOST_REPLACEMENTS):
             if isinstance(source, Source):
                 row = int(rng.integers(len(source)))
-                yield source.media[row], source.target(row)
+                yield f"row {row}", partial(_row_parts, source, row)
             else:
                 # A stream has no rows to choose from, but for those that it begins with.
                 if source.name not in self._pools:
                     self._pools[source.name] = source.open(self.seed).sample_pool()
                 pool = self._pools[source.name]
                 example = pool[int(rng.integers(len(pool)))]
-                yield example.media, example.target
+                yield example.media.name, partial(_example_parts, example)
 
     def _load(
         self,
         reference: SampleReference,
-        candidates: Iterator[tuple[Media, int | np.ndarray]],
+        candidates: Iterator[Candidate],
         randomness: SampleRandomness,
     ) -> tuple[torch.Tensor, int | np.ndarray]:
         """The first of the candidates that can be decoded, as the model takes it: (T, C, H, W), and its target."""
         source = self.sources[reference.dataset]
-        for media, target in candidates:
-            if self.quarantine is not None and self.quarantine.reason(source.name, media.name) is not None:
-                continue
+        for name, read in candidates:
             try:
+                # Out of a shard or a table, which may be what is damaged.
+                media, target = read()
+                name = media.name
+                if self.quarantine is not None and self.quarantine.reason(source.name, name) is not None:
+                    continue
                 return self._augmented(source, media, randomness), target
             except (VideoDecodingError, OSError) as error:
                 check_still_there(source)
                 if self.quarantine is None:
                     raise
-                self.quarantine.add(BadFile(source.name, media.name, str(error)))
+                self.quarantine.add(BadFile(source.name, name, str(error)))
                 self.quarantine.check(source.name, len(source), reference.draw + 1)
         raise TooManyBadFilesError(
             f"dataset '{source.name}': {_MOST_REPLACEMENTS} rows drawn to stand in for position {reference.position} are "
@@ -228,6 +229,14 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         return dense_frame_indices(total, num_frames, stride, random_clip_start(total, num_frames, stride, rng))
 
 
+def _row_parts(source: Source, row: int) -> tuple[Media, int | np.ndarray]:
+    return source.media[row], source.target(row)
+
+
+def _example_parts(example: Example) -> tuple[Media, int | np.ndarray]:
+    return example.media, example.target
+
+
 class EvaluationDataset(torch.utils.data.Dataset):
     """One split of one data set, in order, each clip with a centre crop.
 
@@ -244,14 +253,16 @@ class EvaluationDataset(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, row: int) -> Sample:
-        target, media = self.source.target(row), self.source.media[row]
+        target, name = self.source.target(row), f"row {row}"
         try:
+            media = self.source.media[row]
+            name = media.name
             clip = self._load(media)
         except (VideoDecodingError, OSError) as error:
             check_still_there(self.source)
             if self.quarantine is None:
                 raise
-            self.quarantine.add(BadFile(self.source.name, media.name, str(error)))
+            self.quarantine.add(BadFile(self.source.name, name, str(error)))
             self.quarantine.check(self.source.name, len(self.source), row + 1)
             clip = torch.zeros(self._clip_shape)
             target = np.full_like(target, UNREADABLE)[()]

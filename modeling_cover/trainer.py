@@ -96,6 +96,7 @@ class _MixtureCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.start_the_clock()
         quarantine = self.trainer.train_dataset.quarantine
         if quarantine is not None and state.global_step == 0:
             if args.process_index == 0:
@@ -195,7 +196,7 @@ class CoverTrainer(Trainer):
         self.loss_weights = torch.tensor(weights, device=args.device)
         # Since the last log, on this process: each data set's sum of losses, and its number of rows.
         self._logged_sums = torch.zeros(2, len(heads), device=args.device)
-        self._waited, self._logged_at = 0.0, time.perf_counter()
+        self.start_the_clock()
         if train_dataset is not None:
             schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
             _check_same_seed(args, schedule.seed, train_dataset.seed)
@@ -215,6 +216,10 @@ class CoverTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | None]:
         return super().get_batch_samples(self._timed(epoch_iterator), num_batches, device)
+
+    def start_the_clock(self) -> None:
+        """Count the time spent waiting for data from now on, until it is logged."""
+        self._waited, self._logged_at = 0.0, time.perf_counter()
 
     def _timed(self, batches: Iterator) -> Iterator:
         """The batches, with the time that they keep the training loop waiting added up."""
@@ -279,9 +284,8 @@ class CoverTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._data_set_logs())
-            now = time.perf_counter()
-            logs["data_wait"] = self._waited / (now - self._logged_at)
-            self._waited, self._logged_at = 0.0, now
+            logs["data_wait"] = self._waited / (time.perf_counter() - self._logged_at)
+            self.start_the_clock()
         super().log(logs, start_time)
 
     def _data_set_logs(self) -> dict[str, float]:
