@@ -162,17 +162,19 @@ def compare_raw_and_compact(folder: Path, rounds: int) -> None:
         for media in source.media:
             load_frames(media, "video", processor, processor.sample_frames, SHORT_SIDE)
 
-    def load(source: Source) -> None:
-        """The same, and cropping, mirroring and normalising."""
+    def load(source: Source, finish: Callable[[torch.Tensor], torch.Tensor] = lambda clip: clip) -> None:
+        """The same, and cropping and mirroring: what a worker does, and sends as bytes."""
         samples = CoTrainingDataset([source], ["clips"], processor, seed=0)
         for row in range(len(source)):
-            samples[SampleReference("clips", row, row, row)]
+            finish(samples[SampleReference("clips", row, row, row)]["pixel_values"])
 
     rows = []
     for size in SIZES:
         raw = read_sources(entry("class_folders", folder / size / "train"))["train"]
         compact = read_sources(entry("webdataset", folder / size / "compact" / "train"))["train"]
-        for what, run in {"decoded": decode, "ready for the model": load}.items():
+        steps = {"decoded": decode, "as a worker sends it": load}
+        steps["and normalised on the CPU"] = partial(load, finish=processor.normalize_pixels)
+        for what, run in steps.items():
             times = median_times({"raw": partial(run, raw), "compact": partial(run, compact)}, rounds)
             speeds = [CLIPS_OF_A_SIZE / times[name] for name in ("raw", "compact")]
             rows.append([size, what, *(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[0]:.1f} x"])

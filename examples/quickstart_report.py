@@ -38,7 +38,8 @@ def accuracy(model: CoverForVideoClassification, dataset: EvaluationDataset, rev
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, collate_fn=collate_clips)
     hits = 0
     for batch in loader:
-        clips = batch["pixel_values"].flip(1) if reverse else batch["pixel_values"]
+        clips = dataset.processor.normalize_pixels(batch["pixel_values"])
+        clips = clips.flip(1) if reverse else clips
         logits = model(clips, head=batch["head"]).logits
         hits += (logits.argmax(dim=-1) == batch["labels"]).sum().item()
     return hits / len(dataset)

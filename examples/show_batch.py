@@ -16,8 +16,8 @@
     python examples/show_batch.py RECIPE.yaml [--rows 16] [--position 0] [--seed 0] [--output batch.png]
 
 Wrong preprocessing is a silent fault: colours swapped, a crop that cuts the action off, "left" mirrored into "right", a
-label of another row. The frames are those after augmentation, with only the normalisation taken back, and the rows those
-which a run of that seed draws from that position on. No weights are loaded; it takes some seconds.
+label of another row. The frames are those after augmentation, before they are normalised, and the rows those which a run of
+that seed draws from that position on. No weights are loaded; it takes some seconds.
 """
 
 import argparse
@@ -30,9 +30,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from modeling_cover import CoTrainingDataset, CoverVideoProcessor, Recipe, load_recipe
+from modeling_cover import CoTrainingDataset, Recipe, load_recipe
 from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
-from modeling_cover.data import Sample
 from modeling_cover.mixture import SampleReference
 from modeling_cover.quarantine import Quarantine
 from PIL import Image, ImageDraw, ImageFont
@@ -94,7 +93,7 @@ def read_row(dataset: CoTrainingDataset, reference: SampleReference) -> Row:
         modality=source.modality,
         labels=label_texts(sample["labels"], source.labels),
         file=media.name,
-        frames=shown_frames(sample, dataset.processor),
+        frames=sample["pixel_values"].permute(0, 2, 3, 1).numpy(),
         replaced=dataset.quarantine.reason(source.name, media.name),
     )
 
@@ -109,16 +108,6 @@ def label_texts(target: int | torch.Tensor, labels: Sequence[str]) -> list[str]:
     return [f"{share:.0%} {label}" for label, share in sorted(shares.items(), key=lambda item: -item[1])]
 
 
-def shown_frames(sample: Sample, processor: CoverVideoProcessor) -> np.ndarray:
-    """`pixel_values` (T, 3, H, W) as pictures (T, H, W, 3), uint8: the normalisation is taken back, and nothing else."""
-    pixels = sample["pixel_values"].permute(0, 2, 3, 1)
-    if processor.do_normalize:
-        pixels = pixels * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
-    if processor.do_rescale:
-        pixels = pixels / processor.rescale_factor
-    return pixels.round().clamp(0, 255).to(torch.uint8).numpy()
-
-
 def draw_sheet(rows: Sequence[Row], title: str) -> Image.Image:
     """A row for each sample: data set, labels and file on the left, frames on the right in order of time."""
     columns = min(max(len(row.frames) for row in rows), FRAMES_A_LINE)
@@ -129,7 +118,7 @@ def draw_sheet(rows: Sequence[Row], title: str) -> Image.Image:
     scale = "as they are" if side == native else f"drawn at {side} x {side}"
     note = (
         f"Each row is a sample as it goes into the model: its pixel_values, {native} x {native} pixels ({scale}), after "
-        "augmentation, with only the normalisation taken back. Time runs from left to right."
+        "augmentation; all that is left to do is to normalise them. Time runs from left to right."
     )
     blocks = [draw_head(title, note, width)]
     for row in rows:

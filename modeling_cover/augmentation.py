@@ -138,7 +138,6 @@ class ColorJitter:
 
     def apply(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Frames (T, 3, H, W), uint8, in other colours."""
-        frames = frames.contiguous()  # a crop is a view into larger frames: working on that takes a third longer
         for name, factor in self.draw(rng):
             frames = _COLOR_ADJUSTMENTS[name](frames, factor)
         return frames
@@ -330,18 +329,22 @@ def random_crop(frames: torch.Tensor, height: int, width: int, rng: np.random.Ge
         raise ValueError(f"a crop of {height}x{width} does not fit into frames of {tuple(frames.shape[-2:])}")
     top = int(rng.integers(frames.shape[-2] - height + 1))
     left = int(rng.integers(frames.shape[-1] - width + 1))
-    return F.crop(frames, top, left, height, width)
+    # Contiguous: all that follows takes longer on a window into rows of interleaved colours.
+    return F.crop(frames, top, left, height, width).contiguous()
 
 
-def erase(clip: torch.Tensor, augmentation: Augmentation, randomness: SampleRandomness) -> torch.Tensor:
-    """A normalized clip (T, C, H, W) with a box set to zero, that is the mean colour, if `augmentation` says so.
+def erase(
+    clip: torch.Tensor, augmentation: Augmentation, mean_color: torch.Tensor, randomness: SampleRandomness
+) -> torch.Tensor:
+    """A clip (T, C, H, W) with a box of one colour, if `augmentation` says so.
 
-    Zeros, as in torchvision, and no noise: it would be a texture, or flicker, that no video has.
+    The colour is `mean_color` (C, 1, 1), which normalising makes zero, as in torchvision, and no noise: it would be a
+    texture, or flicker, that no video has.
     """
     if augmentation.random_erasing is None:
         return clip
     box = augmentation.random_erasing.draw(*clip.shape[-2:], randomness.of(Purpose.ERASING))
-    return clip if box is None else F.erase(clip, *box, v=clip.new_zeros(()))
+    return clip if box is None else F.erase(clip, *box, v=mean_color)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +360,7 @@ class Mix:
     centre: tuple[float, float] | None = None
 
     def apply(self, clip: torch.Tensor, partner: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """The mixed clip (T, C, H, W), and the share of the label of `clip` in it.
+        """The mixed clip (T, C, H, W), uint8 as both are, and the share of the label of `clip` in it.
 
         With CutMix the share is that of the pixels: the part of the box beyond the border does not count.
 
@@ -367,7 +370,8 @@ class Mix:
         if clip.shape != partner.shape:
             raise ValueError(f"clips to be mixed must have one shape, got {tuple(clip.shape)}, {tuple(partner.shape)}")
         if self.centre is None:
-            return torch.lerp(partner, clip, self.share), self.share
+            mixed = torch.lerp(partner.float(), clip.float(), self.share)
+            return mixed.round_().to(torch.uint8), self.share
         box = self.box(*clip.shape[-2:])
         mixed = F.erase(clip, *box, v=F.crop(partner, *box))
         return mixed, 1 - box.height * box.width / (clip.shape[-2] * clip.shape[-1])

@@ -13,6 +13,9 @@
 # limitations under the License.
 """Samples and batches: from references to clips, and from clips to groups of one shape.
 
+Up to the training device, pixels are bytes: as floats they would fill four times as much of the shared memory between
+the workers and the training process. `CoverVideoProcessor.normalize_pixels` is the step that is left.
+
 Axes: B clips   T frames of a clip   C, H, W channels, height and width of a frame.
 """
 
@@ -46,7 +49,7 @@ from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
 from .streams import Example, Stream
 from .video_decoding_cover import VideoDecodingError, read_video
-from .video_processing_cover import CoverVideoProcessor
+from .video_processing_cover import CoverVideoProcessor, spatial_crops
 
 
 Sample = dict[str, Any]
@@ -87,7 +90,7 @@ def load_frames(
 
 
 class CoTrainingDataset(torch.utils.data.Dataset):
-    """Training samples of all data sets, indexed by [`SampleReference`].
+    """Training samples of all data sets, indexed by [`SampleReference`]: clips (T, 3, H, W) of uint8, and their targets.
 
     By default a clip is resized to the processor's short side, cropped at a random place, the same in each of its
     frames, and mirrored with probability 1/2 where the data set allows it (section 4.1 of the paper). What is random
@@ -125,6 +128,9 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         self.clip_sampling = clip_sampling
         self.augmentations = {name: (augmentations or {}).get(name, Augmentation()) for name in self.sources}
         self.quarantine = quarantine
+        self._mean_color = (
+            (torch.tensor(processor.image_mean) / processor.rescale_factor).round().byte()[:, None, None]
+        )
         self._pools: dict[str, list] = {}
 
     @property
@@ -189,7 +195,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         candidates: Iterator[Candidate],
         randomness: SampleRandomness,
     ) -> tuple[torch.Tensor, int | np.ndarray]:
-        """The first of the candidates that can be decoded, as the model takes it: (T, C, H, W), and its target."""
+        """The first of the candidates that can be decoded: (T, 3, H, W), uint8, and its target."""
         source = self.sources[reference.dataset]
         for name, read in candidates:
             try:
@@ -216,7 +222,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         sample_indices = partial(self._sample_indices, randomness=randomness)
         frames = load_frames(media, source.modality, self.processor, sample_indices, short_side)
         frames = augment_frames(frames, augmentation, crop["height"], crop["width"], randomness)
-        return erase(_normalised(frames, self.processor, do_center_crop=False), augmentation, randomness)
+        return erase(frames, augmentation, self._mean_color, randomness)
 
     def _sample_indices(self, metadata: VideoMetadata, randomness: SampleRandomness) -> Sequence[int]:
         total, num_frames = metadata.total_num_frames, self.processor.num_frames
@@ -238,7 +244,7 @@ def _example_parts(example: Example) -> tuple[Media, int | np.ndarray]:
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
-    """One split of one data set, in order, each clip with a centre crop.
+    """One split of one data set, in order: clips (T, 3, H, W) of uint8, the centre crop of each, and their targets.
 
     A file that cannot be decoded is an error; or, with a quarantine, written down there: its row has labels of
     `UNREADABLE`, which count neither for nor against the model, and the evaluation tells how many they were.
@@ -264,7 +270,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
                 raise
             self.quarantine.add(BadFile(self.source.name, name, str(error)))
             self.quarantine.check(self.source.name, len(self.source), row + 1)
-            clip = torch.zeros(self._clip_shape)
+            clip = torch.zeros(self._clip_shape, dtype=torch.uint8)
             target = np.full_like(target, UNREADABLE)[()]
         return {"pixel_values": clip, "labels": target, "head": self.source.name}
 
@@ -272,20 +278,13 @@ class EvaluationDataset(torch.utils.data.Dataset):
         short_side = self.processor.size["shortest_edge"]
         sample_indices = partial(self.processor.sample_frames, num_clips=1)
         frames = load_frames(media, self.source.modality, self.processor, sample_indices, short_side)
-        return _normalised(frames, self.processor, do_center_crop=True)
+        (crop,) = spatial_crops(frames, self.processor.crop_size)
+        return crop
 
     @property
     def _clip_shape(self) -> tuple[int, ...]:
         num_frames = 1 if self.source.modality == "image" else self.processor.num_frames
         return num_frames, 3, self.processor.crop_size["height"], self.processor.crop_size["width"]
-
-
-def _normalised(frames: torch.Tensor, processor: CoverVideoProcessor, do_center_crop: bool) -> torch.Tensor:
-    """What the processor makes of frames (T, 3, H, W) that have their size already."""
-    done = {"do_sample_frames": False, "do_resize": False, "num_clips": 1, "num_spatial_crops": 1}
-    # Contiguous: of a window out of rows of interleaved colours, normalising takes several times as long.
-    frames = frames.contiguous()
-    return processor(frames, do_center_crop=do_center_crop, return_tensors="pt", **done)["pixel_values"][0]
 
 
 def check_still_there(source: Source | StreamedSource) -> None:

@@ -24,11 +24,12 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from .data import UNREADABLE, CoTrainingDataset, collate_clips
+from .data import UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
 from .evaluation import compute_metrics, metric_inputs
 from .head_losses_cover import head_loss
 from .mixture import MixtureSampler, MixtureSchedule
 from .modeling_cover import CoverForVideoClassification
+from .video_processing_cover import CoverVideoProcessor
 
 
 LOSS_REDUCTIONS = ("per_dataset", "per_sample")
@@ -126,6 +127,16 @@ def _check_same_seed(args: CoverTrainingArguments, schedule_seed: int, dataset_s
         )
 
 
+def _processor_of(
+    train_dataset: CoTrainingDataset | None,
+    eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None,
+) -> CoverVideoProcessor | None:
+    """The processor that the samples are made with."""
+    evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+    made = [data for data in (train_dataset, *evaluated) if isinstance(data, CoTrainingDataset | EvaluationDataset)]
+    return made[0].processor if made else None
+
+
 class CoverTrainer(Trainer):
     """A Trainer of one model on a mixture of data sets.
 
@@ -151,6 +162,8 @@ class CoverTrainer(Trainer):
         train_dataset: the training samples.
         schedule: what is drawn at each position of the run; by default every data set in proportion to its size.
         eval_dataset: by name of the data set, see [`EvaluationDataset`].
+        processing_class: normalises the clips, on the training device, and is saved with the model; by default the
+            processor that the samples are made with.
         kwargs: as of [`~transformers.Trainer`].
 
     Raises:
@@ -187,6 +200,7 @@ class CoverTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         kwargs.setdefault("data_collator", collate_clips)
+        kwargs.setdefault("processing_class", _processor_of(train_dataset, eval_dataset))
         if "compute_metrics" not in kwargs:
             kwargs["compute_metrics"] = compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
@@ -239,6 +253,20 @@ class CoverTrainer(Trainer):
             raise ValueError("a training batch needs head_ids, which say whose row is whose: see collate_clips")
         counts = sum(self._rows_of_heads(batch["head_ids"]) for batch in batch_samples)
         return self.accelerator.reduce(counts.to(device), reduction="sum")
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        clips = inputs["pixel_values"]
+        groups = [self._normalized(group) for group in (clips if isinstance(clips, list) else [clips])]
+        return {**inputs, "pixel_values": groups if isinstance(clips, list) else groups[0]}
+
+    def _normalized(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips (B, T, C, H, W) as the model takes them. They come as bytes; floats are somebody's own, and ready."""
+        if clips.is_floating_point():
+            return clips
+        if self.processing_class is None:
+            raise ValueError("clips of bytes need the processing_class that normalises them: a CoverVideoProcessor")
+        return self.processing_class.normalize_pixels(clips)
 
     def _rows_of_heads(self, head_ids: torch.Tensor) -> torch.Tensor:
         # As torch.bincount, which would wait for the device to learn its length.

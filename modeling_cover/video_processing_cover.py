@@ -252,6 +252,20 @@ class CoverVideoProcessor(BaseVideoProcessor):
             batch_metadata.append(metadata)
         return clips, batch_metadata
 
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        r"""
+        The last step of `preprocess` with its default options, on whatever device `pixels` are.
+
+        Args:
+            pixels (`torch.Tensor` of shape `(..., 3, H, W)`):
+                Clips that have their frames and their size, of values of 0 to 255. They stay as they are.
+
+        Returns:
+            `torch.Tensor`: float32 of the same shape, rescaled and normalized.
+        """
+        options = (self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std)
+        return self.rescale_and_normalize(pixels, *options).to(torch.float32)
+
     def _preprocess(
         self,
         videos: list[torch.Tensor],
@@ -274,7 +288,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
         if do_resize:
             videos = [self.resize(video, size=size, resample=resample) for video in videos]
         if do_center_crop:
-            videos = [crop for video in videos for crop in _spatial_crops(video, crop_size, num_spatial_crops)]
+            videos = [crop for video in videos for crop in spatial_crops(video, crop_size, num_spatial_crops)]
         shapes = [tuple(video.shape) for video in videos]
         if return_tensors is not None and len(set(shapes)) > 1:
             raise ValueError(
@@ -288,8 +302,11 @@ class CoverVideoProcessor(BaseVideoProcessor):
             "do_center_crop": False,
             "crop_size": crop_size,
         }
-        videos = super()._preprocess(videos, **done, **kwargs)["pixel_values_videos"]
-        pixel_values = [video.to(torch.float32) for video in videos]
+        pixel_values = []
+        for video in videos:
+            # One at a time: the base stacks all of one shape, and fresh memory for that costs more than the arithmetic.
+            (clip,) = super()._preprocess([video], **done, **kwargs)["pixel_values_videos"]
+            pixel_values.append(clip.to(torch.float32))
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
@@ -340,8 +357,12 @@ def _temporal_views(video: torch.Tensor, num_clips: int) -> list[torch.Tensor]:
     return list(video.chunk(num_clips)) if len(video) > 1 else [video]
 
 
-def _spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int) -> list[torch.Tensor]:
-    """The centre crop of a clip (T, C, H, W), or those at the start, centre and end of its longer side."""
+def spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int = 1) -> list[torch.Tensor]:
+    """The centre crop of a clip (T, C, H, W), or those at the start, centre and end of its longer side.
+
+    Raises:
+        ValueError: if the crop is larger than the frames.
+    """
     spare_height, spare_width = clip.shape[-2] - crop_size.height, clip.shape[-1] - crop_size.width
     if spare_height < 0 or spare_width < 0:
         raise ValueError(

@@ -29,6 +29,8 @@ from modeling_cover import (
     CoverForVideoClassification,
     CoverTrainer,
     CoverTrainingArguments,
+    CoverVideoProcessor,
+    collate_clips,
     prepare_cotraining,
 )
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
@@ -97,6 +99,11 @@ def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
     return CoverTrainer(args=args, **cotraining.trainer_kwargs)
 
 
+def normalized(sample: dict) -> torch.Tensor:
+    """A batch of one, as transformers' default mean and deviation have it: bytes become -1 to 1."""
+    return sample["pixel_values"][None] / 127.5 - 1
+
+
 def weights(model: CoverForVideoClassification) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
@@ -129,7 +136,7 @@ class TestLoss:
         model, samples = rows_of_first_step(recipe)
         by_head = {0: [], 1: []}  # images, videos
         for sample in samples:
-            logits = model(sample["pixel_values"][None]).head_logits[["images", "videos"][sample["head_ids"]]]
+            logits = model(normalized(sample)).head_logits[["images", "videos"][sample["head_ids"]]]
             by_head[sample["head_ids"]].append(F.cross_entropy(logits[0], torch.tensor(sample["labels"])))
         assert all(by_head.values())
         if reduction == "per_dataset":
@@ -219,6 +226,33 @@ class TestLoss:
         assert any("images_loss" in entry for entry in trainer.state.log_history)
 
 
+class TestPixels:
+    def test_bytes_are_normalised_by_the_processor_and_floats_are_ready(self, recipe, tmp_path):
+        trainer = make_trainer(recipe, tmp_path)
+        samples = [trainer.train_dataset[reference] for reference in itertools.islice(trainer.train_sampler, 4)]
+        batch = trainer._prepare_inputs(collate_clips(samples))
+        for group in batch["pixel_values"]:
+            expected = [normalized(sample) for sample in samples if sample["pixel_values"].shape == group.shape[1:]]
+            torch.testing.assert_close(group, torch.cat(expected), atol=1e-6, rtol=0)
+        again = trainer._prepare_inputs(batch)["pixel_values"]
+        assert all(torch.equal(one, other) for one, other in zip(again, batch["pixel_values"], strict=True))
+
+    def test_the_processor_is_that_of_the_samples_and_is_saved_with_the_model(self, recipe, tmp_path):
+        cotraining = prepare_cotraining(recipe)
+        args = CoverTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+        trainer = CoverTrainer(cotraining.model, args, eval_dataset=cotraining.eval_datasets)
+        assert trainer.processing_class is cotraining.processor
+        trainer.save_model()
+        assert CoverVideoProcessor.from_pretrained(tmp_path).size == cotraining.processor.size
+
+    def test_bytes_without_a_processor_are_refused(self, recipe, tmp_path):
+        args = CoverTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+        trainer = CoverTrainer(prepare_cotraining(recipe).model, args)
+        batch = {"pixel_values": torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8), "head": "videos"}
+        with pytest.raises(ValueError, match="bytes need the processing_class"):
+            trainer._prepare_inputs(batch)
+
+
 class TestLog:
     def test_each_data_set_has_its_loss_and_its_share_of_the_samples_drawn(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path, max_steps=4, per_device_train_batch_size=4, logging_steps=4)
@@ -238,7 +272,7 @@ class TestLog:
             for row in range(len(dataset)):
                 sample = dataset[row]
                 with torch.no_grad():
-                    logits = trainer.model.eval()(sample["pixel_values"][None], head=name).logits
+                    logits = trainer.model.eval()(normalized(sample), head=name).logits
                 hits[name].append(int(logits.argmax()) == sample["labels"])
         for name in hits:
             assert metrics[f"eval_{name}_top1"] == pytest.approx(np.mean(hits[name]))

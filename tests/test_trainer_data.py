@@ -30,6 +30,7 @@ from modeling_cover.mixture import MixtureRecipe
 from modeling_cover.quarantine import BadFilesRecipe, TooManyBadFilesError
 from modeling_cover.recipe import ClipRecipe
 from PIL import Image
+from test_trainer import normalized
 
 
 MODEL = {
@@ -176,7 +177,7 @@ class TestBadFiles:
         for row in np.flatnonzero(readable).tolist():
             sample = trainer.eval_dataset["videos"][row]
             with torch.no_grad():
-                logits = trainer.model.eval()(sample["pixel_values"][None], head="videos").logits
+                logits = trainer.model.eval()(normalized(sample), head="videos").logits
             losses.append(torch.nn.functional.cross_entropy(logits[0], torch.tensor(sample["labels"])).item())
         # The mean over batches of 4 (3 of them readable) and 2 rows, weighted by their sizes, as Trainer does it.
         expected = (np.mean(losses[:3]) * 4 + np.mean(losses[3:]) * 2) / 6
@@ -191,7 +192,7 @@ class TestSeveralLabels:
             sample = trainer.train_dataset[reference]
             if sample["dataset"] == "images":
                 with torch.no_grad():
-                    logits.append(trainer.model.eval()(sample["pixel_values"][None], head="images").logits[0])
+                    logits.append(trainer.model.eval()(normalized(sample), head="images").logits[0])
                 labels.append(sample["labels"])
         trainer.train()
         expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.stack(logits), torch.stack(labels))
