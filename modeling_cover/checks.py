@@ -15,6 +15,7 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,9 +40,16 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_number(name: str, value: Any, at_most: float = math.inf) -> None:
     """Raise a `ValueError` unless `value` is a finite number from 0 to `at_most`."""
-    if not _is_number(value) or not 0 <= value <= at_most:
+    # A whole number of hundreds of digits is one to Python, and too large for a float.
+    if not _is_number(value) or not 0 <= value <= min(at_most, sys.float_info.max):
         bounds = "at least 0" if at_most == math.inf else f"from 0 to {at_most:g}"
         raise ValueError(f"{name} must be a finite number, {bounds}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a finite number above 0."""
+    if not _is_number(value) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def check_whole_number(name: str, value: Any) -> None:
@@ -57,6 +65,17 @@ def check_range(name: str, value: Any, at_most: float = math.inf) -> None:
     if not 0 < value[0] <= value[1] <= at_most:
         bounds = "above 0" if at_most == math.inf else f"above 0 and at most {at_most:g}"
         raise ValueError(f"{name} must be {bounds}, the smaller number first, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a string that is not empty."""
+    return isinstance(value, str) and value != ""
 
 
 def _is_number(value: Any) -> bool:

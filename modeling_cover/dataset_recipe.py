@@ -13,13 +13,13 @@
 # limitations under the License.
 """One entry under `datasets` in a recipe: a data set, in which layout it comes, and how it is trained on."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .checks import check_choice, check_flag, check_number, check_positive, check_whole_number, is_text
 from .configuration_cover import HEAD_NAME, MODALITIES
 
 
@@ -117,31 +117,28 @@ class DatasetRecipe:
             raise ValueError(f"dataset '{self.name}': {error}") from error
 
     def _check_values(self) -> None:
-        _check_choice("format", self.format, FORMATS)
-        _check_choice("modality", self.modality, MODALITIES)
-        _check_choice("problem_type", self.problem_type, (SINGLE_LABEL, MULTI_LABEL))
-        _check_choice("missing_files", self.missing_files, MISSING_FILES)
-        if not _is_number(self.weight) or self.weight < 0:
-            raise ValueError(f"weight must be a finite number, at least 0, got {self.weight!r}")
-        if self.share is not None and (not _is_number(self.share) or self.share <= 0):
-            raise ValueError(f"share must be a finite number above 0, got {self.share!r}")
+        check_choice("format", self.format, FORMATS)
+        check_choice("modality", self.modality, MODALITIES)
+        check_choice("problem_type", self.problem_type, (SINGLE_LABEL, MULTI_LABEL))
+        check_choice("missing_files", self.missing_files, MISSING_FILES)
+        check_number("weight", self.weight)
+        if self.share is not None:
+            check_positive("share", self.share)
         for key in ("horizontal_flip", "streaming"):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"{key} must be true or false, got {getattr(self, key)!r}")
+            check_flag(key, getattr(self, key))
         if not isinstance(self.augmentation, Mapping):
             raise ValueError(f"augmentation: expected keys and values, got {self.augmentation!r}")
-        if not isinstance(self.columns, Mapping) or not all(_is_text(column) for column in self.columns.values()):
+        if not isinstance(self.columns, Mapping) or not all(is_text(column) for column in self.columns.values()):
             raise ValueError(f"columns: expected names of columns, got {self.columns!r}")
         for key in ("media_root", "path", "config_name"):
-            if getattr(self, key) is not None and not _is_text(getattr(self, key)):
+            if getattr(self, key) is not None and not is_text(getattr(self, key)):
                 expected = "a name" if key == "config_name" else "a path"
                 raise ValueError(f"{key} must be {expected}, got {getattr(self, key)!r}")
-        if not _is_text(self.label_separator):
+        if not is_text(self.label_separator):
             raise ValueError(f"label_separator must be a string, got {self.label_separator!r}")
-        if not _is_count(self.shuffle_buffer):
-            raise ValueError(f"shuffle_buffer must be a positive whole number, got {self.shuffle_buffer!r}")
+        check_whole_number("shuffle_buffer", self.shuffle_buffer)
         labels = self.labels if isinstance(self.labels, list) else [self.labels]
-        if self.labels is not None and not all(_is_text(label) for label in labels):
+        if self.labels is not None and not all(is_text(label) for label in labels):
             raise ValueError(f"labels must be a list of strings or a file, got {self.labels!r}")
 
     def _check_splits(self) -> None:
@@ -149,14 +146,12 @@ class DatasetRecipe:
             raise ValueError(f"splits must name at least the 'train' split, got {self.splits!r}")
         if unknown := set(self.splits) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown, key=str)}, expected train and validation")
-        if not all(_is_text(place) for place in self.splits.values()):
+        if not all(is_text(place) for place in self.splits.values()):
             raise ValueError(f"splits: expected a path for each, got {self.splits!r}")
-        if self.sizes is not None and not (
-            isinstance(self.sizes, Mapping)
-            and set(self.sizes) == {"train"}
-            and all(_is_count(size) for size in self.sizes.values())
-        ):
-            raise ValueError(f"sizes: expected the number of rows of the train split, got {self.sizes!r}")
+        if self.sizes is not None:
+            if not isinstance(self.sizes, Mapping) or set(self.sizes) != {"train"}:
+                raise ValueError(f"sizes: expected the number of rows of the train split, got {self.sizes!r}")
+            check_whole_number("sizes: train", self.sizes["train"])
 
     def _check_options(self) -> None:
         """Raise for a key that would do nothing, and for one that the format cannot do without."""
@@ -211,20 +206,3 @@ class DatasetRecipe:
         if self.path is not None and (root / Path(self.path).expanduser()).exists():
             changes["path"] = str(root / Path(self.path).expanduser())
         return replace(self, **changes)
-
-
-def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {choices}, got {value!r}")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

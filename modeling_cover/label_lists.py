@@ -32,13 +32,16 @@ import numpy as np
 
 Label = str | int
 
+# Of a column of classes. Taken for one of them, it would shift the indices of all others.
+_HEADERS = ("class", "class_name", "classes", "label", "label_name", "labels", "name", "names")
+
 
 def read_labels(labels: str | list[str]) -> list[str]:
     """A label space in its order.
 
     Args:
-        labels: a list of it, or a file: one class a line, a class and its index on each line, separated by a comma, a
-            JSON list, or a JSON object {class: index}.
+        labels: a list of it, or a file: one class a line, without a header; a class and its index on each line,
+            separated by a comma; a JSON list; or a JSON object {class: index}.
 
     Raises:
         ValueError: if the file is missing, empty or none of these, a class is given twice, or indices are not 0, 1,
@@ -47,7 +50,7 @@ def read_labels(labels: str | list[str]) -> list[str]:
     if isinstance(labels, list):
         return checked_labels(labels, "labels")
     if not os.path.isfile(labels):
-        raise ValueError(f"labels: {labels} is not a file")
+        raise ValueError(f"labels: {labels} is not a file, nor a name among the recipe's class_lists")
     where = f"labels: {labels}"
     try:
         text = Path(labels).read_text(encoding="utf-8-sig")
@@ -56,6 +59,8 @@ def read_labels(labels: str | list[str]) -> list[str]:
         return checked_labels(_in_lines(text, is_csv=labels.lower().endswith(".csv")), where)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}, line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: too deeply nested") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: {error}") from error
     except (csv.Error, _FileError) as error:
@@ -80,6 +85,11 @@ def _in_lines(text: str, is_csv: bool) -> list[str]:
     if is_csv and cells and len(cells[0]) == 2 and not any(cell.strip().isdecimal() for cell in cells[0]):
         lines, cells = lines[1:], cells[1:]  # the header line
     if is_csv and all(len(row) == 1 for row in cells):
+        if cells and cells[0][0].strip().lower() in _HEADERS:
+            number, line = lines[0]
+            raise _FileError(
+                f", line {number}: expected a class, got what looks like a header: delete the line {line!r}"
+            )
         return [row[0].strip() for row in cells]
     # The lines of a plain list may have commas, but hardly all of them a comma and a number at their end.
     if not is_csv and not all(len(row) == 2 and row[1].strip().isdecimal() for row in cells):

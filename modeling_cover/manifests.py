@@ -44,12 +44,19 @@ class SplitRows:
         labels: the labels of each row.
         names: the classes that the source itself lists in order, if it does.
         roots: the folders or files that must exist for the rows to be there.
+        place_of: where a row is written down, for messages; by default in its file's name.
     """
 
     media: Sequence[Media]
     labels: LabelColumn
     names: list[str] | None = None
     roots: tuple[str, ...]
+    place_of: Callable[[int], str] | None = None
+
+    def place(self, row: int) -> str:
+        """What to call a row in messages."""
+        name = self.media[row].name
+        return name if self.place_of is None else f"{self.place_of(row)} ({name})"
 
 
 class Records:
@@ -96,7 +103,9 @@ class Records:
             line = error.lineno if self.suffix == ".json" else self.number
             raise ValueError(f"{self.file}, line {line}: {error.msg}") from error
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.file}: {error}") from error
+            raise ValueError(f"{self.file}: expected text in UTF-8: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{self.place()}: too deeply nested") from error
         if is_empty:
             raise ValueError(f"{self.file}: no {'lines after the header' if self.is_text else 'items'}")
 
@@ -124,7 +133,8 @@ class Records:
                 self.number = reader.line_num
                 yield row
         except csv.Error:
-            self.number = reader.line_num
+            # Behind the last row that was whole: the reader's own line may be hundreds on, in search of a closing quote.
+            self.number += 1
             raise
 
     def _in_json(self) -> Iterator[tuple[int, tuple]]:
@@ -226,16 +236,22 @@ def existing_rows(
         ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists.
     """
     absent = absent_rows(root, paths) if absent is None else absent
+    kept = np.arange(len(paths))
     if absent:
         first = f"{place_of(absent[0])}: {os.path.join(root, paths[absent[0]])} does not exist"
         more = f" (nor do {len(absent) - 1} more of the {len(paths)} files)" if len(absent) > 1 else ""
         if dataset.missing_files == "error" or len(absent) == len(paths):
             raise ValueError(f"{first}{more}")
         logger.warning(f"dataset '{dataset.name}', {split} split: rows without a file are left out: {first}{more}")
-        kept = np.delete(np.arange(len(paths)), absent)
+        kept = np.delete(kept, absent)
         paths, labels = [paths[row] for row in kept.tolist()], labels.selected(kept)
         segments = None if segments is None else segments.selected(kept)
-    return SplitRows(media=PathMedia(root, paths, segments), labels=labels, roots=roots_of(root, paths))
+    return SplitRows(
+        media=PathMedia(root, paths, segments),
+        labels=labels,
+        roots=roots_of(root, paths),
+        place_of=lambda row: place_of(int(kept[row])),
+    )
 
 
 def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:

@@ -34,7 +34,8 @@ class Media(NamedTuple):
 
     Attributes:
         content: a path, or the file itself.
-        name: what to call it in messages: a path, "shard-000.tar/key.mp4", "train.parquet, row 3".
+        name: what to call it in messages, another for each row: a path, "data/shard-000.tar/key.mp4", "data/train.parquet,
+            row 3".
         start, end: of the segment of a longer file, in seconds; None for the file's own.
     """
 
@@ -98,7 +99,10 @@ class PathMedia(Sequence):
 
     def __init__(self, root: str, paths: Iterable[str], segments: Segments | None = None):
         self._prefix = os.path.join(root, "")
-        self._paths = pa.array(paths, type=pa.large_string())
+        try:
+            self._paths = pa.array(paths, type=pa.large_string())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{root}: the name {error.object!r} is not in UTF-8: rename the file") from error
         self._segments = segments
 
     def __len__(self) -> int:
@@ -137,5 +141,5 @@ def file_names(folder: str) -> frozenset[str]:
 
 def roots_of(root: str, paths: Iterable[str]) -> tuple[str, ...]:
     """The folders that all the paths are in: `root`, and what the absolute ones outside of it have in common."""
-    outside = [os.path.dirname(path) for path in paths if path[:1] == "/" and not path.startswith(f"{root}/")]
+    outside = {os.path.dirname(path) for path in paths if path[:1] == "/" and not path.startswith(f"{root}/")}
     return (root, os.path.commonpath(outside)) if outside else (root,)

@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .checks import check_choice, check_positive
+
 
 # Separates the random streams that share the run's seed: the order of samples, each sample's augmentation, and the
 # rows that stand in for those that cannot be decoded.
@@ -76,13 +78,9 @@ class MixtureRecipe:
     when_exhausted: str = "repeat"
 
     def __post_init__(self):
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"mixture: sampling must be one of {SAMPLINGS}, got {self.sampling!r}")
-        if self.when_exhausted not in WHEN_EXHAUSTED:
-            raise ValueError(f"mixture: when_exhausted must be one of {WHEN_EXHAUSTED}, got {self.when_exhausted!r}")
-        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
-        if not number or not 0 < self.temperature < math.inf:
-            raise ValueError(f"mixture: temperature must be a positive number, got {self.temperature!r}")
+        check_choice("mixture: sampling", self.sampling, SAMPLINGS)
+        check_choice("mixture: when_exhausted", self.when_exhausted, WHEN_EXHAUSTED)
+        check_positive("mixture: temperature", self.temperature)
         if self.temperature != 1 and self.sampling != "temperature":
             raise ValueError(f"mixture: temperature {self.temperature} is of no use with sampling '{self.sampling}'")
 

@@ -31,6 +31,7 @@ from .media import VIDEO_SUFFIXES, file_names
 
 # What the published files call a split. The test split serves as validation where a file has just that.
 _KINETICS_SPLITS = {"train": (("train",),), "validation": (("val", "validate", "validation"), ("test",))}
+_KINETICS_NAMES = ("train", "val", "validate", "validation", "test")
 _KINETICS_FOLDERS = {"train": ("train",), "validation": ("val", "validate", "validation", "test")}
 _MOMENTS_FOLDERS = {"train": "training", "validation": "validation"}
 
@@ -49,8 +50,13 @@ def read_kinetics(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     records = Records(Path(place), columns)
     try:
         for label, clip, start, end, part in records:
-            if not label or not clip:
-                raise ValueError(f"{records.place()}: label or youtube_id is empty")
+            for value in (label, clip, part):
+                if not isinstance(value, str) or not value:
+                    raise ValueError(
+                        f"{records.place()}: expected text for label, youtube_id and split, got {(label, clip, part)}"
+                    )
+            if part not in _KINETICS_NAMES:
+                raise ValueError(f"{records.place()}: split must be one of {_KINETICS_NAMES}, got {part!r}")
             if not (str(start).isdecimal() and str(end).isdecimal()):
                 expected = "time_start and time_end must be whole seconds"
                 raise ValueError(f"{records.place()}: {expected}, got {start!r} and {end!r}")
@@ -99,7 +105,7 @@ def read_moments_in_time(dataset: DatasetRecipe, split: str, place: str) -> Spli
     paths, numbers, labels = [], array("q"), LabelColumnBuilder(multi_label=False)
     records = Records(Path(place), ["path", "label"], header=["path", "label"])
     for path, label in records:
-        if not path or not label:
+        if not path or not label or not isinstance(path, str):
             raise ValueError(f"{records.place()}: expected a path and a label, got {path!r} and {label!r}")
         paths.append(path)
         numbers.append(records.number)
@@ -137,7 +143,10 @@ class _FileFinder:
         return None
 
     def _listing(self, folder: str) -> dict[str, str]:
-        names = sorted(file_names(os.path.join(self.root, folder)), key=lambda name: name.endswith(self.suffix))
+        # The preferred suffix last, so that it wins; the others in an order that every process agrees on.
+        names = sorted(
+            file_names(os.path.join(self.root, folder)), key=lambda name: (name.endswith(self.suffix), name)
+        )
         parts = (os.path.splitext(name) for name in names)
         return {stem: stem + suffix for stem, suffix in parts if suffix.lower() in VIDEO_SUFFIXES}
 

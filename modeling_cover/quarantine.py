@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from .checks import check_number
+
 
 # The share of bad files is taken of no fewer rows than this (or than the data set has): two bad ones among the first
 # ten say little.
@@ -48,9 +50,7 @@ class BadFilesRecipe:
     max_share: float = 0.05
 
     def __post_init__(self):
-        number = isinstance(self.max_share, int | float) and not isinstance(self.max_share, bool)
-        if not number or not 0 <= self.max_share <= 1:
-            raise ValueError(f"bad_files: max_share must be between 0 and 1, got {self.max_share!r}")
+        check_number("bad_files: max_share", self.max_share, at_most=1)
 
 
 class BadFile(NamedTuple):

@@ -63,7 +63,7 @@ from typing import Any
 import yaml
 
 from .augmentation import Augmentation
-from .checks import checked_keys
+from .checks import check_choice, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe
 from .mixture import MixtureRecipe
 from .quarantine import BadFilesRecipe
@@ -79,9 +79,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         if nested := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
             raise ValueError(f"line {nested[0].start_mark.line + 1}: a key must be a name")
-        keys = Counter(key.value for key, _ in node.value)
-        if repeated := [key for key, count in keys.items() if count > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: keys given more than once: {', '.join(repeated)}")
+        lines = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"line {line}: the key {key.value} was given in line {lines[key.value]} already")
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 
@@ -97,16 +100,12 @@ class ClipRecipe:
 
     def __post_init__(self):
         for name in ("num_frames", "image_size", "short_side", "frame_stride"):
-            value = getattr(self, name)
-            if name == "short_side" and value is None:
-                value = round(self.image_size * 8 / 7)
-                object.__setattr__(self, name, value)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"clips: {name} must be a positive whole number, got {value!r}")
+            if name == "short_side" and self.short_side is None:
+                object.__setattr__(self, name, round(self.image_size * 8 / 7))
+            check_whole_number(f"clips: {name}", getattr(self, name))
         if self.short_side < self.image_size:
             raise ValueError(f"clips: short_side ({self.short_side}) is below image_size ({self.image_size})")
-        if self.sampling not in CLIP_SAMPLINGS:
-            raise ValueError(f"clips: sampling must be one of {CLIP_SAMPLINGS}, got {self.sampling!r}")
+        check_choice("clips: sampling", self.sampling, CLIP_SAMPLINGS)
         if self.frame_stride != 1 and self.sampling != "dense":
             raise ValueError(f"clips: frame_stride is of no use with sampling '{self.sampling}'")
 
@@ -138,13 +137,15 @@ class Recipe:
         if not names:
             raise ValueError("datasets: expected at least one")
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"datasets: {', '.join(repeated)} given more than once")
+            raise ValueError(
+                f"datasets: {', '.join(repeated)} given more than once, expected a name of its own for each"
+            )
         if all(dataset.weight == 0 for dataset in self.datasets):
             raise ValueError("datasets: every weight is 0, there is nothing to train")
         if len(starts := [key for key in STARTING_POINTS if key in self.model]) > 1:
             raise ValueError(f"model: expected one starting point, got {' and '.join(starts)}")
         for key in starts:
-            if not _is_text(self.model[key]):
+            if not is_text(self.model[key]):
                 raise ValueError(f"model: {key} must be a folder, a file or a Hub id, got {self.model[key]!r}")
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
             raise ValueError(f"model: default_head must be a data set's name, got {self.model['default_head']!r}")
@@ -165,9 +166,36 @@ def load_recipe(path: str | os.PathLike) -> Recipe:
             what the key takes; the message names the file and the culprit.
     """
     try:
-        return _build_recipe(_Loader(Path(path).read_text(encoding="utf-8")).get_single_data())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        content = None if node is None else loader.construct_document(node)
+        _check_names(node)
+        return _build_recipe(content)
+    # RuntimeError: "~somebody" without a home, and a file nested more deeply than Python can follow.
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RuntimeError) as error:
         raise ValueError(f"recipe {os.fspath(path)}: {error}") from error
+
+
+def _check_names(node: yaml.Node | None) -> None:
+    """Raise a `ValueError` that names the lines if two data sets have one name."""
+    lines = {}
+    for entry in _items(_values(node).get("datasets")):
+        name = _values(entry).get("name")
+        if not isinstance(name, yaml.ScalarNode):
+            continue
+        line = name.start_mark.line + 1
+        if name.value in lines:
+            where = f"line {line}: datasets: '{name.value}' is the name of the one in line {lines[name.value]} already"
+            raise ValueError(f"{where}, expected a name of its own for each")
+        lines[name.value] = line
+
+
+def _values(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    return {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+
+
+def _items(node: yaml.Node | None) -> list[yaml.Node]:
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _build_recipe(content: Any) -> Recipe:
@@ -184,7 +212,7 @@ def _build_recipe(content: Any) -> Recipe:
     }
     content = checked_keys("the recipe", content, sections)
     data_root = content.get("data_root", ".")
-    if not _is_text(data_root):
+    if not is_text(data_root):
         raise ValueError(f"data_root: expected a path, got {data_root!r}")
     data_root = Path(data_root).expanduser()
     entries = content.get("datasets")
@@ -209,7 +237,7 @@ def _build_section(recipe_class: type, key: str, content: Mapping[str, Any]) -> 
 def _class_lists(content: Any) -> dict[str, str | list[str]]:
     class_lists = checked_keys("class_lists", content, None)
     for name, labels in class_lists.items():
-        if not _is_text(labels) and not isinstance(labels, list):
+        if not is_text(labels) and not isinstance(labels, list):
             raise ValueError(f"class_lists: {name}: expected a file or a list of labels, got {labels!r}")
     return class_lists
 
@@ -237,7 +265,3 @@ def _build_augmentation(dataset: DatasetRecipe, common: Mapping[str, Any]) -> Au
 
 def _section(content: Mapping[str, Any], key: str) -> Any:
     return {} if content.get(key) is None else content[key]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""

@@ -155,25 +155,31 @@ def _found_labels(rows: SplitRows | RowStream) -> list[str]:
     """The classes of a split that nothing lists."""
     if isinstance(rows, RowStream):
         raise ValueError(f"{rows.place} does not list its classes: a streamed data set needs `labels`")
-    if indices := [value for value in rows.labels.values if not isinstance(value, str)]:
-        raise ValueError(f"the label {indices[0]} is an index: list the names that it counts under `labels`")
+    for code, value in enumerate(rows.labels.values):
+        if not isinstance(value, str):
+            place = rows.place(rows.labels.first_row_of(code))
+            raise ValueError(f"{place}: the label {value} is an index: list the names that it counts under `labels`")
     return sorted(rows.labels.values)
 
 
 def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpace, is_listed: bool) -> Source:
     where = f"{split} split ({dataset.splits[split]})"
     column = rows.labels
-    try:
-        positions = [space.position(value) for value in column.values]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    used = np.unique(column.codes).tolist()
-    if unknown := [code for code in used if positions[code] is None]:
+    position_of, unknown = np.full(len(column.values), -1, dtype=np.int64), []
+    for code in np.unique(column.codes).tolist():
+        try:
+            position = space.position(column.values[code])
+        except ValueError as error:
+            raise ValueError(f"{where}: {rows.place(column.first_row_of(code))}: {error}") from error
+        if position is None:
+            unknown.append(code)
+        else:
+            position_of[code] = position
+    if unknown:
         names = some(sorted(str(column.values[code]) for code in unknown))
         among = "the labels" if is_listed else f"those of the train split ({dataset.splits['train']}),"
-        first = rows.media[column.first_row_of(unknown[0])].name
+        first = rows.place(column.first_row_of(unknown[0]))
         raise ValueError(f"{where}: classes {names} are not among {among} {some(space.labels)}; see {first}")
-    position_of = np.array([-1 if position is None else position for position in positions], dtype=np.int64)
     classes, starts = position_of[column.codes], column.starts
     if starts is not None:
         classes, starts = _without_repeats(classes, starts, len(space.labels))

@@ -18,6 +18,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from .video_decoding_cover import VideoDecodingError
 
 _FEATURES = {"video": datasets.Video, "image": datasets.Image}
 _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.])")
 _MAX_DISK_SHARDS = 64  # of a data set on disk that is streamed: pieces whose order is shuffled
 
 
@@ -70,10 +72,15 @@ def find_parquet_files(place: str) -> list[str]:
     """A .parquet file, those of a folder or those of a pattern.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or a folder has those of several splits.
     """
     if os.path.isdir(place):
         found = sorted(str(file) for file in Path(place).rglob("*.parquet"))
+        splits = {split[0] for file in found if (split := _SPLIT_NAME.match(os.path.basename(file)))}
+        if len(splits) > 1:
+            raise ValueError(
+                f"{place} has files of {', '.join(sorted(splits))}: name a pattern, such as {place}/train-*"
+            )
     else:
         found = [place] if os.path.isfile(place) else sorted(glob.glob(place, recursive=True))
     if not found:
@@ -81,23 +88,32 @@ def find_parquet_files(place: str) -> list[str]:
     return found
 
 
-def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """The rows of each file.
+def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> dict[str, int]:
+    """The rows of each file that has any.
 
     Raises:
-        ValueError: if one is truncated or not of Parquet, or lacks a column, or none has rows; the message names it.
+        ValueError: if one is truncated or not of Parquet, lacks a column or has another type of it than the first, or
+            none has rows; the message names it.
     """
-    counts = []
+    counts, first = {}, None
     for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
-                found, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
+                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
         except pa.ArrowInvalid as error:
             raise ValueError(f"{file} is truncated or no Parquet file: {error}") from error
-        if missing := [column for column in columns if column not in found]:
-            raise ValueError(f"{file}: no column {missing}, found {found}")
-        counts.append(rows)
-    if not any(counts):
+        if missing := [column for column in columns if column not in schema.names]:
+            raise ValueError(f"{file}: no column {missing}, found {schema.names}")
+        features = datasets.Features.from_arrow_schema(schema)
+        first = features if first is None else first
+        # `datasets` would take the first file's for all: an index would count another list of names than its own.
+        for column in columns:
+            if features[column] != first[column]:
+                expected = f"expected {first[column]}, as in {files[0]}, found {features[column]}"
+                raise ValueError(f"{file}: column '{column}': {expected}")
+        if rows:
+            counts[file] = rows
+    if not counts:
         raise ValueError(f"{files[0]}: no rows")
     return counts
 
@@ -107,7 +123,8 @@ def load(path: str, *args: Any, **kwargs: Any) -> datasets.Dataset | datasets.It
     try:
         return datasets.load_dataset(path, *args, **kwargs)
     except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"cannot load {path}: {error}") from error
+        cause = "" if error.__cause__ is None else f": {error.__cause__}"
+        raise ValueError(f"cannot load {path}: {error}{cause}") from error
 
 
 def load_from_disk(path: str, split: str) -> datasets.Dataset:
@@ -118,7 +135,7 @@ def load_from_disk(path: str, split: str) -> datasets.Dataset:
     """
     try:
         saved = datasets.load_from_disk(path)
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
     if isinstance(saved, datasets.Dataset):
         saved = {str(saved.split or "train"): saved}
@@ -248,7 +265,10 @@ class TableRowReader:
 
     def __call__(self, row: Mapping[str, Any], place: str) -> tuple[Media, Any]:
         columns = self.columns
-        start, end = parse_segment(row.get(columns.start), row.get(columns.end))
+        try:
+            start, end = parse_segment(row.get(columns.start), row.get(columns.end))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
         segment = Segments([start], [end])[0]
         return to_media(row[columns.media], place, self.root, *segment), row[columns.label]
 
@@ -271,7 +291,10 @@ def label_column(table: datasets.Dataset, name: str, places: Places) -> LabelCol
             row = int(np.searchsorted(starts, _first(pc.is_null(column)), side="right")) - 1
             raise ValueError(f"{places[row]}: an empty label in the list under {name}")
     if not any(check(column.type) for check in _LABEL_TYPES):
-        raise ValueError(f"column '{name}': expected names or indices of classes, found {column.type}")
+        raise ValueError(f"{places.name}: column '{name}': expected names or indices of classes, found {column.type}")
+    if not pa.types.is_integer(column.type) and (empty := _first(pc.equal(column, ""))) >= 0:
+        row = empty if starts is None else int(np.searchsorted(starts, empty, side="right")) - 1
+        raise ValueError(f"{places[row]}: the {name} is empty")
     encoded = pc.dictionary_encode(column)
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
     return LabelColumn(encoded.dictionary.to_pylist(), codes, starts)
@@ -318,7 +341,9 @@ def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     if dataset.format == "parquet":
         files = find_parquet_files(place)
         wanted = _wanted_columns(dataset)
-        places = Places(files, parquet_row_counts(files, wanted))
+        counts = parquet_row_counts(files, wanted)
+        files = list(counts)
+        places = Places(files, list(counts.values()))
         table = load("parquet", data_files=_data_files(files), split="train", columns=wanted)
         root = os.path.dirname(files[0]) if root is None else root
     else:
@@ -355,7 +380,8 @@ def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
     if dataset.format == "parquet":
         files = find_parquet_files(place)
         wanted = _wanted_columns(dataset)
-        size = sum(parquet_row_counts(files, wanted))
+        counts = parquet_row_counts(files, wanted)
+        files, size = list(counts), sum(counts.values())
         # Shards are what is shuffled as a whole: better the row groups than the files, of which there may be but one.
         table = load("parquet", data_files=_data_files(files), split="train", columns=wanted, streaming=True)
         table = table.reshard()

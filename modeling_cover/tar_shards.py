@@ -85,7 +85,8 @@ def find_shards(place: str) -> list[str]:
             raise ValueError(
                 f"{os.path.join(place, compressed[0])} is compressed: decompress it, videos and images are"
             )
-        shards = [os.path.join(place, name) for name in names if name.endswith(".tar")]
+        paths = [os.path.join(place, name) for name in names if name.endswith(".tar")]
+        shards = [path for path in paths if os.path.isfile(path)]
         if not shards:
             raise ValueError(f"no .tar files in {place}")
         return shards
@@ -125,13 +126,24 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def listed_names(shards: Sequence[str]) -> list[str] | None:
-    """The classes that a dataset.json beside the shards lists under "labels", if there is one."""
-    path = Path(shards[0]).parent / "dataset.json"
-    if not path.is_file():
-        return None
+    """The classes that a dataset.json beside the shards lists under "labels", if there is one.
+
+    Raises:
+        ValueError: if one is not what it should be, or those of two folders list other classes or another order.
+    """
+    folders = dict.fromkeys(Path(shard).parent for shard in shards)
+    lists = {path: _names_in(path) for folder in folders if (path := folder / "dataset.json").is_file()}
+    first = next(iter(lists), None)
+    for path, names in lists.items():
+        if names != lists[first]:
+            raise ValueError(f"{path} lists other labels than {first}, or in another order: name them apart")
+    return lists.get(first)
+
+
+def _names_in(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict) or "labels" not in content:
         raise ValueError(f'{path}: expected an object with "labels"')
@@ -143,13 +155,15 @@ class ShardReader:
 
     Args:
         dataset: which members are media, and under which keys of a .json member label and segment are.
+        is_listed: whether there is a list of the classes, which says if a number is a class's name or its index.
 
     Raises:
         ValueError: from `samples`, if the shard is truncated, compressed or no tar file, or if one of its samples has
             no label, or more than one video or image. The message names the shard and the sample.
     """
 
-    def __init__(self, dataset: DatasetRecipe):
+    def __init__(self, dataset: DatasetRecipe, is_listed: bool):
+        self._is_listed = is_listed
         self._suffixes = SUFFIXES[dataset.modality]
         self._modality = dataset.modality
         self._columns = {key: dataset.column(key) for key in ("label", "start", "end")}
@@ -213,12 +227,11 @@ class ShardReader:
 
     def _label_in_text(self, text: str) -> Any:
         if self._separator is not None:
-            return [_name_or_index(label) for label in split_labels(text, self._separator)]
-        return _name_or_index(text.strip())
+            return [self._name_or_index(label) for label in split_labels(text, self._separator)]
+        return self._name_or_index(text.strip())
 
-
-def _name_or_index(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
+    def _name_or_index(self, text: str) -> str | int:
+        return int(text) if text.isdecimal() and not self._is_listed else text
 
 
 def _key_and_extension(name: str) -> tuple[str, str] | tuple[None, None]:
@@ -240,6 +253,9 @@ def _members(shard: str, file: Any) -> Iterator[_Member]:
             for member in tar:
                 if member.issparse():
                     raise ValueError(f"{shard}/{member.name} is sparse: write the shard without --sparse")
+                if member.islnk() or member.issym():
+                    link = f"{shard}/{member.name} is a link to {member.linkname}"
+                    raise ValueError(f"{link}: write the shard with --dereference --hard-dereference")
                 if member.isreg():
                     yield _Member(member.name, member.offset_data, member.size)
             end = tar.offset
@@ -288,11 +304,6 @@ class _OpenFiles:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def sample_name(shard: str, member: str) -> str:
-    """ "train-000.tar/key.mp4"."""
-    return f"{os.path.basename(shard)}/{member}"
-
-
 class TarMedia(Sequence):
     """The videos or images of all shards, each read at its offset.
 
@@ -323,12 +334,12 @@ class TarMedia(Sequence):
     def __getitem__(self, row: int) -> Media:
         shard = self._shards[self._shard_of[row]]
         content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))
-        name = sample_name(shard, self._members[row].as_py())
+        name = f"{shard}/{self._members[row].as_py()}"
         return Media(content, name) if self._segments is None else Media(content, name, *self._segments[row])
 
 
 class TarRowReader:
-    """Reads the file of a streamed row, a `TarSample` as a dictionary."""
+    """Reads the file of a streamed row, a `TarSample` as a dictionary, in whichever process it is wanted."""
 
     def __init__(self):
         self._files = _OpenFiles()
@@ -338,7 +349,7 @@ class TarRowReader:
         sample = TarSample(**row)
         content = self._files.read(sample.shard, sample.offset, sample.size)
         start, end = Segments([sample.start], [sample.end])[0]
-        return Media(content, sample_name(sample.shard, sample.member), start, end), sample.label
+        return Media(content, f"{sample.shard}/{sample.member}", start, end), sample.label
 
 
 def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
@@ -349,7 +360,7 @@ def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     """
     shards = find_shards(place)
     names = listed_names(shards)
-    reader = ShardReader(dataset)
+    reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
     labels = LabelColumnBuilder(dataset.is_multi_label)
     counts, members, skipped = array("q"), [], 0
     offsets, sizes, starts, ends = array("q"), array("q"), array("d"), array("d")
@@ -396,8 +407,7 @@ def stream_shards(dataset: DatasetRecipe, place: str) -> RowStream:
         ValueError: if there are no shards.
     """
     shards = find_shards(place)
-    rows = datasets.IterableDataset.from_generator(
-        _stream_samples, gen_kwargs={"shards": shards, "reader": ShardReader(dataset)}
-    )
     names = listed_names(shards)
+    reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
+    rows = datasets.IterableDataset.from_generator(_stream_samples, gen_kwargs={"shards": shards, "reader": reader})
     return RowStream(rows=rows, read=TarRowReader(), place=place, names=names, size=None, roots=tuple(shards))

@@ -70,7 +70,9 @@ class TestFiles:
                 "push,0\npull,x\n",
                 "labels.csv: the index on line 2: expected each of 0 to 1 once, got 'x'",
             ),
+            ("labels.csv", "name\npush\npull\n", "labels.csv, line 1: .* looks like a header: delete the line 'name'"),
             ("labels.json", '["push",\n"pull"\n', "labels.json, line 3: "),
+            ("labels.json", "[" * 100_000, "labels.json: too deeply nested"),
             ("labels.json", "5", "labels.json: expected a list or an object {label: index}, got 5"),
             ("labels.json", '["push", 5]', r"labels.json: expected a list of strings, got \['push', 5\]"),
             ("labels.json", '{"push": 1}', "labels.json: the index of 'push': expected each of 0 to 0 once, got '1'"),
@@ -141,3 +143,5 @@ def test_rows_can_be_selected_from_columns_of_one_or_several_labels():
     assert [kept.values[code] for code in kept.codes] == ["b", "c", "a", "a", "b"]
     assert (kept.starts.tolist(), len(kept)) == ([0, 3, 3, 5], 3)
     assert kept.first_row_of(kept.values.index("a")) == 0
+    assert kept.first_row_of(kept.values.index("b")) == 0
+    assert single.build().first_row_of(1) == 1

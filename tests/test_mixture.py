@@ -287,8 +287,8 @@ class TestBadInput:
         [
             ({"sampling": "random"}, "sampling must be one of"),
             ({"when_exhausted": "loop"}, "when_exhausted must be one of"),
-            ({"sampling": "temperature", "temperature": 0}, "temperature must be a positive number, got 0"),
-            ({"sampling": "temperature", "temperature": float("nan")}, "temperature must be a positive number"),
+            ({"sampling": "temperature", "temperature": 0}, "temperature must be a finite number above 0, got 0"),
+            ({"sampling": "temperature", "temperature": float("nan")}, "temperature must be a finite number above 0"),
             ({"temperature": 2.0}, "temperature 2.0 is of no use with sampling 'proportional'"),
         ],
     )

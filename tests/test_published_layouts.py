@@ -130,6 +130,18 @@ class TestKinetics:
         ):
             read("kinetics", {"train.csv": f"{HEADER}eating,a,x,11,train,0\n"})
 
+    @pytest.mark.parametrize("part", ["Train", "", "holdout"])
+    def test_a_split_of_no_known_name_is_refused_and_not_left_out(self, touch, read, part):
+        touch("videos/a_000001_000011.mp4", "videos/b_000001_000011.mp4")
+        content = f"{HEADER}eating,a,1,11,train,0\neating,b,1,11,{part},0\n"
+        with pytest.raises(ValueError, match=r"train\.csv, line 3: .*split"):
+            read("kinetics", {"train.csv": content})
+
+    def test_of_two_files_of_one_name_the_published_kind_is_taken(self, tmp_path, touch, read):
+        touch(*(f"videos/a_000001_000011.{suffix}" for suffix in ("avi", "mkv", "mp4", "webm")))
+        source = read("kinetics", {"train.csv": f"{HEADER}eating,a,1,11,train,0\n"})["train"]
+        assert rows(source, tmp_path) == [("a_000001_000011.mp4", "eating")]
+
     def test_a_missing_media_root_is_named(self, read):
         with pytest.raises(ValueError, match=r"media_root: .*/videos is not a folder"):
             read("kinetics", {"train.csv": f"{HEADER}eating,a,1,11,train,0\n"})

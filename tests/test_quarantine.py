@@ -148,5 +148,5 @@ class TestTheLimit:
 
     @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "5%", True, None])
     def test_a_share_is_between_0_and_1(self, value):
-        with pytest.raises(ValueError, match="bad_files: max_share must be between 0 and 1, got"):
+        with pytest.raises(ValueError, match="bad_files: max_share must be a finite number, from 0 to 1, got"):
             BadFilesRecipe(max_share=value)

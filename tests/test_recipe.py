@@ -201,9 +201,15 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("clips: {}\nmodel: {}\nclips: {}\n", "line 1: .*more than once: clips"),
-            ("clips:\n  num_frames: 8\n  num_frames: 16\n", "line 2: .*more than once: num_frames"),
-            ("datasets:\n- {name: a, weight: 1, weight: 2}\n", "line 2: .*more than once: weight"),
+            ("clips: {}\nmodel: {}\nclips: {}\n", "line 3: the key clips was given in line 1 already"),
+            ("clips:\n  num_frames: 8\n  num_frames: 16\n", "line 3: the key num_frames was given in line 2 already"),
+            ("datasets:\n- {name: a, weight: 1, weight: 2}\n", "line 2: the key weight was given in line 2 already"),
+            (
+                "datasets:\n- name: a\n  format: manifest\n- format: manifest\n  name: a\n",
+                "line 5: datasets: 'a' is the name of the one in line 2 already, expected a name of its own for each",
+            ),
+            ("data_root: ~nobody-of-that-name/data\ndatasets: []\n", "home directory"),
+            ("[" * 5000, "recursion"),
         ],
     )
     def test_a_key_given_twice_is_refused_with_its_line(self, load, text, message):
@@ -245,7 +251,7 @@ class TestBadDatasets:
             (None, "datasets: expected a list of data sets, got None"),
             ({"k400": KINETICS}, "datasets: expected a list of data sets, got {'k400'"),
             (["k400"], "dataset 'number 1': expected keys and values, got 'k400'"),
-            ([KINETICS, IMAGENET, KINETICS], "datasets: k400 given more than once"),
+            ([KINETICS, IMAGENET, KINETICS], "datasets: 'k400' is the name of the one in line . already"),
             ([{**KINETICS, "weight": 0}, {**IMAGENET, "weight": 0.0}], "every weight is 0, there is nothing to train"),
         ],
     )
@@ -321,7 +327,7 @@ class TestOtherBadValues:
         ("sections", "message"),
         [
             ({"mixture": {"temperatur": 2}}, "mixture: unknown key 'temperatur', did you mean 'temperature'"),
-            ({"bad_files": {"max_share": 5}}, "bad_files: max_share must be between 0 and 1, got 5"),
+            ({"bad_files": {"max_share": 5}}, "bad_files: max_share must be a finite number, from 0 to 1, got 5"),
             ({"clips": {"sampling": "random"}}, "clips: sampling must be one of .*, got 'random'"),
             ({"clips": {"frame_stride": 2}}, "frame_stride is of no use with sampling 'uniform'"),
             ({"augmentation": {"mixup": 1}}, "dataset 'k400': augmentation: unknown key 'mixup', did you mean"),

@@ -162,7 +162,7 @@ class TestLabels:
             f"validation split ({validation}): classes 'lift' are not among those of the train split ({train}), "
             in (str(error.value))
         )
-        assert str(error.value).endswith(f"'pull', 'push'; see {Path(validation).parent / 'c.mp4'}")
+        assert str(error.value).endswith(f"; see {validation}, line 2 ({Path(validation).parent / 'c.mp4'})")
 
     def test_a_class_of_the_validation_split_alone_is_taken_where_labels_are_listed(self, train, write):
         validation = write("path,label\nc.mp4,lift\n", name="validation.csv")

@@ -177,7 +177,7 @@ class TestLabels:
         table(label=Value("int16")).to_parquet(tmp_path / "x.parquet")
         source = read_sources(parquet(tmp_path / "x.parquet", labels=["push", "pull"]))["train"]
         assert rows(source) == EXPECTED
-        with pytest.raises(ValueError, match="dataset 'table': the label 1 is an index"):
+        with pytest.raises(ValueError, match=r"x\.parquet, row 0 .*: the label 1 is an index"):
             read_sources(parquet(tmp_path / "x.parquet"))
 
     def test_names_of_the_column_keep_their_meaning_in_another_order(self, tmp_path):
@@ -218,6 +218,50 @@ class TestLabels:
         table(label=Value("float32")).to_parquet(tmp_path / "x.parquet")
         with pytest.raises(ValueError, match="column 'label': expected names or indices of classes, found float"):
             read_sources(parquet(tmp_path / "x.parquet"))
+
+    def test_an_empty_one_is_named_with_its_row(self, tmp_path):
+        table(label=Value("string"), labels=("push", "", "pull")).to_parquet(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"x\.parquet, row 1: the label is empty"):
+            read_sources(parquet(tmp_path))
+
+    def test_the_validation_split_may_list_its_names_in_another_order(self, tmp_path):
+        table().to_parquet(tmp_path / "train.parquet")
+        table(label=ClassLabel(names=["pull", "push"])).to_parquet(tmp_path / "other.parquet")
+        splits = {
+            split: str(tmp_path / f"{name}.parquet") for split, name in (("train", "train"), ("validation", "other"))
+        }
+        sources = read_sources(parquet(tmp_path, splits=splits))
+        assert [label for _, label in rows(sources["train"])] == ["pull", "push", "pull"]
+        assert [label for _, label in rows(sources["validation"])] == ["push", "pull", "push"]
+
+
+class TestSeveralFiles:
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize(
+        "label, labels", [(ClassLabel(names=["pull", "push"]), (1, 0, 1)), (Value("string"), ("a", "b", "c"))]
+    )
+    def test_another_type_of_a_column_is_refused(self, tmp_path, label, labels, streaming):
+        table().to_parquet(tmp_path / "0.parquet")
+        table(label=label, labels=labels).to_parquet(tmp_path / "1.parquet")
+        with pytest.raises(ValueError, match=r"1\.parquet: column 'label': expected ClassLabel.*0\.parquet, found"):
+            read_sources(parquet(tmp_path, streaming=streaming))
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_one_without_rows_is_passed_over(self, tmp_path, streaming):
+        table().select([]).to_parquet(tmp_path / "0.parquet")
+        table().to_parquet(tmp_path / "1.parquet")
+        source = read_sources(parquet(tmp_path, streaming=streaming))["train"]
+        assert len(source) == 3
+        if not streaming:
+            assert rows(source) == EXPECTED
+            assert source.media[2].name.startswith(f"{tmp_path}/1.parquet, row 2")
+
+    def test_those_of_several_splits_are_not_taken_together(self, tmp_path):
+        for name in ("train-00000-of-00001", "test-00000-of-00001"):
+            table().to_parquet(tmp_path / f"{name}.parquet")
+        with pytest.raises(ValueError, match=r"has files of test, train: name a pattern, such as .*/train-\*"):
+            read_sources(parquet(tmp_path))
+        assert rows(read_sources(parquet(tmp_path / "train-*"))["train"]) == EXPECTED
 
 
 class TestMediaColumns:

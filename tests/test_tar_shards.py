@@ -45,8 +45,12 @@ def write_shard(path: Path, members: dict[str, bytes | str], format: int = tarfi
 
 
 def rows(source) -> list[tuple[str, bytes, str]]:
-    """(name, content, label) of every row."""
-    return [(media.name, media.content, source.labels[source.target(row)]) for row, media in enumerate(source.media)]
+    """(name from the shard's folder, content, label) of every row."""
+    folders = [os.path.dirname(root) for root in source.roots]
+    return [
+        (os.path.relpath(media.name, folders[0]), media.content, source.labels[source.target(row)])
+        for row, media in enumerate(source.media)
+    ]
 
 
 @pytest.fixture
@@ -134,7 +138,7 @@ class TestIndices:
         assert [label for *_, label in rows(source)] == ["pull", "push"]
 
     def test_without_any_they_are_refused(self, indexed):
-        with pytest.raises(ValueError, match="dataset 'shards': the label 1 is an index: list the names"):
+        with pytest.raises(ValueError, match=r"x\.tar/a\.mp4: the label 1 is an index: list the names"):
             read_sources(webdataset(indexed))
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"labels": "push"}', '{"labels": ["push", "push"]}'])
@@ -188,6 +192,29 @@ class TestDamagedShards:
         (shards / "train-001.tar").unlink()
         with pytest.raises(FileNotFoundError, match=r"train-001\.tar"):
             source.media[2]
+
+
+class TestNames:
+    def test_a_number_that_is_a_name_is_a_name(self, tmp_path):
+        write_shard(tmp_path / "x.tar", {"a.mp4": b"A", "a.cls": "1", "b.mp4": b"B", "b.cls": "2"})
+        source = read_sources(webdataset(tmp_path, labels=["1", "2", "3"]))["train"]
+        assert rows(source) == [("x.tar/a.mp4", b"A", "1"), ("x.tar/b.mp4", b"B", "2")]
+
+    def test_lists_of_two_folders_must_be_one(self, tmp_path):
+        for folder, labels in (("a", ["p", "q"]), ("b", ["q", "p"])):
+            write_shard(tmp_path / folder / "x.tar", {f"{folder}.mp4": b"", f"{folder}.cls": "0"})
+            (tmp_path / folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+        with pytest.raises(ValueError, match=r"b/dataset\.json lists other labels than .*a/dataset\.json"):
+            read_sources(webdataset(tmp_path / "{a,b}" / "x.tar"))
+        (tmp_path / "b" / "dataset.json").write_text('{"labels": ["p", "q"]}')
+        source = read_sources(webdataset(tmp_path / "{a,b}" / "x.tar"))["train"]
+        assert [source.labels[source.target(row)] for row in range(2)] == ["p", "p"]
+
+    def test_shards_of_one_name_in_two_folders_have_rows_of_different_names(self, tmp_path):
+        for folder in ("a", "b"):
+            write_shard(tmp_path / folder / "x.tar", {"k.mp4": b"", "k.cls": folder})
+        source = read_sources(webdataset(tmp_path / "{a,b}" / "x.tar"))["train"]
+        assert len({media.name for media in source.media}) == 2
 
 
 class TestBadSamples:
@@ -258,6 +285,17 @@ class TestPlaces:
 
 def _contents(source, queue) -> None:
     queue.put([media.content for media in source.media])
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_is_refused_and_not_left_out(tmp_path, kind):
+    path = write_shard(tmp_path / "x.tar", {"a.mp4": b"A", "a.cls": "push"})
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("b.mp4")
+        info.type, info.linkname = kind, "a.mp4"
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"x\.tar/b\.mp4 is a link to a\.mp4: write the shard with --dereference"):
+        read_sources(webdataset(tmp_path))
 
 
 class TestProcesses:
