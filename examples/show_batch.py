@@ -30,10 +30,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from modeling_cover import CoTrainingDataset, Recipe, load_recipe
+from modeling_cover import CoTrainingDataset, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
-from modeling_cover.mixture import SampleReference
+from modeling_cover.data import row_name
+from modeling_cover.mixture import MixtureSampler, SampleReference
 from modeling_cover.quarantine import Quarantine
+from modeling_cover.sources import Source, StreamedSource
 from PIL import Image, ImageDraw, ImageFont
 
 
@@ -76,26 +78,34 @@ def read_rows(recipe: Recipe, start: int, count: int, seed: int) -> Iterator[Row
             augmentations=recipe.augmentations,
             quarantine=quarantine,
         )
-        streams = dataset.open_streams()
-        for reference in islice(schedule.references(start), count):
-            if (stream := streams.get(reference.dataset)) is not None:
-                reference = reference._replace(example=stream.example(reference.draw))
+        sampler = MixtureSampler(schedule, streams=dataset.open_streams(), mixed=dataset.mixed)
+        for reference in islice(sampler.references(start), count):
             yield read_row(dataset, reference)
 
 
 def read_row(dataset: CoTrainingDataset, reference: SampleReference) -> Row:
     """One sample of training."""
     sample, source = dataset[reference], dataset.sources[reference.dataset]
-    media = source.media[reference.row] if reference.example is None else reference.example.media
+    file = file_name(source, reference)
     return Row(
         position=reference.position,
         dataset=source.name,
         modality=source.modality,
         labels=label_texts(sample["labels"], source.labels),
-        file=media.name,
+        file=file,
         frames=sample["pixel_values"].permute(0, 2, 3, 1).numpy(),
-        replaced=dataset.quarantine.reason(source.name, media.name),
+        replaced=dataset.quarantine.reason(source.name, file),
     )
+
+
+def file_name(source: Source | StreamedSource, reference: SampleReference) -> str:
+    """What the file of a sample is called, as it is in the quarantine if it is bad."""
+    try:
+        if reference.stored is not None:
+            return source.example(reference.stored).media.name
+        return source.media[reference.row].name
+    except (VideoDecodingError, OSError):
+        return row_name(reference.row) if reference.stored is None else source.place(reference.stored)
 
 
 def label_texts(target: int | torch.Tensor, labels: Sequence[str]) -> list[str]:

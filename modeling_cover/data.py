@@ -47,18 +47,20 @@ from .media import Media
 from .mixture import REPLACEMENT_STREAM, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
-from .streams import Example, Stream
+from .streams import Example, StoredRow, Stream
 from .video_decoding_cover import VideoDecodingError, read_video
 from .video_processing_cover import CoverVideoProcessor, spatial_crops
 
 
 Sample = dict[str, Any]
 # What to call a row whose file cannot even be found in its shard, and what reads its file and its target.
-Candidate = tuple[str, Callable[[], tuple[Media, int | np.ndarray]]]
+Candidate = tuple[str, Callable[[], Example]]
 SampleIndices = Callable[[VideoMetadata], Sequence[int]]
 
 # The label of an evaluation's row whose file cannot be decoded; as all over torch, it counts for nothing.
 UNREADABLE = -100
+
+_EVALUATED = "validation"  # the split that is
 
 # Rows that are tried in place of one that cannot be decoded.
 _MOST_REPLACEMENTS = 100
@@ -134,6 +136,11 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         self._pools: dict[str, list] = {}
 
     @property
+    def mixed(self) -> list[str]:
+        """The data sets whose samples are mixed with a partner."""
+        return [name for name, augmentation in self.augmentations.items() if augmentation.mixes]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Rows of each data set."""
         return {name: len(source) for name, source in self.sources.items()}
@@ -155,8 +162,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             # Also where this sample is not mixed: the targets of one head make one tensor.
             target = soft_targets(target, target, 1.0, len(source.labels))
         if (mix := draw_mix(augmentation, randomness)) is not None:
-            partners = self._replacements(source, randomness.of(Purpose.PARTNER))
-            partner, partner_target = self._load(reference, partners, randomness.of_partner())
+            partner, partner_target = self._load(reference, self._partners(source, reference), randomness.of_partner())
             clip, share = mix.apply(clip, partner)
             target = soft_targets(target, partner_target, share, len(source.labels))
         return {
@@ -168,26 +174,27 @@ class CoTrainingDataset(torch.utils.data.Dataset):
 
     def _candidates(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
         """The row that is referred to, and then those that may stand in for it."""
-        if reference.example is not None:
-            yield reference.example.media.name, partial(_example_parts, reference.example)
-        else:
-            yield f"row {reference.row}", partial(_row_parts, source, reference.row)
-        yield from self._replacements(
-            source, np.random.default_rng([REPLACEMENT_STREAM, self.seed, reference.position])
-        )
+        yield _stored_row(source, reference.stored) if reference.stored else _indexed_row(source, reference.row)
+        rng = np.random.default_rng([REPLACEMENT_STREAM, self.seed, reference.position])
+        yield from self._replacements(source, rng)
+
+    def _partners(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
+        """The rows that a sample may be mixed with: a stream sends one along, of others any will do."""
+        if reference.partner:
+            yield _stored_row(source, reference.partner)
+        rng = SampleRandomness(self.seed, reference.position).of(Purpose.PARTNER)
+        yield from self._replacements(source, rng)
 
     def _replacements(self, source: Source | StreamedSource, rng: np.random.Generator) -> Iterator[Candidate]:
         for _ in range(_MOST_REPLACEMENTS):
             if isinstance(source, Source):
-                row = int(rng.integers(len(source)))
-                yield f"row {row}", partial(_row_parts, source, row)
+                yield _indexed_row(source, int(rng.integers(len(source))))
             else:
                 # A stream has no rows to choose from, but for those that it begins with.
                 if source.name not in self._pools:
                     self._pools[source.name] = source.open(self.seed).sample_pool()
                 pool = self._pools[source.name]
-                example = pool[int(rng.integers(len(pool)))]
-                yield example.media.name, partial(_example_parts, example)
+                yield _stored_row(source, pool[int(rng.integers(len(pool)))])
 
     def _load(
         self,
@@ -197,24 +204,31 @@ class CoTrainingDataset(torch.utils.data.Dataset):
     ) -> tuple[torch.Tensor, int | np.ndarray]:
         """The first of the candidates that can be decoded: (T, 3, H, W), uint8, and its target."""
         source = self.sources[reference.dataset]
+        tried = (reference.draw + 1) * (2 if self.augmentations[source.name].mixes else 1)  # each with its partner
         for name, read in candidates:
+            if self._is_bad(source, name):
+                continue
             try:
                 # Out of a shard or a table, which may be what is damaged.
                 media, target = read()
                 name = media.name
-                if self.quarantine is not None and self.quarantine.reason(source.name, name) is not None:
+                if self._is_bad(source, name):
                     continue
                 return self._augmented(source, media, randomness), target
             except (VideoDecodingError, OSError) as error:
                 check_still_there(source)
                 if self.quarantine is None:
                     raise
-                self.quarantine.add(BadFile(source.name, name, str(error)))
-                self.quarantine.check(source.name, len(source), reference.draw + 1)
+                bad_file = BadFile(source.name, name, str(error), tried=tried)
+                self.quarantine.add(bad_file)
+                self.quarantine.check(bad_file, len(source))
         raise TooManyBadFilesError(
             f"dataset '{source.name}': {_MOST_REPLACEMENTS} rows drawn to stand in for position {reference.position} are "
             f"all in {self.quarantine.path}"
         )
+
+    def _is_bad(self, source: Source | StreamedSource, name: str) -> bool:
+        return self.quarantine is not None and self.quarantine.reason(source.name, name) is not None
 
     def _augmented(self, source: Source | StreamedSource, media: Media, randomness: SampleRandomness) -> torch.Tensor:
         augmentation, crop = self.augmentations[source.name], self.processor.crop_size
@@ -235,12 +249,17 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         return dense_frame_indices(total, num_frames, stride, random_clip_start(total, num_frames, stride, rng))
 
 
-def _row_parts(source: Source, row: int) -> tuple[Media, int | np.ndarray]:
-    return source.media[row], source.target(row)
+def _indexed_row(source: Source, row: int) -> Candidate:
+    return row_name(row), lambda: Example(source.media[row], source.target(row))
 
 
-def _example_parts(example: Example) -> tuple[Media, int | np.ndarray]:
-    return example.media, example.target
+def _stored_row(source: StreamedSource, row: StoredRow) -> Candidate:
+    return source.place(row), lambda: source.example(row)
+
+
+def row_name(row: int) -> str:
+    """What to call a row of a table or a shard that cannot even be read."""
+    return f"row {row}"
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
@@ -259,22 +278,33 @@ class EvaluationDataset(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, row: int) -> Sample:
-        target, name = self.source.target(row), f"row {row}"
+        target, clip = self.source.target(row), self._load(row)
+        if clip is None:
+            clip, target = torch.zeros(self._clip_shape, dtype=torch.uint8), np.full_like(target, UNREADABLE)[()]
+        return {"pixel_values": clip, "labels": target, "head": self.source.name}
+
+    def _load(self, row: int) -> torch.Tensor | None:
+        """The clip of a row; None if it cannot be decoded."""
+        name = row_name(row)
+        if self._is_bad(name):
+            return None
         try:
             media = self.source.media[row]
             name = media.name
-            clip = self._load(media)
+            return None if self._is_bad(name) else self._decoded(media)
         except (VideoDecodingError, OSError) as error:
             check_still_there(self.source)
             if self.quarantine is None:
                 raise
-            self.quarantine.add(BadFile(self.source.name, name, str(error)))
-            self.quarantine.check(self.source.name, len(self.source), row + 1)
-            clip = torch.zeros(self._clip_shape, dtype=torch.uint8)
-            target = np.full_like(target, UNREADABLE)[()]
-        return {"pixel_values": clip, "labels": target, "head": self.source.name}
+            bad_file = BadFile(self.source.name, name, str(error), _EVALUATED, row + 1)
+            self.quarantine.add(bad_file)
+            self.quarantine.check(bad_file, len(self.source))
+            return None
 
-    def _load(self, media: Media) -> torch.Tensor:
+    def _is_bad(self, name: str) -> bool:
+        return self.quarantine is not None and self.quarantine.reason(self.source.name, name, _EVALUATED) is not None
+
+    def _decoded(self, media: Media) -> torch.Tensor:
         short_side = self.processor.size["shortest_edge"]
         sample_indices = partial(self.processor.sample_frames, num_clips=1)
         frames = load_frames(media, self.source.modality, self.processor, sample_indices, short_side)

@@ -97,6 +97,11 @@ def metric_inputs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.topk(min(max(TOP_K), logits.shape[-1])).indices
 
 
+def readable_rows(labels: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """(rows,), which of them could be decoded, of labels (rows,) or (rows, labels)."""
+    return (labels if labels.ndim == 1 else labels[:, 0]) != UNREADABLE
+
+
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` of a Trainer whose predictions are `metric_inputs`.
 
@@ -106,8 +111,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     Raises:
         ValueError: if not one row could be decoded.
     """
-    labels = prediction.label_ids
-    readable = (labels if labels.ndim == 1 else labels[:, 0]) != UNREADABLE
+    labels, readable = prediction.label_ids, readable_rows(prediction.label_ids)
     if not readable.any():
         raise ValueError("not one file of the evaluation could be decoded")
     metric = (TopKAccuracy if labels.ndim == 1 else MeanAveragePrecision)(keep_in_memory=True)

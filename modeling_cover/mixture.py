@@ -23,8 +23,9 @@ in constant time and memory. It costs no file access, and knows nothing of worke
 stopped.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,14 +35,15 @@ import torch
 from .checks import check_choice, check_positive
 
 
-# Separates the random streams that share the run's seed: the order of samples, each sample's augmentation, and the
-# rows that stand in for those that cannot be decoded.
-ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM = 0, 1, 2
+# Separates the random streams that share the run's seed: the order of samples within a block, each sample's
+# augmentation, the rows that stand in for those that cannot be decoded, and the order of the rows of a data set.
+ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM, ROW_STREAM = 0, 1, 2, 3
 
 SAMPLINGS = ("proportional", "equal", "temperature", "shares")
 WHEN_EXHAUSTED = ("repeat", "stop")
 
-# Draws of a block, about: what is shuffled at a time, and what shares are exact over, but for rounding.
+# Draws of a block, about: what is shuffled at a time, and what shares are exact over, but for rounding. Epochs smaller
+# than that are taken several at a time, since what is rounded in each of them would add up.
 _BLOCK = 1024
 
 _ROUNDS = 12  # of the Feistel network: fewer leave a bias where a data set has but a few rows
@@ -51,14 +53,16 @@ class SampleReference(NamedTuple):
     """A sample to be decoded: the `draw`-th of data set `dataset` and the `position`-th of the run, both from 0.
 
     The position counts through all epochs. With the run's seed it decides everything random about the sample. `row` is
-    the row of the data set; a streamed data set, which has no rows to choose from, sends along the `example` itself.
+    the row of the data set; a streamed data set, which has no rows to choose from, sends it along as it is `stored`,
+    and where samples are mixed, its `partner`.
     """
 
     dataset: str
     row: int
     position: int
     draw: int
-    example: Any = None
+    stored: Any = None
+    partner: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ class MixtureRecipe:
             size ** (1 / temperature); or "shares": those that the data sets list, relative to their sum.
         temperature: 1 is proportional, infinity would be equal.
         when_exhausted: a data set that is drawn more often than it has rows is by default gone through again,
-            reshuffled ("repeat"). With "stop", an epoch ends where the first data set would be exhausted.
+            reshuffled ("repeat"). With "stop", an epoch ends where the first data set would be exhausted, each being
+            drawn a whole number of times: of a data set of three rows, that may be far from its share.
     """
 
     sampling: str = "proportional"
@@ -121,10 +126,11 @@ class MixtureSchedule:
 
     Attributes:
         epoch_size: draws of an epoch: the sum of the sizes, or fewer with `when_exhausted="stop"`.
-        quotas: draws of each data set in an epoch.
+        round_size: draws of a round, over which shares are kept: an epoch, or several small ones.
+        quotas: draws of each data set in a round.
 
     Raises:
-        ValueError: if a data set is empty, or its share so small that an epoch does not draw it once.
+        ValueError: if a data set is empty, or its share so small that a round does not draw it once.
     """
 
     def __init__(
@@ -143,11 +149,13 @@ class MixtureSchedule:
         self._quotas = self._sizes if shares is None else self._apportioned(shares, when_exhausted)
         if never := [name for name, quota in self.quotas.items() if quota < 1]:
             raise ValueError(f"mixture: the share of {', '.join(never)} is less than one draw of an epoch")
-        self.epoch_size = int(self._quotas.sum())
-        self._num_blocks = math.ceil(self.epoch_size / _BLOCK)
+        self.round_size = int(self._quotas.sum())
+        # Of several small epochs, each is as large as the data sets together.
+        self.epoch_size = min(self.round_size, int(self._sizes.sum()))
+        self._num_blocks = math.ceil(self.round_size / _BLOCK)
         blocks = np.arange(self._num_blocks + 1, dtype=np.int64)
         self._block_starts = sum(self._drawn_before_block(index, blocks) for index in range(len(self.names)))
-        keys = np.random.default_rng([ORDER_STREAM, seed])
+        keys = np.random.default_rng([ROW_STREAM, seed])
         self._keys = keys.integers(2**64, size=(len(self.names), _ROUNDS), dtype=np.uint64)
 
     @property
@@ -155,11 +163,13 @@ class MixtureSchedule:
         return dict(zip(self.names, self._quotas.tolist(), strict=True))
 
     def _apportioned(self, shares: Mapping[str, float], when_exhausted: str) -> np.ndarray:
+        """Draws of each data set in a round: its share of them, in whole numbers."""
         share = np.array([shares[name] for name in self.names])
-        draws = int(self._sizes.sum())
+        epoch_size = int(self._sizes.sum())
         if when_exhausted == "stop":
-            exact = share * min(draws, (self._sizes / share).min())
+            exact = share * min(epoch_size, (self._sizes / share).min())
             return np.floor(exact + 1e-6).astype(np.int64)  # a division may have left it a hair below a whole number
+        draws = epoch_size * math.ceil(_BLOCK / epoch_size)
         exact = share * draws
         quotas = np.floor(exact).astype(np.int64)
         largest_remainders = np.argsort(quotas - exact, kind="stable")
@@ -167,34 +177,34 @@ class MixtureSchedule:
         return quotas
 
     def _drawn_before_block(self, dataset: int, blocks: np.ndarray) -> np.ndarray:
-        """Draws of a data set before each block of an epoch: its quota, spread evenly and rounded."""
+        """Draws of a data set before each block of a round: its quota, spread evenly and rounded."""
         return (blocks * self._quotas[dataset] + self._num_blocks // 2) // self._num_blocks
 
     def references(self, start: int = 0) -> Iterator[SampleReference]:
         """The references from position `start` on, without end."""
-        epoch, offset = divmod(start, self.epoch_size)
+        turn, offset = divmod(start, self.round_size)
         block = int(np.searchsorted(self._block_starts, offset, side="right")) - 1
         skipped = offset - int(self._block_starts[block])
         while True:
-            first = epoch * self.epoch_size + int(self._block_starts[block])
-            datasets, rows, draws = (column[skipped:].tolist() for column in self._block(epoch, block))
+            first = turn * self.round_size + int(self._block_starts[block])
+            datasets, rows, draws = (column[skipped:].tolist() for column in self._block(turn, block))
             for index, (dataset, row, draw) in enumerate(zip(datasets, rows, draws, strict=True), first + skipped):
                 yield SampleReference(self.names[dataset], row, index, draw)
             skipped, block = 0, block + 1
             if block == self._num_blocks:
-                epoch, block = epoch + 1, 0
+                turn, block = turn + 1, 0
 
-    def _block(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Data set, row and draw of each position of a block."""
+    def _block(self, turn: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Data set, row and draw of each position of a block; `turn` counts the rounds."""
         edges = np.array([block, block + 1])
         firsts, ends = np.array([self._drawn_before_block(index, edges) for index in range(len(self.names))]).T
         counts = ends - firsts
         datasets = np.repeat(np.arange(len(self.names)), counts)
         draws = np.concatenate([np.arange(first, end) for first, end in zip(firsts, ends, strict=True)])
-        draws += epoch * self._quotas[datasets]
+        draws += turn * self._quotas[datasets]
         rows = self._rows(datasets, draws)
         # Within a block the data sets come in random order, each data set's draws in their own.
-        places = np.random.default_rng([ORDER_STREAM, self.seed, epoch, block]).permutation(datasets)
+        places = np.random.default_rng([ORDER_STREAM, self.seed, turn, block]).permutation(datasets)
         order = np.empty(len(places), dtype=np.int64)
         order[np.argsort(places, kind="stable")] = np.arange(len(places))
         return places, rows[order], draws[order]
@@ -207,13 +217,13 @@ class MixtureSchedule:
 
     def draws_before(self, position: int) -> dict[str, int]:
         """How often each data set is drawn before `position`."""
-        epoch, offset = divmod(position, self.epoch_size)
+        turn, offset = divmod(position, self.round_size)
         block = int(np.searchsorted(self._block_starts, offset, side="right")) - 1
-        datasets, _, _ = self._block(epoch, block)
+        datasets, _, _ = self._block(turn, block)
         seen = np.bincount(datasets[: offset - int(self._block_starts[block])], minlength=len(self.names))
         edge = np.array(block)
         return {
-            name: int(epoch * self._quotas[index] + self._drawn_before_block(index, edge) + seen[index])
+            name: int(turn * self._quotas[index] + self._drawn_before_block(index, edge) + seen[index])
             for index, name in enumerate(self.names)
         }
 
@@ -259,14 +269,22 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     Args:
         schedule: of the run.
         batch_size: rows of a batch, of all processes together.
-        streams: by name, the data sets that are read in order: see [`~sources.StreamedSource`].
+        streams: by name, the data sets that are read in order: see [`~streams.Stream`].
+        mixed: names of the data sets whose samples are mixed with a partner.
     """
 
-    def __init__(self, schedule: MixtureSchedule, batch_size: int = 1, streams: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        schedule: MixtureSchedule,
+        batch_size: int = 1,
+        streams: Mapping[str, Any] | None = None,
+        mixed: Container[str] = (),
+    ):
         self.schedule = schedule
         self.streams = dict(streams or {})
+        self.mixed = mixed
         self._length = math.ceil(schedule.epoch_size / batch_size) * batch_size
-        self.epoch = 0
+        self.epoch, self._skipped = 0, 0
 
     def __len__(self) -> int:
         return self._length
@@ -274,14 +292,22 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[SampleReference]:
+    def skip(self, rows: int) -> None:
+        """Leave out the first rows of the epochs to come. In place of each there is None, for whoever counts them."""
+        self._skipped = rows
+
+    def __iter__(self) -> Iterator[SampleReference | None]:
         first = self.epoch * self._length
-        for reference in self.schedule.references(first):
-            if reference.position == first + self._length:
-                return
+        yield from itertools.repeat(None, self._skipped)
+        yield from itertools.islice(self.references(first + self._skipped), self._length - self._skipped)
+
+    def references(self, start: int = 0) -> Iterator[SampleReference]:
+        """The references from position `start` on, without end, with the rows of data sets that are streamed."""
+        for reference in self.schedule.references(start):
             stream = self.streams.get(reference.dataset)
-            yield (
-                reference
-                if stream is None
-                else reference._replace(row=reference.draw, example=stream.example(reference.draw))
-            )
+            if stream is None:
+                yield reference
+                continue
+            draw = reference.draw
+            partner = stream.partner(draw) if reference.dataset in self.mixed else None
+            yield reference._replace(row=draw, stored=stream.row(draw), partner=partner)

@@ -15,7 +15,7 @@
 
 One file, `quarantine.jsonl`, is what all workers and processes of a run know in common:
 
-    {"dataset": "k400", "path": "k400/train/abseiling/x.mp4", "reason": "... cannot be read as a video: ..."}
+    {"dataset": "k400", "path": "k400/train/abseiling/x.mp4", "reason": "...", "split": "train", "tried": 1203}
 
 It decides nothing about what is trained on: a sample that is listed there would have failed again, and what stands in
 for it is a function of the seed and its position.
@@ -24,10 +24,10 @@ for it is a function of the seed and its position.
 import fcntl
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .checks import check_number
 
@@ -43,7 +43,7 @@ class BadFilesRecipe:
     """What to do about files that cannot be decoded.
 
     Attributes:
-        max_share: of a data set's rows. With more bad ones than that among the rows tried so far (and among no fewer
+        max_share: of the rows of a split. With more bad ones than that among the rows tried so far (and among no fewer
             than 1000, or all it has), training stops.
     """
 
@@ -54,9 +54,20 @@ class BadFilesRecipe:
 
 
 class BadFile(NamedTuple):
+    """A file that cannot be decoded.
+
+    Attributes:
+        dataset, path: whose, and what it is called.
+        reason: what is wrong with it.
+        split: of the data set.
+        tried: rows of the split that were drawn until it was found, repeated ones counted again.
+    """
+
     dataset: str
     path: str
     reason: str
+    split: str = "train"
+    tried: int = 0
 
 
 class TooManyBadFilesError(ValueError):
@@ -74,7 +85,11 @@ class Quarantine:
     def __init__(self, path: str | os.PathLike, max_share: float = BadFilesRecipe.max_share):
         self.path = Path(path)
         self.max_share = max_share
-        self._entries: dict[tuple[str, str], BadFile] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        # By data set and split, by path.
+        self._entries: dict[tuple[str, str], dict[str, BadFile]] = defaultdict(dict)
         self._bytes_read = 0
 
     def __getstate__(self) -> dict:
@@ -87,52 +102,61 @@ class Quarantine:
     def add(self, bad_file: BadFile) -> None:
         """Write a file down, unless it is there already."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
+        with open(self.path, "a+b") as file:
             # Released as the file is closed, also where the process is killed.
             fcntl.flock(file, fcntl.LOCK_EX)
-            if bad_file not in self:
-                file.write(json.dumps(bad_file._asdict()).encode() + b"\n")
+            if self.reason(bad_file.dataset, bad_file.path, bad_file.split) is not None:
+                return
+            line = json.dumps(bad_file._asdict()).encode() + b"\n"
+            # A process that was killed, or a disk that was full, may have left half a line.
+            file.write(line if self._ends_with_a_line(file) else b"\n" + line)
 
-    def __contains__(self, bad_file: BadFile) -> bool:
-        return self.reason(bad_file.dataset, bad_file.path) is not None
+    @staticmethod
+    def _ends_with_a_line(file: BinaryIO) -> bool:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
-    def reason(self, dataset: str, path: str) -> str | None:
+    def reason(self, dataset: str, path: str, split: str = "train") -> str | None:
         """Why a file is in quarantine; None if it is not."""
         self._read_on()
-        entry = self._entries.get((dataset, path))
+        entry = self._entries[dataset, split].get(path)
         return None if entry is None else entry.reason
 
     def entries(self) -> list[BadFile]:
-        """All of them, in the order in which they were found."""
+        """All of them, those of a split in the order in which they were found."""
         self._read_on()
-        return list(self._entries.values())
+        return [entry for entries in self._entries.values() for entry in entries.values()]
 
-    def counts(self) -> Counter[str]:
-        """Bad files of each data set."""
-        return Counter(entry.dataset for entry in self.entries())
+    def counts(self) -> dict[str, int]:
+        """Bad files in the train split of each data set that has any."""
+        self._read_on()
+        return {name: len(entries) for (name, split), entries in self._entries.items() if split == "train" and entries}
 
     def clear(self) -> None:
         """Forget all of them: a new run tries every file again."""
         self.path.unlink(missing_ok=True)
-        self._entries.clear()
-        self._bytes_read = 0
+        self._forget()
 
-    def check(self, dataset: str, size: int, draws: int) -> None:
-        """Raise a [`TooManyBadFilesError`] if more of a data set's files are bad than is allowed.
+    def check(self, bad_file: BadFile, size: int) -> None:
+        """Raise a [`TooManyBadFilesError`] if more files of a split are bad than is allowed.
 
         Args:
-            dataset: its name.
-            size: its rows.
-            draws: how many have been drawn so far.
+            bad_file: the one that was found last.
+            size: rows of its split.
         """
-        bad = [entry for entry in self.entries() if entry.dataset == dataset]
-        rows = min(size, max(draws, _FEWEST_ROWS))
+        self._read_on()
+        bad = list(self._entries[bad_file.dataset, bad_file.split].values())
+        # Workers are not at the same place: it is the furthest that tells how many rows the bad ones were among.
+        tried = max(entry.tried for entry in [*bad, bad_file])
+        rows = min(size, max(tried, _FEWEST_ROWS))
         if len(bad) > self.max_share * rows:
             examples = "\n".join(f"  {entry.path}: {entry.reason}" for entry in bad[:_EXAMPLES])
             raise TooManyBadFilesError(
-                f"dataset '{dataset}': {len(bad)} of the {rows} rows tried cannot be decoded, more than the "
-                f"{self.max_share:.1%} that `bad_files: max_share` allows. The list is {self.path}; it begins with\n"
-                f"{examples}"
+                f"dataset '{bad_file.dataset}', {bad_file.split} split: {len(bad)} of the {rows} rows tried cannot be "
+                f"decoded, more than the {self.max_share:.1%} that `bad_files: max_share` allows. The list is "
+                f"{self.path}; it begins with\n{examples}"
             )
 
     def _read_on(self) -> None:
@@ -144,13 +168,15 @@ class Quarantine:
         if size == self._bytes_read:
             return
         if size < self._bytes_read:  # cleared by another process
-            self._entries.clear()
-            self._bytes_read = 0
+            self._forget()
         with open(self.path, "rb") as file:
             file.seek(self._bytes_read)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 self._bytes_read += len(line)
-                entry = BadFile(**json.loads(line))
-                self._entries.setdefault((entry.dataset, entry.path), entry)
+                try:
+                    entry = BadFile(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue  # what a killed process has left of a line
+                self._entries[entry.dataset, entry.split].setdefault(entry.path, entry)

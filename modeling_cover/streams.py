@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import IterableDataset
+from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from .label_lists import LabelSpace
@@ -104,14 +105,19 @@ class StreamedSource:
         """The endless stream of one run."""
         return Stream(self, seed)
 
+    def place(self, row: "StoredRow") -> str:
+        """What to call a row before it is read."""
+        return f"{self.stream.place}, shard {row.shard}, row {row.row}"
+
     def example(self, row: "StoredRow") -> Example:
         """Read a row.
 
         Raises:
-            ValueError: if it has no file, or no label of the label space.
+            VideoDecodingError: if it has no file.
+            OSError: if its file cannot be read.
+            ValueError: if it has no label of the label space.
         """
-        place = f"{self.stream.place}, shard {row.shard}, row {row.row}"
-        media, label = self.stream.read(row.content, place)
+        media, label = self.stream.read(row.content, self.place(row))
         try:
             return Example(media, self.label_space.target(label, self.problem_type.startswith("multi")))
         except ValueError as error:
@@ -145,6 +151,11 @@ class _Pass:
         inside = self._inside if self._shard is None else self._shard.state_dict()
         return {"shard": self._position, "row": self._row, "inside": inside}
 
+    @property
+    def shard(self) -> int:
+        """The number of the shard that is being read."""
+        return int(self._order[self._position])
+
     def read(self, count: int) -> list[StoredRow]:
         """The next rows; fewer than `count` at the end."""
         found = []
@@ -156,12 +167,12 @@ class _Pass:
                 self._position, self._row, self._inside = self._position + 1, 0, None
                 self._shard = self._iterator = None
                 continue
-            found.append(StoredRow(int(self._order[self._position]), self._row, content))
+            found.append(StoredRow(self.shard, self._row, content))
             self._row += 1
         return found
 
     def _open_shard(self) -> None:
-        self._shard = self._rows.shard(num_shards=len(self._order), index=int(self._order[self._position]))
+        self._shard = self._rows.shard(num_shards=len(self._order), index=self.shard)
         if self._inside is not None:
             self._shard.load_state_dict(self._inside)
         self._iterator = iter(self._shard)
@@ -197,11 +208,11 @@ class Stream:
         self._has_warned = False
         self._go_to(_START)
 
-    def example(self, draw: int) -> Example:
-        """The `draw`-th example, counted from 0 through all passes.
+    def row(self, draw: int) -> StoredRow:
+        """The `draw`-th row, counted from 0 through all passes; nothing in it is read yet.
 
         Raises:
-            ValueError: if the split has no rows, or the row is not what it should be.
+            ValueError: if the split has no rows, or a shard is damaged.
         """
         if draw < 0:
             raise ValueError(f"draws count from 0, got {draw}")
@@ -210,7 +221,12 @@ class Stream:
             self._go_to(nearest)
         while draw >= self._block_start + len(self._block):
             self._read_block()
-        return self.source.example(self._block[draw - self._block_start])
+        return self._block[draw - self._block_start]
+
+    def partner(self, draw: int) -> StoredRow:
+        """Another row to mix the `draw`-th with: the one behind it in its block, which is in random order."""
+        self.row(draw)
+        return self._block[(draw - self._block_start + 1) % len(self._block)]
 
     def state_dict(self, draw: int) -> dict[str, Any]:
         """JSON-able; a stream that loads it reaches `draw` with little reading, whatever this one has read beyond."""
@@ -237,8 +253,8 @@ class Stream:
         self._marks.append(mark)
         self._go_to(mark)
 
-    def sample_pool(self, most: int = 64) -> list[Example]:
-        """The first examples as they are stored, whatever the seed: to stand in for those that cannot be decoded."""
+    def sample_pool(self, most: int = 64) -> list[StoredRow]:
+        """The first rows as they are stored, whatever the seed: to stand in for those that cannot be decoded."""
         rows = self.source.stream.rows
         stored = (
             # Not `iter(...)`: in a data loader's worker that would be the worker's part of the rows.
@@ -246,7 +262,7 @@ class Stream:
             for shard in range(self._num_shards)
             for row, batch in enumerate(rows.shard(self._num_shards, shard).iter(batch_size=1))
         )
-        return [self.source.example(row) for row in itertools.islice(stored, most)]
+        return list(itertools.islice(stored, most))
 
     def _nearest_mark(self, draw: int) -> _Mark:
         return next((mark for mark in reversed(self._marks) if mark.draw <= draw), _START)
@@ -263,18 +279,25 @@ class Stream:
 
     def _read_block(self) -> None:
         mark = self._next
-        rows = self._pass.read(self.source.shuffle_buffer)
+        rows = self._read_rows()
         if not rows:
             self._check_pass(mark)
             mark = _Mark(mark.draw, mark.pass_index + 1, 0, mark.draw, None)
             self._pass = self._open_pass(mark.pass_index)
-            rows = self._pass.read(self.source.shuffle_buffer)
+            rows = self._read_rows()
         order = np.random.default_rng([_BLOCK_STREAM, self.seed, mark.pass_index, mark.block]).permutation(len(rows))
         self._block = [rows[index] for index in order]
         self._block_start = mark.draw
         self._remember(mark)
         state = self._pass.state_dict()
         self._next = _Mark(mark.draw + len(rows), mark.pass_index, mark.block + 1, mark.pass_draw, state)
+
+    def _read_rows(self) -> list[StoredRow]:
+        try:
+            return self._pass.read(self.source.shuffle_buffer)
+        except (OSError, ValueError, DatasetsError) as error:
+            place = f"{self.source.stream.place}, shard {self._pass.shard}"
+            raise ValueError(f"dataset '{self.source.name}': {place} cannot be read on: {error}") from error
 
     def _remember(self, mark: _Mark) -> None:
         if mark.draw >= self._marks[-1].draw + _DRAWS_PER_MARK:

@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
-from .data import UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
-from .evaluation import compute_metrics, metric_inputs
+from .data import CoTrainingDataset, EvaluationDataset, collate_clips
+from .evaluation import compute_metrics, metric_inputs, readable_rows
 from .head_losses_cover import head_loss
 from .mixture import MixtureSampler, MixtureSchedule
 from .modeling_cover import CoverForVideoClassification
@@ -85,13 +86,17 @@ class CoverTrainingArguments(TrainingArguments):
                 f"train_sampling_strategy '{self.train_sampling_strategy}': the mixture has an order of its own, leave it "
                 "at 'random'"
             )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size: which samples a process reads follows from the batch size, so set it"
+            )
         if self.learning_rate_drop_factor <= 0:
             raise ValueError(f"learning_rate_drop_factor must be positive, got {self.learning_rate_drop_factor}")
 
 
 class _MixtureCallback(TrainerCallback):
-    """Tells the sampler its epoch, which accelerate does not do through every wrapper that a resumed run adds; and
-    starts a new run with nothing in quarantine."""
+    """Tells the sampler where the epoch begins, which accelerate does not do through every wrapper that a resumed run
+    adds; and starts a new run with nothing in quarantine."""
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
@@ -105,7 +110,11 @@ class _MixtureCallback(TrainerCallback):
             self.trainer.accelerator.wait_for_everyone()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.train_sampler.set_epoch(int(state.epoch or 0))
+        sampler = self.trainer.train_sampler
+        sampler.set_epoch(int(state.epoch or 0))
+        # Of an epoch that goes on from a checkpoint, Trainer draws what was trained on, too, and throws it away.
+        done = 0 if args.ignore_data_skip else state.global_step % self.trainer.steps_per_epoch
+        sampler.skip(done * args.gradient_accumulation_steps * self.trainer.rows_per_batch)
 
 
 def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
@@ -214,8 +223,9 @@ class CoverTrainer(Trainer):
         if train_dataset is not None:
             schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
             _check_same_seed(args, schedule.seed, train_dataset.seed)
-            rows_per_batch = args.train_batch_size * args.world_size
-            self.train_sampler = MixtureSampler(schedule, rows_per_batch, train_dataset.open_streams())
+            self.train_sampler = MixtureSampler(
+                schedule, self.rows_per_batch, train_dataset.open_streams(), train_dataset.mixed
+            )
             self.add_callback(_MixtureCallback(self))
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -300,14 +310,28 @@ class CoverTrainer(Trainer):
     def _evaluation_loss(
         self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor, head: str
     ) -> tuple[torch.Tensor, Any]:
-        """The mean loss over the rows that could be decoded."""
-        outputs = model(pixel_values, head=head)
-        readable = (labels if labels.ndim == 1 else labels[:, 0]) != UNREADABLE
+        """The loss of the rows that could be decoded, divided by the number of all."""
+        outputs, readable = model(pixel_values, head=head), readable_rows(labels)
         if not readable.any():
             return outputs.logits.sum() * 0, outputs
-        return head_loss(
-            self.accelerator.unwrap_model(model).config, head, outputs.logits[readable], labels[readable]
-        ), outputs
+        config = self.accelerator.unwrap_model(model).config
+        loss = head_loss(config, head, outputs.logits[readable], labels[readable])
+        return loss * readable.sum() / len(labels), outputs
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        loss = f"{metric_key_prefix}_loss"
+        if isinstance(output.label_ids, np.ndarray) and loss in output.metrics:
+            # `_evaluation_loss` divides by all rows, so that batches add up; only now is it known how many could be read.
+            output.metrics[loss] *= len(output.label_ids) / max(1, readable_rows(output.label_ids).sum())
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -334,9 +358,10 @@ class CoverTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        started = time.perf_counter()
+        started, logged_at = time.perf_counter(), self._logged_at
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        self._logged_at += time.perf_counter() - started  # `data_wait` is a part of the time of training
+        # `data_wait` is a part of the time of training. Of several data sets, each is evaluated by a call of its own.
+        self._logged_at = logged_at + time.perf_counter() - started
         data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(data_sets, Mapping):
             return metrics
@@ -366,7 +391,7 @@ class CoverTrainer(Trainer):
         if not drops or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
-        drop_steps = [round(epoch * self._steps_per_epoch()) for epoch in drops]
+        drop_steps = [round(epoch * self.steps_per_epoch) for epoch in drops]
 
         def factor(step: int) -> float:
             if step < warmup:
@@ -377,10 +402,15 @@ class CoverTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _steps_per_epoch(self) -> int:
+    @property
+    def rows_per_batch(self) -> int:
+        """Of all processes together."""
+        return self.args.train_batch_size * self.args.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, as Trainer counts them."""
-        rows_per_batch = self.args.train_batch_size * self.args.world_size
-        batches = len(self.train_sampler) // rows_per_batch
+        batches = len(self.train_sampler) // self.rows_per_batch
         return math.ceil(batches / self.args.gradient_accumulation_steps)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

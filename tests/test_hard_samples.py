@@ -16,6 +16,7 @@
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.media import PathMedia, Segments
 from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
 from modeling_cover.quarantine import Quarantine, TooManyBadFilesError
-from modeling_cover.sources import Source, read_sources
+from modeling_cover.sources import Source, StreamedSource, read_sources
 from torch.utils.data import DataLoader
 
 
@@ -138,7 +139,7 @@ class TestBadFiles:
         break_files(greys, 2, 3)
         dataset = make_dataset(greys, processor, quarantine=Quarantine(tmp_path / "quarantine.jsonl", 0.1))
         dataset[reference(2)]
-        with pytest.raises(TooManyBadFilesError, match=r"dataset 'greys': 2 of the 10 rows .*10\.0%"):
+        with pytest.raises(TooManyBadFilesError, match=r"dataset 'greys', train split: 2 of the 10 rows .*10\.0%"):
             for position in range(100):
                 dataset[reference(3, position)]
 
@@ -175,6 +176,57 @@ class TestBadFiles:
         assert collate_clips(samples)["pixel_values"].shape == (10, 1, 3, CROP, CROP)
         assert [entry.path for entry in quarantine.entries()] == [greys.media[3].content]
 
+    def test_an_evaluation_does_not_open_it_again(self, greys, processor, tmp_path):
+        break_files(greys, 3)
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1)
+        assert EvaluationDataset(greys, processor, quarantine)[3]["labels"] == UNREADABLE
+        PIL.Image.new("L", (CROP, CROP), 60).save(greys.media[3].content)  # it would be readable now
+        assert EvaluationDataset(greys, processor, quarantine)[3]["labels"] == UNREADABLE
+
+    def test_those_of_a_validation_split_do_not_count_among_those_of_training(self, greys, processor, tmp_path):
+        break_files(greys, 3, 4)
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", 0.2)
+        dataset, evaluation = (
+            make_dataset(greys, processor, quarantine=quarantine),
+            image_source(Path(greys.roots[0]), ["5.png", "3.png", "6.png", "7.png", "8.png"]),
+        )
+        dataset[reference(3)], dataset[reference(4)]
+        assert EvaluationDataset(evaluation, processor, quarantine)[1]["labels"] == UNREADABLE
+        assert quarantine.counts() == {"greys": 2}
+
+    def test_the_rows_of_a_shard_that_is_cut_while_it_is_read_are_replaced(self, processor, tmp_path):
+        source = self.shard(tmp_path, "greys.tar")
+        dataset = make_dataset(source, processor, quarantine=Quarantine(tmp_path / "quarantine.jsonl", 1))
+        content = (tmp_path / "greys.tar").read_bytes()
+        (tmp_path / "greys.tar").write_bytes(content[: len(content) // 2])
+        samples = [dataset[reference(row)] for row in range(10)]
+        assert all(greys_of(sample) == [sample["labels"]] for sample in samples)
+        assert 9 not in {sample["labels"] for sample in samples}
+        assert "row 9" in {entry.path for entry in dataset.quarantine.entries()}
+
+    def test_a_row_that_cannot_be_read_is_read_once(self, processor, tmp_path, monkeypatch):
+        source = self.shard(tmp_path, "greys.tar")
+        content = (tmp_path / "greys.tar").read_bytes()
+        dataset = make_dataset(source, processor, quarantine=Quarantine(tmp_path / "quarantine.jsonl", 1))
+        (tmp_path / "greys.tar").write_bytes(content[: len(content) // 2])
+        read, tries = type(source.media).__getitem__, []
+        monkeypatch.setattr(type(source.media), "__getitem__", lambda self, row: tries.append(row) or read(self, row))
+        for position in range(5):
+            dataset[reference(9, position)]
+        assert tries.count(9) == 1
+
+    def shard(self, folder: Path, name: str) -> Source:
+        with tarfile.open(folder / name, "w") as tar:
+            for index in range(10):
+                for suffix, member in (("png", _png(20 * index)), ("cls", str(index).encode())):
+                    info = tarfile.TarInfo(f"{index}.{suffix}")
+                    info.size = len(member)
+                    tar.addfile(info, io.BytesIO(member))
+        place = {"train": str(folder / name)}
+        labels = [str(index) for index in range(10)]
+        recipe = DatasetRecipe(name="greys", format="webdataset", modality="image", splits=place, labels=labels)
+        return read_sources(recipe)["train"]
+
     def test_in_an_evaluation_of_videos_too(self, processor, tmp_path):
         (tmp_path / "broken.mp4").write_bytes(b"no video")
         write_clip(tmp_path / "whole.mp4", indexed_frames(4, CROP, CROP))
@@ -192,22 +244,9 @@ class TestBadFiles:
         assert batch["labels"].tolist() == [[UNREADABLE] * 3, [0, 0, 1]]
         assert batch["pixel_values"].shape == (2, 4, 3, CROP, CROP)
 
-    def test_in_a_stream_one_of_the_first_examples_stands_in(self, processor, tmp_path):
-        images = [{"path": f"{index}.png", "bytes": _png(20 * index)} for index in range(10)]
-        images[4]["bytes"] = b"no image"
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-        table = datasets.Dataset.from_dict({"image": images, "label": list(range(10))}, features=features)
-        table.to_parquet(tmp_path / "greys.parquet")
-        recipe = DatasetRecipe(
-            name="greys",
-            format="parquet",
-            modality="image",
-            splits={"train": str(tmp_path / "greys.parquet")},
-            labels=[str(index) for index in range(10)],
-            streaming=True,
-            sizes={"train": 10},
-        )
-        source = read_sources(recipe)["train"]
+    @pytest.mark.parametrize("bad", [b"no image", b"", None])
+    def test_in_a_stream_one_of_the_first_rows_stands_in(self, processor, tmp_path, bad):
+        source = _streamed(tmp_path, [bad if index == 4 else _png(20 * index) for index in range(10)])
 
         def drawn(name: str) -> list[int]:
             dataset = make_dataset(source, processor, quarantine=Quarantine(tmp_path / name, 1))
@@ -219,6 +258,23 @@ class TestBadFiles:
         labels = drawn("first.jsonl")
         assert 4 not in labels and len(labels) == 10 and len(set(labels)) == 9
         assert drawn("second.jsonl") == labels
+
+
+def _streamed(folder: Path, images: Sequence[bytes | None]) -> StreamedSource:
+    """A Parquet file of images, streamed; each is a class of its own."""
+    features = datasets.Features({"image": datasets.Value("binary"), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": images, "label": list(range(len(images)))}, features=features)
+    table.to_parquet(folder / "greys.parquet")
+    recipe = DatasetRecipe(
+        name="greys",
+        format="parquet",
+        modality="image",
+        splits={"train": str(folder / "greys.parquet")},
+        labels=[str(index) for index in range(len(images))],
+        streaming=True,
+        sizes={"train": len(images)},
+    )
+    return read_sources(recipe)["train"]
 
 
 def _png(level: int) -> bytes:
@@ -249,6 +305,20 @@ class TestMixing:
         batch = collate_clips([dataset[reference(row)] for row in range(4)])
         assert list(batch["labels"]) == ["greys"]
         assert batch["labels"]["greys"].shape == (4, 10)
+
+    def test_in_a_stream_any_row_may_be_the_partner(self, processor, tmp_path):
+        """Not just those that it begins with."""
+        source = _streamed(tmp_path, [_png(2 * index) for index in range(100)])
+        dataset = make_dataset(source, processor, augmentations={"greys": Augmentation(mixup_alpha=1.0)})
+        sampler = MixtureSampler(MixtureSchedule(dataset.sizes, 0), 1, dataset.open_streams(), dataset.mixed)
+        partners = set()
+        for one in sampler:
+            sample, own = dataset[one], source.example(one.stored).target
+            assert sample["labels"].sum() == pytest.approx(1)
+            expected = sum(2 * label * share for label, share in enumerate(sample["labels"].tolist()))
+            assert sample["pixel_values"].float().mean().item() == pytest.approx(expected, abs=0.51)
+            partners |= set(sample["labels"].nonzero().flatten().tolist()) - {own}
+        assert len(partners) > 90
 
     def test_a_bad_partner_is_replaced(self, greys, processor, tmp_path):
         break_files(greys, *range(4, 10))

@@ -23,7 +23,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from modeling_cover.mixture import MixtureRecipe, MixtureSampler, MixtureSchedule, SampleReference, permuted
 
 
@@ -119,6 +119,19 @@ class TestShares:
     def test_listed_shares_are_relative_to_their_sum(self):
         shares = MixtureRecipe(sampling="shares").shares({"a": 10, "b": 10}, {"a": 3, "b": 1})
         assert shares == {"a": 0.75, "b": 0.25}
+
+    @pytest.mark.parametrize(
+        ("sizes", "listed"),
+        [((3, 4), (1, 1)), ((10, 10, 20), (1, 1, 1)), ((3, 1_000_000), (0.35, 0.65)), ((1, 2), (0.9, 0.1))],
+    )
+    def test_shares_hold_over_many_epochs_however_small_they_are(self, sizes, listed):
+        names = "abc"[: len(sizes)]
+        sizes, listed = dict(zip(names, sizes, strict=True)), dict(zip(names, listed, strict=True))
+        schedule = scheduled(MixtureRecipe(sampling="shares"), sizes, **listed)
+        counts = Counter(reference.dataset for reference in drawn(schedule, 100_000))
+        for name in names:
+            assert counts[name] / 100_000 == pytest.approx(listed[name] / sum(listed.values()), abs=0.005)
+        assert schedule.epoch_size == sum(sizes.values())
 
     @pytest.mark.parametrize("seed", range(5))
     def test_stop_ends_an_epoch_before_any_data_set_repeats(self, seed):
@@ -249,16 +262,38 @@ class TestTheSampler:
 
     def test_references_are_plain_values_that_go_to_a_worker_as_they_are(self):
         reference = next(iter(MixtureSampler(MixtureSchedule(SIZES, seed=0))))
-        assert [type(value) for value in reference] == [str, int, int, int, type(None)]
+        assert [type(value) for value in reference] == [str, int, int, int, type(None), type(None)]
         assert pickle.loads(pickle.dumps(reference)) == reference  # noqa: S301
 
     def test_a_streamed_data_set_sends_its_examples_along_in_the_order_of_its_draws(self):
         sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), streams={"ssv2": _Letters()})
         references = list(sampler)
         streamed = [reference for reference in references if reference.dataset == "ssv2"]
-        assert [reference.example for reference in streamed] == [f"example {draw}" for draw in range(90)]
+        assert [reference.stored for reference in streamed] == [f"row {draw}" for draw in range(90)]
         assert [reference.row for reference in streamed] == list(range(90))
-        assert all(reference.example is None for reference in references if reference.dataset != "ssv2")
+        assert all(reference.stored is None for reference in references if reference.dataset != "ssv2")
+        assert all(reference.partner is None for reference in references)
+        mixed = MixtureSampler(MixtureSchedule(SIZES, seed=0), streams={"ssv2": _Letters()}, mixed=["ssv2"])
+        partners = [reference.partner for reference in mixed if reference.dataset == "ssv2"]
+        assert partners == [f"partner of {draw}" for draw in range(90)]
+
+    def test_what_is_skipped_is_counted_and_the_rest_is_as_ever(self):
+        sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), batch_size=64)
+        sampler.set_epoch(1)
+        whole = list(sampler)
+        sampler.skip(256)
+        assert list(sampler) == [None] * 256 + whole[256:]
+        assert len(sampler) == len(whole)
+
+    def test_a_run_goes_on_in_seconds_however_far_it_was(self):
+        """Through the wrapper that Trainer puts around a loader to go on from a checkpoint."""
+        sampler = MixtureSampler(MixtureSchedule({"k400": 24_000_000, "imagenet": 76_000_000}, seed=0), batch_size=64)
+        sampler.skip(50_000_000 // 64 * 64)
+        loader = torch.utils.data.DataLoader(_Echo(), 64, sampler=sampler, collate_fn=list)
+        started = time.perf_counter()
+        batch = next(iter(skip_first_batches(loader, 50_000_000 // 64)))
+        assert time.perf_counter() - started < 10  # 1.6 s on an idle core
+        assert [reference.position for reference in batch] == list(range(50_000_000, 50_000_064))
 
 
 class _Echo(torch.utils.data.Dataset):
@@ -267,8 +302,11 @@ class _Echo(torch.utils.data.Dataset):
 
 
 class _Letters:
-    def example(self, draw: int) -> str:
-        return f"example {draw}"
+    def row(self, draw: int) -> str:
+        return f"row {draw}"
+
+    def partner(self, draw: int) -> str:
+        return f"partner of {draw}"
 
 
 class TestBadInput:

@@ -16,7 +16,6 @@
 import json
 import multiprocessing
 import pickle
-from collections import Counter
 
 import pytest
 from modeling_cover.quarantine import BadFile, BadFilesRecipe, Quarantine, TooManyBadFilesError
@@ -25,8 +24,8 @@ from modeling_cover.quarantine import BadFile, BadFilesRecipe, Quarantine, TooMa
 BROKEN = BadFile("k400", "k400/train/broken.mp4", "it ends in the middle")
 
 
-def bad(number: int, dataset: str = "k400") -> BadFile:
-    return BadFile(dataset, f"{number}.mp4", "broken")
+def bad(number: int, dataset: str = "k400", **fields) -> BadFile:
+    return BadFile(dataset, f"{number}.mp4", "broken", **fields)
 
 
 class TestTheFile:
@@ -35,9 +34,10 @@ class TestTheFile:
         quarantine.add(BROKEN)
         quarantine.add(bad(1, "ssv2"))
         lines = quarantine.path.read_text().splitlines()
+        rest = {"split": "train", "tried": 0}
         assert [json.loads(line) for line in lines] == [
-            {"dataset": "k400", "path": "k400/train/broken.mp4", "reason": "it ends in the middle"},
-            {"dataset": "ssv2", "path": "1.mp4", "reason": "broken"},
+            {"dataset": "k400", "path": "k400/train/broken.mp4", "reason": "it ends in the middle", **rest},
+            {"dataset": "ssv2", "path": "1.mp4", "reason": "broken", **rest},
         ]
 
     def test_a_file_is_written_down_once_whoever_finds_it_again(self, tmp_path):
@@ -52,7 +52,7 @@ class TestTheFile:
         quarantine = Quarantine(tmp_path / "quarantine.jsonl")
         quarantine.add(bad(1, "k400"))
         quarantine.add(bad(1, "k600"))
-        assert quarantine.counts() == Counter({"k400": 1, "k600": 1})
+        assert quarantine.counts() == {"k400": 1, "k600": 1}
 
     def test_each_sees_at_once_what_others_have_found(self, tmp_path):
         first, second = (Quarantine(tmp_path / "quarantine.jsonl") for _ in range(2))
@@ -82,6 +82,21 @@ class TestTheFile:
             assert quarantine.entries() == [BROKEN]
             file.write(line[10:])
         assert quarantine.entries() == [BROKEN, bad(1)]
+
+    def test_half_a_line_of_a_killed_process_takes_no_other_with_it(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        quarantine.add(BROKEN)
+        with open(quarantine.path, "ab") as file:
+            file.write(json.dumps(bad(1)._asdict()).encode()[:10])
+        quarantine.add(bad(2))
+        assert quarantine.entries() == Quarantine(quarantine.path).entries() == [BROKEN, bad(2)]
+
+    def test_the_same_path_in_two_splits_is_two_entries(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        quarantine.add(bad(1, split="validation"))
+        assert quarantine.reason("k400", "1.mp4", "validation") == "broken"
+        assert quarantine.reason("k400", "1.mp4") is None
+        assert quarantine.counts() == {}
 
     def test_a_name_that_is_no_text_is_kept_as_it_is(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl")
@@ -123,28 +138,37 @@ class TestTheLimit:
         ],
     )
     def test_it_is_a_share_of_the_rows_that_were_tried(self, tmp_path, size, draws, allowed):
-        path = tmp_path / "quarantine.jsonl"
-        path.write_text("".join(json.dumps(bad(number)._asdict()) + "\n" for number in range(allowed)))
-        quarantine = Quarantine(path, max_share=0.05)
-        quarantine.check("k400", size, draws)
-        quarantine.add(bad(-1))
-        with pytest.raises(TooManyBadFilesError, match=rf"dataset 'k400': {allowed + 1} of the \d+ rows tried"):
-            quarantine.check("k400", size, draws)
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.05)
+        for number in range(allowed):
+            quarantine.add(bad(number, tried=draws))
+        quarantine.check(bad(allowed - 1, tried=draws), size)
+        quarantine.add(bad(-1, tried=draws))
+        with pytest.raises(TooManyBadFilesError, match=rf"'k400', train split: {allowed + 1} of the \d+ rows tried"):
+            quarantine.check(bad(-1, tried=draws), size)
+
+    def test_the_worker_that_is_furthest_tells_how_many_were_tried(self, tmp_path):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.05)
+        for number in range(51):
+            quarantine.add(bad(number, tried=2000 if number == 0 else 500))
+        quarantine.check(bad(50, tried=500), 100_000)
 
     def test_the_error_lists_examples_and_where_all_of_them_are(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0)
         quarantine.add(BROKEN)
         with pytest.raises(TooManyBadFilesError, match=r"k400/train/broken\.mp4: it ends in the middle") as error:
-            quarantine.check("k400", 1000, 5)
+            quarantine.check(BROKEN, 1000)
         assert str(quarantine.path) in str(error.value) and "max_share" in str(error.value)
 
-    def test_each_data_set_is_counted_by_itself(self, tmp_path):
+    def test_each_split_of_each_data_set_is_counted_by_itself(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.5)
         for number in range(6):
             quarantine.add(bad(number, "k600"))
-        quarantine.check("k400", 10, 10)
-        with pytest.raises(TooManyBadFilesError, match="dataset 'k600': 6 of the 10 rows"):
-            quarantine.check("k600", 10, 10)
+            quarantine.add(bad(number, split="validation"))
+        quarantine.check(bad(0), 10)
+        with pytest.raises(TooManyBadFilesError, match="dataset 'k600', train split: 6 of the 10 rows"):
+            quarantine.check(bad(5, "k600"), 10)
+        with pytest.raises(TooManyBadFilesError, match="dataset 'k400', validation split: 6 of the 11 rows"):
+            quarantine.check(bad(5, split="validation"), 11)
 
     @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "5%", True, None])
     def test_a_share_is_between_0_and_1(self, value):

@@ -24,9 +24,9 @@ import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
-from modeling_cover import streams
+from modeling_cover import VideoDecodingError, streams
 from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import Source, StreamedSource, read_sources
+from modeling_cover.sources import Example, Source, Stream, StreamedSource, read_sources
 
 
 ROWS = 50  # in shards of 13, 13, 13 and 11; row i is the bytes of "i", of class i % 3
@@ -91,8 +91,12 @@ def source(folder: Path, format: str, **options) -> StreamedSource:
     return read_sources(recipe(folder, format, **options))["train"]
 
 
-def rows_of(stream, draws) -> list[int]:
-    return [int(stream.example(draw).media.content) for draw in draws]
+def example(stream: Stream, draw: int) -> Example:
+    return stream.source.example(stream.row(draw))
+
+
+def rows_of(stream: Stream, draws) -> list[int]:
+    return [int(example(stream, draw).media.content) for draw in draws]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -108,13 +112,13 @@ class TestEveryFormat:
         assert (streamed.labels, len(streamed)) == (LABELS, ROWS)
         stream = streamed.open(seed=0)
         for draw in range(ROWS):
-            media, target = stream.example(draw)
+            media, target = example(stream, draw)
             assert target == int(media.content) % 3
             assert f"{int(media.content)}.mp4" in media.name
 
     def test_a_row_has_the_same_name_in_every_pass_and_none_of_another(self, folder, format):
         stream = source(folder, format).open(seed=0)
-        names = Counter(stream.example(draw).media.name for draw in range(2 * ROWS))
+        names = Counter(example(stream, draw).media.name for draw in range(2 * ROWS))
         assert set(names.values()) == {2}
 
     def test_the_order_is_a_function_of_the_seed(self, folder, format):
@@ -135,10 +139,23 @@ class TestEveryFormat:
     def test_the_first_rows_stand_in_for_others(self, folder, format):
         stream = source(folder, format).open(seed=5)
         before = rows_of(stream, range(3))
-        assert [int(example.media.content) for example in stream.sample_pool(20)] == list(range(20))
+        pool = [stream.source.example(row) for row in stream.sample_pool(20)]
+        assert [int(media.content) for media, _ in pool] == list(range(20))
         assert len(stream.sample_pool()) == ROWS
         assert rows_of(stream, range(3, 6)) != before
         assert rows_of(stream, range(3)) == before
+
+
+def test_a_partner_is_another_row_of_the_block_and_as_good_as_any(folder):
+    stream = source(folder, "parquet", shuffle_buffer=ROWS).open(seed=0)
+    distances = Counter()
+    for draw in range(10 * ROWS):
+        row, partner = (
+            int(stream.source.example(row).media.content) for row in (stream.row(draw), stream.partner(draw))
+        )
+        assert row != partner
+        distances[(partner - row) % ROWS] += 1
+    assert len(distances) > 40  # of 49
 
 
 def test_rows_far_apart_come_close(folder):
@@ -166,7 +183,7 @@ class TestGoingBackAndForth:
         rows_of(stream, range(4 * ROWS))
         read, read_rows = [], streams._Pass.read
         monkeypatch.setattr(streams._Pass, "read", lambda self, count: read.append(count) or read_rows(self, count))
-        stream.example(4 * ROWS - 40)
+        stream.row(4 * ROWS - 40)
         assert sum(read) <= 30
 
     def test_what_is_remembered_is_bounded(self, folder, marks):
@@ -176,7 +193,7 @@ class TestGoingBackAndForth:
 
     def test_a_draw_before_the_first_is_refused(self, folder):
         with pytest.raises(ValueError, match="draws count from 0, got -1"):
-            source(folder, "parquet").open(seed=0).example(-1)
+            source(folder, "parquet").open(seed=0).row(-1)
 
 
 class TestStates:
@@ -208,7 +225,8 @@ class TestStates:
             "                       shuffle_buffer=7, splits={'train': sys.argv[1]})\n"
             "stream = read_sources(recipe)['train'].open(seed=0)\n"
             "stream.load_state_dict(json.loads(Path(sys.argv[2]).read_text()))\n"
-            "print([int(stream.example(draw).media.content) for draw in range(75, 120)])\n"
+            "rows = map(stream.row, range(75, 120))\n"
+            "print([int(stream.source.example(row).media.content) for row in rows])\n"
         )
         arguments = [str(folder / "parquet"), str(tmp_path / "state.json"), str(tmp_path / "cache")]
         output = subprocess.run(
@@ -227,7 +245,7 @@ class TestLabelsAndSizes:
 
     def test_the_order_of_a_head_counts(self, folder):
         streamed = read_sources(recipe(folder, "webdataset"), head_labels=["lift", "pull", "push"])["train"]
-        media, target = streamed.open(seed=0).example(0)
+        media, target = example(streamed.open(seed=0), 0)
         assert streamed.labels == ["lift", "pull", "push"]
         assert target == 2 - int(media.content) % 3
 
@@ -236,7 +254,7 @@ class TestLabelsAndSizes:
         with pytest.raises(ValueError, match=r"dataset 'mine': .* does not list its classes: .* needs `labels`"):
             source(tmp_path, "webdataset", splits={"train": str(tmp_path)})
         streamed = source(tmp_path, "webdataset", splits={"train": str(tmp_path)}, labels=LABELS)
-        assert streamed.open(seed=0).example(0).target in range(3)
+        assert example(streamed.open(seed=0), 0).target in range(3)
 
     @pytest.mark.parametrize("format", ["hub", "webdataset"])
     def test_a_size_that_nothing_says_must_be_given(self, folder, format):
@@ -261,7 +279,9 @@ class TestLabelsAndSizes:
     def test_a_label_of_no_class_is_an_error_of_its_row(self, tmp_path):
         write_tar(tmp_path / "0.tar", range(3))
         stream = source(tmp_path, "webdataset", splits={"train": str(tmp_path)}, labels=["push", "pull"]).open(seed=0)
-        with pytest.raises(ValueError, match=r"dataset 'mine': 0\.tar/002\.mp4: the label 2 is none of the 2 classes"):
+        with pytest.raises(
+            ValueError, match=r"dataset 'mine': .*/0\.tar/002\.mp4: the label 2 is none of the 2 classes"
+        ):
             rows_of(stream, range(3))
 
     def test_several_labels_are_a_row_of_ones(self, tmp_path):
@@ -270,7 +290,7 @@ class TestLabelsAndSizes:
         data.to_parquet(tmp_path / "x.parquet")
         options = {"splits": {"train": str(tmp_path)}, "problem_type": "multi_label_classification"}
         stream = source(tmp_path, "parquet", **options).open(seed=0)
-        targets = {example.media.content: example.target.tolist() for example in map(stream.example, range(2))}
+        targets = {media.content: target.tolist() for media, target in (example(stream, draw) for draw in range(2))}
         assert targets == {b"0": [1, 0, 1], b"1": [0, 0, 0]}
 
     def test_a_column_that_is_not_there_is_named(self, folder):
@@ -285,7 +305,25 @@ class TestDamage:
         (tmp_path / "0.tar").write_bytes(bytes(10240))
         stream = source(tmp_path, "webdataset", splits={"train": str(tmp_path)}, labels=LABELS).open(seed=0)
         with pytest.raises(ValueError, match="dataset 'mine': no rows in"):
-            stream.example(0)
+            stream.row(0)
+
+    def test_a_damaged_table_is_named_when_its_turn_comes(self, tmp_path):
+        table(range(5)).to_parquet(tmp_path / "0.parquet")
+        streamed = source(tmp_path, "parquet", splits={"train": str(tmp_path)})
+        content = bytearray((tmp_path / "0.parquet").read_bytes())
+        content[4:200] = bytes(196)
+        (tmp_path / "0.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=f"dataset 'mine': {tmp_path}, shard 0 cannot be read on: "):
+            rows_of(streamed.open(seed=0), range(5))
+
+    @pytest.mark.parametrize("content", [None, b""])
+    def test_an_empty_cell_is_an_error_of_its_row_when_it_is_read(self, tmp_path, content):
+        features = Features({"video": Value("binary"), "label": ClassLabel(names=LABELS)})
+        Dataset.from_dict({"video": [b"0", content], "label": [0, 1]}, features).to_parquet(tmp_path / "0.parquet")
+        stream = source(tmp_path, "parquet", splits={"train": str(tmp_path)}).open(seed=0)
+        bad = [row for row in (stream.row(0), stream.row(1)) if row.row == 1]
+        with pytest.raises(VideoDecodingError, match="shard 0, row 1: expected a file's bytes or path"):
+            stream.source.example(*bad)
 
     def test_a_truncated_shard_is_named_when_its_turn_comes(self, tmp_path):
         for index, rows in enumerate(shards()):

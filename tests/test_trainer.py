@@ -433,6 +433,7 @@ class TestBadInput:
             ({"learning_rate_drop_epochs": [4.0], "num_train_epochs": 3}, r"\[4.0\] are not between 0 and"),
             ({"learning_rate_drop_factor": 0.0}, "must be positive, got 0.0"),
             ({"label_smoothing_factor": 0.1}, "has no label smoothing"),
+            ({"auto_find_batch_size": True}, "auto_find_batch_size: which samples a process reads follows"),
             ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy 'sequential'"),
         ],
     )

@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import datasets
@@ -24,7 +25,14 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
-from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, prepare_cotraining
+from modeling_cover import (
+    CoTrainingDataset,
+    CoverTrainer,
+    CoverTrainingArguments,
+    EvaluationDataset,
+    Recipe,
+    prepare_cotraining,
+)
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.mixture import MixtureRecipe
 from modeling_cover.quarantine import BadFilesRecipe, TooManyBadFilesError
@@ -142,7 +150,9 @@ class TestBadFiles:
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_too_many_stop_it_with_examples(self, recipe, tmp_path, num_workers):
         recipe = dataclasses.replace(recipe, bad_files=BadFilesRecipe(max_share=0.1))
-        with pytest.raises(TooManyBadFilesError, match=r"dataset 'videos': 1 of the 6 rows .*\n.*2\.mp4: "):
+        with pytest.raises(
+            TooManyBadFilesError, match=r"dataset 'videos', train split: 1 of the 6 rows .*\n.*2\.mp4: "
+        ):
             trained(recipe, tmp_path / "run", dataloader_num_workers=num_workers)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
@@ -179,9 +189,10 @@ class TestBadFiles:
             with torch.no_grad():
                 logits = trainer.model.eval()(normalized(sample), head="videos").logits
             losses.append(torch.nn.functional.cross_entropy(logits[0], torch.tensor(sample["labels"])).item())
-        # The mean over batches of 4 (3 of them readable) and 2 rows, weighted by their sizes, as Trainer does it.
-        expected = (np.mean(losses[:3]) * 4 + np.mean(losses[3:]) * 2) / 6
-        assert metrics["eval_videos_loss"] == pytest.approx(expected, rel=1e-4)
+        assert metrics["eval_videos_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        # Of a batch in which none can be decoded, nothing is in it either.
+        trainer = make_trainer(recipe, tmp_path / "run", per_device_eval_batch_size=1)
+        assert trainer.evaluate()["eval_videos_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 class TestSeveralLabels:
@@ -210,13 +221,27 @@ class TestMixtures:
         recipe = dataclasses.replace(recipe, mixture=MixtureRecipe(sampling="equal"))
         trainer, _ = trained(recipe, tmp_path / "run", max_steps=1, per_device_train_batch_size=18)
         (logged,) = [entry for entry in trainer.state.log_history if "loss" in entry]
-        assert logged["videos_share"] == logged["images_share"] == 0.5
+        drawn = [reference.dataset for reference in itertools.islice(trainer.train_sampler.references(), 1024)]
+        assert drawn.count("videos") == pytest.approx(512, abs=2)  # of 6 rows beside 12
+        assert logged["videos_share"] == pytest.approx(drawn[:18].count("videos") / 18)
+        assert logged["images_share"] == pytest.approx(drawn[:18].count("images") / 18)
 
     def test_the_log_has_the_part_of_the_time_spent_waiting_for_data(self, recipe, tmp_path):
         trainer, _ = trained(recipe, tmp_path / "run", max_steps=3)
         waits = [entry["data_wait"] for entry in trainer.state.log_history if "loss" in entry]
         assert len(waits) == 3
         assert all(0 < wait < 1 for wait in waits)
+
+    def test_an_evaluation_is_no_time_of_training(self, recipe, tmp_path, monkeypatch):
+        """The whole of a step but its computation is made to be waiting; evaluations take longer by far."""
+        load, decoded = CoTrainingDataset.__getitem__, EvaluationDataset.__getitem__
+        monkeypatch.setattr(CoTrainingDataset, "__getitem__", lambda *key: time.sleep(0.05) or load(*key))
+        monkeypatch.setattr(EvaluationDataset, "__getitem__", lambda *key: time.sleep(0.1) or decoded(*key))
+        trainer, _ = trained(recipe, tmp_path / "run", max_steps=4, eval_strategy="steps", eval_steps=1)
+        waits = [entry["data_wait"] for entry in trainer.state.log_history if "loss" in entry]
+        assert len(waits) == 4
+        assert all(0 < wait < 1 for wait in waits)
+        assert np.mean(waits) > 0.5
 
     def test_mixed_samples_train(self, recipe, tmp_path):
         recipe = dataclasses.replace(recipe, augmentation={"mixup_alpha": 0.8, "cutmix_alpha": 1.0})
