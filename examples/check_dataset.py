@@ -15,7 +15,7 @@
 
     python examples/check_dataset.py RECIPE.yaml [--full] [--near_duplicates] [--output outputs/check_dataset.jsonl]
 
-Reads every row once, on all cores, as training would: some hundredths of a second a clip and core. Prints tables and
+Reads every row once, on all cores, as training would (docs/compact_data.md has the figures). Prints tables and
 examples of what it has found, and writes all of it as JSON lines. The exit code is 1 if there are problems (notes are
 none), and 2 if there is nothing to check: a mistake in the recipe, or no data.
 """
@@ -26,6 +26,7 @@ import sys
 from modeling_cover import load_recipe
 from modeling_cover.check_report import Report, new_file
 from modeling_cover.checking import check_datasets
+from modeling_cover.checks import check_whole_number
 from modeling_cover.cotraining import build_processor, read_recipe_sources
 from modeling_cover.row_pool import usable_cores
 
@@ -49,6 +50,7 @@ def check(arguments: argparse.Namespace) -> Report:
         ValueError: for a mistake in the recipe, or data that cannot be read as it says.
         OSError: if a data set vanishes, or the findings cannot be written.
     """
+    check_whole_number("--num_workers", arguments.num_workers)
     recipe = load_recipe(arguments.recipe)
     sources, processor = read_recipe_sources(recipe), build_processor(recipe)
     with new_file(arguments.output) as file:

@@ -16,9 +16,10 @@
     python examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR [--num_frames 16] [--short_side 256]
     torchrun --nproc-per-node 1 --nnodes 4 ... examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR
 
-It runs on all cores, some 5 clips of ten seconds and 340 x 256 a second on each. Killed, it goes on where it was when the
+It runs on all cores; docs/compact_data.md has the figures. Killed, it goes on where it was when the
 same command is started again. With a launcher, each process takes its part of the shards. A file that cannot be read is
-left out and listed in failures.jsonl. It ends with a report and the entry of a recipe that reads the result.
+left out and listed in failures.jsonl. It ends with a report and the entry of a recipe that reads the result. The exit code
+is 1 if too many files cannot be read, and 2 for a mistake in the recipe or a data set that is not there.
 """
 
 import argparse
@@ -28,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from modeling_cover import load_recipe
+from modeling_cover import Recipe, load_recipe
 from modeling_cover.checks import check_number
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.preparation import check_bad_share, prepare_dataset
 from modeling_cover.preparation_report import report_text
 from modeling_cover.prepared_rows import CODECS, PreparationSettings
+from modeling_cover.quarantine import TooManyBadFilesError
 from modeling_cover.row_pool import usable_cores
 
 
@@ -43,8 +45,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the entry's name")
     parser.add_argument("--output", required=True, metavar="DIR", help="where to write it")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="some of the entry's; default: all")
-    parser.add_argument("--num_frames", type=int, help="of a video; default: 16. A recipe may read as many, or fewer")
-    parser.add_argument("--short_side", type=int, default=256, help="in pixels; smaller files are not enlarged")
+    parser.add_argument(
+        "--num_frames", type=int, help="of a video; default: the recipe's. It may read as many, or fewer"
+    )
+    parser.add_argument(
+        "--short_side",
+        type=int,
+        help="in pixels; default: the recipe's, at its largest. Smaller files are not enlarged",
+    )
     parser.add_argument("--codec", choices=CODECS, help="default: mjpeg for videos, jpeg for images")
     scales = ", ".join(f"{name} {codec.lowest} to {codec.highest} ({codec.default})" for name, codec in CODECS.items())
     parser.add_argument("--quality", type=int, help=f"on the codec's own scale (and its default): {scales}")
@@ -62,11 +70,23 @@ def number_from_launcher(name: str, default: int) -> int:
     return int(value)
 
 
-def entry_of(recipe_path: str, name: str) -> DatasetRecipe:
-    datasets = {dataset.name: dataset for dataset in load_recipe(recipe_path).datasets}
+def entry_of(recipe: Recipe, name: str) -> DatasetRecipe:
+    datasets = {dataset.name: dataset for dataset in recipe.datasets}
     if name not in datasets:
-        raise ValueError(f"--dataset: {recipe_path} has {', '.join(datasets)}, not {name!r}")
+        raise ValueError(f"--dataset: the recipe has {', '.join(datasets)}, not {name!r}")
     return datasets[name]
+
+
+def settings_of(recipe: Recipe, dataset: DatasetRecipe, arguments: argparse.Namespace) -> PreparationSettings:
+    """What the command line says, and for the rest what the recipe trains on."""
+    names = ("num_frames", "short_side", "codec", "quality", "shard_size")
+    given = {name: getattr(arguments, name) for name in names}
+    if given["num_frames"] is None and dataset.modality == "video":
+        given["num_frames"] = recipe.clips.num_frames
+    if given["short_side"] is None:
+        sides = recipe.augmentations[dataset.name].short_side_range or ()
+        given["short_side"] = max([recipe.clips.short_side, *sides])
+    return PreparationSettings(modality=dataset.modality, **given)
 
 
 def entry_to_read(dataset: DatasetRecipe, folders: dict[str, str]) -> dict[str, Any]:
@@ -81,9 +101,9 @@ def entry_to_read(dataset: DatasetRecipe, folders: dict[str, str]) -> dict[str, 
 
 def prepare(arguments: argparse.Namespace) -> None:
     check_number("--max_bad_share", arguments.max_bad_share, at_most=1)
-    dataset = entry_of(arguments.recipe, arguments.dataset)
-    names = ("num_frames", "short_side", "codec", "quality", "shard_size")
-    settings = PreparationSettings(modality=dataset.modality, **{name: getattr(arguments, name) for name in names})
+    recipe = load_recipe(arguments.recipe)
+    dataset = entry_of(recipe, arguments.dataset)
+    settings = settings_of(recipe, dataset, arguments)
     workers = max(1, usable_cores() // max(1, number_from_launcher("LOCAL_WORLD_SIZE", 1)))
     summaries = prepare_dataset(
         dataset,
@@ -106,13 +126,21 @@ def prepare(arguments: argparse.Namespace) -> None:
     check_bad_share(summaries, arguments.max_bad_share)
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments()
     try:
         prepare(arguments)
-    except ValueError as error:
-        sys.exit(f"prepare_dataset.py: error: {error}")
+    except TooManyBadFilesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

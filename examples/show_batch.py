@@ -33,10 +33,11 @@ import torch
 from modeling_cover import CoTrainingDataset, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
 from modeling_cover.data import row_name
+from modeling_cover.drawing import font as font_of
 from modeling_cover.mixture import MixtureSampler, SampleReference
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.sources import Source, StreamedSource
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 
 FRAMES_A_LINE, LINE_WIDTH = 16, 1000  # at most, of a row; its width in pixels
@@ -192,14 +193,14 @@ def draw_lines(lines: Sequence[tuple[str, int, str]], width: int, bottom: int = 
     block = Image.new("RGB", (width, sum(round(size * 1.3) for _, size, _ in lines) + bottom), PAPER)
     canvas, top = ImageDraw.Draw(block), 0
     for text, size, colour in lines:
-        canvas.text((0, top), text, fill=colour, font=ImageFont.load_default(size))
+        canvas.text((0, top), text, fill=colour, font=font_of(size))
         top += round(size * 1.3)
     return block
 
 
 def wrapped(text: str, size: int, width: int) -> list[str]:
     """Lines of at most `width` pixels, broken between words, or within one that is too long by itself."""
-    font, lines = ImageFont.load_default(size), [""]
+    font, lines = font_of(size), [""]
     for word in text.split():
         if font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] = f"{lines[-1]} {word}".strip()
@@ -214,7 +215,7 @@ def wrapped(text: str, size: int, width: int) -> list[str]:
 
 def clipped(text: str, size: int, width: int) -> str:
     """The end of `text`, where a path tells the most, as far as it fits into `width` pixels."""
-    font = ImageFont.load_default(size)
+    font = font_of(size)
     if font.getlength(text) <= width:
         return text
     start = next(start for start in range(len(text)) if font.getlength(f"…{text[start:]}") <= width)

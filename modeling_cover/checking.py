@@ -40,6 +40,9 @@ from .streams import StoredRow
 from .video_processing_cover import CoverVideoProcessor
 
 
+# That the reading of one row may take, on the clock; and with every frame of it.
+_SECONDS, _SECONDS_IN_FULL = 300.0, 3600.0
+
 _MOST_COPIES = 5  # that a leak lists: some data sets have one "image not available" thousands of times
 
 Sources = Mapping[str, Mapping[str, Source | StreamedSource]]
@@ -139,7 +142,8 @@ class _Scan:
         """What is known of a row that killed the process which read it."""
         media = None if task.stored is not None else self.sources[task.dataset][task.split].media[task.row]
         name = _default_name(task) if media is None else media.name
-        return _Result(self._unread, name, (), [("unreadable", f"{name} kills the process that reads it")])
+        reason = f"{name} kills the process that reads it, or takes it too long"
+        return _Result(self._unread, name, (), [("unreadable", reason)])
 
     @property
     def _unread(self) -> bytes:
@@ -243,7 +247,7 @@ def _scan_rows(scan: _Scan, splits: Sequence[_SplitScan], num_workers: int) -> I
     """Read all rows; what is wrong with files by themselves."""
     total = sum(len(split.source) for split in splits)
     with (
-        closing(RowPool(scan, scan.crashed, num_workers)) as pool,
+        closing(RowPool(scan, scan.crashed, num_workers, _SECONDS_IN_FULL if scan.full else _SECONDS)) as pool,
         tqdm(total=total, unit=" rows", desc="checking", disable=None) as progress,
     ):
         for split in splits:

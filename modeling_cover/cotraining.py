@@ -85,15 +85,10 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
         ValueError: if the recipe names an unknown default head or field of the configuration, its data cannot be read,
             or classes differ from those of a head that a checkpoint brings.
     """
-    names = [dataset.name for dataset in recipe.datasets]
-    default_head = recipe.model.get("default_head", names[0])
-    if default_head not in names:
-        raise ValueError(f"model: unknown default_head {default_head!r}, the data sets are {names}")
-    _check_model_fields(recipe)
     sources = read_recipe_sources(recipe)
     train = {name: splits["train"] for name, splits in sources.items()}
     schedule = build_schedule(recipe, train, seed)
-    model = _build_model(recipe, train, default_head)
+    model = _build_model(recipe, train, recipe.model.get("default_head", recipe.datasets[0].name))
     processor = build_processor(recipe)
     quarantine = None
     if output_dir is not None:
@@ -124,8 +119,10 @@ def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, Source | Streamed
     """The splits of each data set, with the label spaces of the heads that the starting point brings.
 
     Raises:
-        ValueError: if data cannot be read, or classes differ from those of a head.
+        ValueError: if the recipe names an unknown default head or field of the configuration, data cannot be read, or
+            classes differ from those of a head.
     """
+    _check_model_fields(recipe)
     existing = _existing_labels(recipe)
     return {dataset.name: read_sources(dataset, head_labels=existing.get(dataset.name)) for dataset in recipe.datasets}
 
@@ -139,6 +136,9 @@ def build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], 
 
 
 def _check_model_fields(recipe: Recipe) -> None:
+    names = [dataset.name for dataset in recipe.datasets]
+    if (default_head := recipe.model.get("default_head", names[0])) not in names:
+        raise ValueError(f"model: unknown default_head {default_head!r}, the data sets are {names}")
     # Its own fields: labels and problem type, which the base class has, are the data sets'.
     known = set(CoverConfig.__annotations__) - set(_SET_ELSEWHERE)
     known |= {*STARTING_POINTS, "head", "default_head"}

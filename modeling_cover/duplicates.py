@@ -76,8 +76,19 @@ def near_groups(fingerprints: np.ndarray) -> list[np.ndarray]:
 
     Two that differ in 15 bits are equal in one of 16 parts of 16 bits (Norouzi et al. 2012, Fast Search in Hamming
     Space with Multi-Index Hashing): so each part is sorted, and only those equal in it are compared. Time goes with the
-    square of the number that share a part, memory with the number of all.
+    square of the number that share a part, memory with the number of all. Of equal ones, which share them all, one stands
+    for the others.
     """
+    if not len(fingerprints):
+        return []
+    distinct, distinct_of = np.unique(fingerprints, axis=0, return_inverse=True)
+    labels = np.arange(len(distinct))
+    for group in _near_groups_of_distinct(distinct):
+        labels[group] = group[0]
+    return list(equal_groups(labels[distinct_of.reshape(-1), None]))
+
+
+def _near_groups_of_distinct(fingerprints: np.ndarray) -> list[np.ndarray]:
     group_of = _Groups(len(fingerprints))
     for part in np.ascontiguousarray(fingerprints).view(np.uint16).T:
         order = np.argsort(part, kind="stable")

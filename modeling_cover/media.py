@@ -55,6 +55,10 @@ class Segments:
     def __getitem__(self, row: int) -> tuple[float | None, float | None]:
         return _at(self._starts, row), _at(self._ends, row)
 
+    def identity(self) -> list[bytes]:
+        """Bytes that change with any of them."""
+        return [b"" if times is None else times.tobytes() for times in (self._starts, self._ends)]
+
     def selected(self, rows: np.ndarray) -> "Segments":
         return Segments(*(None if times is None else times[rows] for times in (self._starts, self._ends)))
 
@@ -107,6 +111,11 @@ class PathMedia(Sequence):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def identity(self) -> list[bytes]:
+        """Bytes that change with any path or segment."""
+        names = "\0".join(self._paths.to_pylist()).encode(errors="surrogateescape")
+        return [names, *(self._segments or Segments()).identity()]
 
     def __getitem__(self, row: int) -> Media:
         path = self._paths[row].as_py()

@@ -49,7 +49,7 @@ from .dataset_recipe import DatasetRecipe
 from .preparation_report import draw_class_histogram, summarise_split
 from .prepared_rows import PreparationSettings, PreparedRow, prepare_row
 from .quarantine import TooManyBadFilesError
-from .row_pool import RowPool, usable_cores
+from .row_pool import TIME_LIMIT, RowPool, usable_cores
 from .sources import Source, read_sources
 
 
@@ -141,7 +141,10 @@ class _Split:
         summary = path.with_suffix(".json")
         if not path.is_file() or not summary.is_file():
             return False
-        return json.loads(summary.read_text(encoding="utf-8"))["bytes_after"] == path.stat().st_size
+        try:
+            return json.loads(summary.read_text(encoding="utf-8"))["bytes_after"] == path.stat().st_size
+        except (ValueError, KeyError):
+            return False
 
     def begin(self, dataset: DatasetRecipe, settings: PreparationSettings) -> None:
         """Write dataset.json.
@@ -155,7 +158,7 @@ class _Split:
             "problem_type": self.source.problem_type,
             **asdict(settings),
             "rows": len(self.source),
-            "labels_of_rows": self._fingerprint(),
+            "rows_hash": self._rows_hash(),
             "recipe": asdict(dataset),
         }
         path = self.folder / "dataset.json"
@@ -168,11 +171,13 @@ class _Split:
             with _replacing(path) as file:
                 file.write(_to_json(content))
 
-    def _fingerprint(self) -> str:
+    def _rows_hash(self) -> str:
+        """Changes with what a row is: its label, the name of its file, the segment of it."""
         starts = self.source.class_starts
         arrays = [self.source.classes] if starts is None else [self.source.classes, starts]
-        content = b"".join(np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays)
-        return hashlib.sha256(content).hexdigest()[:16]
+        parts = [np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays]
+        parts += self.source.media.identity()
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -229,7 +234,7 @@ def prepare_dataset(
     for split in todo:
         split.begin(dataset, settings)
     shards = [(split, number) for split in todo for number in range(split.num_shards)]
-    _write_shards(shards[rank::world_size], settings, num_workers)
+    _write_shards(shards[rank::world_size], settings, num_workers, rank)
     if not all(split.is_written(number) for split, number in shards):
         return None
     return {split.name: _write_report(split) for split in todo}
@@ -254,7 +259,9 @@ def _read_splits(
     ]
 
 
-def _write_shards(shards: list[tuple[_Split, int]], settings: PreparationSettings, num_workers: int) -> None:
+def _write_shards(
+    shards: list[tuple[_Split, int]], settings: PreparationSettings, num_workers: int, rank: int
+) -> None:
     pending = [(split, number) for split, number in shards if not split.is_written(number)]
     total, left = (sum(len(split.rows(number)) for split, number in part) for part in (shards, pending))
     if not pending:
@@ -264,7 +271,7 @@ def _write_shards(shards: list[tuple[_Split, int]], settings: PreparationSetting
     prepare = partial(_prepare_task, sources=sources, settings=settings)
     with (
         closing(RowPool(prepare, _crashed, min(num_workers, left))) as pool,
-        tqdm(total=total, initial=total - left, desc="preparing", unit="row", disable=None) as progress,
+        tqdm(total=total, initial=total - left, desc="preparing", unit="row", position=rank, disable=None) as progress,
     ):
         rows = pool.map(tasks)
         for split, number in pending:
@@ -279,7 +286,8 @@ def _prepare_task(task: tuple[str, int], sources: Mapping[str, Source], settings
 
 def _crashed(task: tuple[str, int]) -> PreparedRow:
     split, row = task
-    return PreparedRow(row, f"{split}, row {row}", reason="the process that decoded it crashed")
+    reason = f"the process that decoded it crashed, or took more than {TIME_LIMIT:.0f} seconds"
+    return PreparedRow(row, f"{split}, row {row}", reason=reason)
 
 
 def _counted(rows: Iterator[PreparedRow], progress: tqdm) -> Iterator[PreparedRow]:
@@ -303,8 +311,8 @@ def _write_report(split: _Split) -> dict[str, Any]:
     for name, content in contents.items():
         with _replacing(split.folder / name) as file:
             file.write(content)
-    # What was being written when a process was killed.
-    for leftover in split.folder.glob(".*.tmp"):
+    # What was being written when a process was killed: shards, which are all whole by now. Others may be reporting, too.
+    for leftover in split.folder.glob(f".{split.name}-*.tmp"):
         leftover.unlink(missing_ok=True)
     return summary
 
@@ -315,8 +323,9 @@ def check_bad_share(summaries: Mapping[str, Mapping[str, Any]], max_bad_share: f
         num_bad = len(summary["failures"])
         num_rows = summary["rows"] + num_bad
         if num_bad > max_bad_share * num_rows:
-            examples = "\n".join(f"  {failure['path']}: {failure['reason']}" for failure in summary["failures"][:3])
+            examples = "\n".join(f"  {failure['reason']}" for failure in summary["failures"][:3])
             raise TooManyBadFilesError(
                 f"{split} split: {num_bad} of {num_rows} files cannot be read, more than the {max_bad_share:.1%} that "
-                f"max_bad_share allows; all others are written. The list is failures.jsonl; it begins with\n{examples}"
+                f"max_bad_share allows; all others are written. The list is {split}/failures.jsonl; it begins with\n"
+                f"{examples}"
             )

@@ -14,12 +14,15 @@
 """What became of a split that was prepared: as JSON, as text, and its classes as a picture."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .drawing import font as font_of
 
 
 _MOST_CLASSES_IN_TEXT = 40
@@ -75,7 +78,8 @@ def report_text(title: str, summary: Mapping[str, Any]) -> str:
 
 def _reasons(failures: Sequence[Mapping[str, Any]]) -> Counter[str]:
     """How many files were left out for each reason, whatever their names."""
-    return Counter(failure["reason"].replace(failure["path"], "a file") for failure in failures)
+    # Reasons begin with the name as a rule; anywhere else in one, a short name may be part of a word.
+    return Counter(re.sub(f"^{re.escape(failure['path'])}", "a file", failure["reason"]) for failure in failures)
 
 
 def _size(num_bytes: int) -> str:
@@ -112,7 +116,7 @@ def draw_class_histogram(title: str, counts: Mapping[str, int]) -> Image.Image:
     shown = _shown(counts, _MOST_CLASSES_IN_PICTURE)
     num_columns = min(_MOST_COLUMNS, -(-len(shown) // _MOST_ROWS_OF_ONE_COLUMN))
     num_rows = -(-len(shown) // num_columns)
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = font_of(_FONT_SIZE)
     heading = f"{title}: {_classes_line(counts)}"
     width = max(num_columns * (_CELL_WIDTH + _MARGIN), int(font.getlength(heading)) + _MARGIN) + _MARGIN
     picture = Image.new("RGB", (width, _TITLE_HEIGHT + num_rows * _CELL_HEIGHT + _MARGIN), _PAPER)

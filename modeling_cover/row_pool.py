@@ -11,11 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processes that work through the rows of a data set, and outlive a file that takes a decoder down."""
+"""Processes that work through the rows of a data set, and outlive a file that takes a decoder down or hangs it."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -25,10 +26,14 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 
+TIME_LIMIT = 300.0  # seconds
+
 # Tasks in the works for each worker: while one long video holds up the results, the others have these to go on with.
 _TASKS_AHEAD = 8
 
-_function: Callable[[Any], Any] | None = None  # of a worker
+# Of a worker.
+_function: Callable[[Any], Any] | None = None
+_time_limit = 0.0
 
 
 def usable_cores() -> int:
@@ -41,14 +46,22 @@ class RowPool:
 
     Args:
         function: of one task. Errors that it raises leave `map`.
-        on_crash: what to make of a task that kills the process that works on it.
+        on_crash: what to make of a task that kills the process that works on it, or takes longer than it may.
         num_workers: processes.
+        time_limit: seconds that a task may take, on the clock. A decoder that hangs would otherwise do so for ever.
     """
 
-    def __init__(self, function: Callable[[Any], Any], on_crash: Callable[[Any], Any], num_workers: int):
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        on_crash: Callable[[Any], Any],
+        num_workers: int,
+        time_limit: float = TIME_LIMIT,
+    ):
         self._function = function
         self._on_crash = on_crash
         self._num_workers = num_workers
+        self._time_limit = time_limit
         self._executor = self._new_executor(num_workers)
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
@@ -66,7 +79,8 @@ class RowPool:
         self._executor.shutdown(cancel_futures=True)
 
     def _new_executor(self, num_workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(num_workers, initializer=_begin_worker, initargs=(self._function,))
+        arguments = (self._function, self._time_limit)
+        return ProcessPoolExecutor(num_workers, initializer=_begin_worker, initargs=arguments)
 
     def _submit(self, task: Any) -> Future:
         try:
@@ -82,12 +96,15 @@ class RowPool:
         return pending.popleft()[1].result()
 
     def _recover(self, pending: deque[tuple[Any, Future]]) -> None:
-        """A worker has died, and the results of all tasks are lost that were in the works: which of them was it?"""
+        """A worker has died, and the results of all tasks are lost that were in the works: which of them was it?
+
+        Tasks begin in their order, so it is one of the first, as many as there are workers. These are tried one by one.
+        """
         self._executor.shutdown()
+        lost = [index for index, (_, future) in enumerate(pending) if _is_lost(future)]
         single = self._new_executor(1)
-        for index, (task, future) in enumerate(pending):
-            if not _is_lost(future):
-                continue
+        for index in lost[: self._num_workers]:
+            task = pending[index][0]
             pending[index] = (task, single.submit(_apply, task))
             if _is_lost(pending[index][1]):
                 pending[index] = (task, Future())
@@ -96,6 +113,9 @@ class RowPool:
                 single = self._new_executor(1)
         single.shutdown()
         self._executor = self._new_executor(self._num_workers)
+        for index in lost[self._num_workers :]:
+            task = pending[index][0]
+            pending[index] = (task, self._submit(task))
 
 
 def _is_lost(future: Future) -> bool:
@@ -103,9 +123,10 @@ def _is_lost(future: Future) -> bool:
     return isinstance(future.exception(), BrokenProcessPool)
 
 
-def _begin_worker(function: Callable[[Any], Any]) -> None:
-    global _function
-    _function = function
+def _begin_worker(function: Callable[[Any], Any], time_limit: float) -> None:
+    global _function, _time_limit
+    _function, _time_limit = function, time_limit
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, also within a decoder
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -116,4 +137,8 @@ def _end_with_parent() -> None:
 
 
 def _apply(task: Any) -> Any:
-    return _function(task)
+    signal.setitimer(signal.ITIMER_REAL, _time_limit)
+    try:
+        return _function(task)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

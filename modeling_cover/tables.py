@@ -250,6 +250,10 @@ class TableMedia(Sequence):
     def __len__(self) -> int:
         return len(self._table)
 
+    def identity(self) -> list[bytes]:
+        """Bytes that change with any segment; the files themselves would have to be read."""
+        return (self._segments or Segments()).identity()
+
     def __getitem__(self, row: int) -> Media:
         value = self._table[row][self._column]
         segment = (None, None) if self._segments is None else self._segments[row]

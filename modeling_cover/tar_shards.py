@@ -331,6 +331,11 @@ class TarMedia(Sequence):
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def identity(self) -> list[bytes]:
+        """Bytes that change with any member's name, place or segment."""
+        names = "\0".join(self._members.to_pylist()).encode(errors="surrogateescape")
+        return [names, self._offsets.tobytes(), self._sizes.tobytes(), *(self._segments or Segments()).identity()]
+
     def __getitem__(self, row: int) -> Media:
         shard = self._shards[self._shard_of[row]]
         content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))

@@ -18,11 +18,11 @@ import io
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,6 +299,22 @@ class TestInterruptions:
         prepare_dataset(entry(folders), tmp_path, settings(), num_workers=1)
         assert files_of(tmp_path) == before
 
+    @pytest.mark.parametrize("content", ["", '{"rows": 3}'])
+    def test_a_shard_whose_summary_was_spoilt_is_written_again(self, folders, tmp_path, content):
+        prepare_dataset(entry(folders), tmp_path, settings(), num_workers=1)
+        before = files_of(tmp_path)
+        (tmp_path / "train" / "train-00001.json").write_text(content)
+        prepare_dataset(entry(folders), tmp_path, settings(), num_workers=1)
+        assert files_of(tmp_path) == before
+
+    def test_what_another_process_is_writing_at_the_end_stays(self, folders, tmp_path):
+        prepare_dataset(entry(folders), tmp_path, settings(), num_workers=1)
+        report, shard = tmp_path / "train/.report.json.host-1.tmp", tmp_path / "train/.train-00000.tar.host-1.tmp"
+        for path in (report, shard):
+            path.touch()
+        prepare_dataset(entry(folders), tmp_path, settings(), num_workers=1)
+        assert report.exists() and not shard.exists()
+
     def test_two_processes_write_together_what_one_writes(self, folders, tmp_path):
         prepare_dataset(entry(folders), tmp_path / "one", settings(), num_workers=1)
         both = [
@@ -327,9 +343,21 @@ class TestInterruptions:
         with pytest.raises(ValueError, match=f"train was written with {message}: name another --output"):
             prepare_dataset(entry(folders), tmp_path, settings(**changed), num_workers=1)
 
+    def test_shards_of_other_segments_are_refused(self, folders, tmp_path):
+        video = next(folders.rglob("*.mp4"))
+        lists = {"place": str(tmp_path / "x.csv"), "columns": {"start": "start", "end": "end"}}
+
+        def dataset(end: float) -> DatasetRecipe:
+            (tmp_path / "x.csv").write_text(f"path,label,start,end\n{video},a,0,{end}\n{video},b,0,{end}\n")
+            return entry(tmp_path, "manifest", splits={"train": lists["place"]}, columns=lists["columns"])
+
+        prepare_dataset(dataset(0.2), tmp_path / "out", settings(), num_workers=1)
+        with pytest.raises(ValueError, match=r"out/train was written with rows_hash"):
+            prepare_dataset(dataset(0.3), tmp_path / "out", settings(), num_workers=1)
+
     def test_shards_of_other_rows_are_refused(self, folders, tmp_path):
         prepare_dataset(entry(folders), tmp_path, settings(), num_workers=1)
-        with pytest.raises(ValueError, match=r"labels .*'point', 'wave'.*labels_of_rows"):
+        with pytest.raises(ValueError, match=r"labels .*'point', 'wave'.*rows_hash"):
             prepare_dataset(entry(folders, labels=["wave", "point"]), tmp_path, settings(), num_workers=1)
 
     def test_a_folder_of_other_shards_is_refused(self, folders, tmp_path):
@@ -389,6 +417,21 @@ class TestBadFiles:
         pool = RowPool(_square_or_die, lambda task: f"{task} died", num_workers=2)
         assert list(pool.map(range(40))) == [f"{n} died" if n in (3, 4, 30) else n * n for n in range(40)]
         pool.close()
+
+    def test_a_task_that_hangs_is_ended_and_costs_no_other(self):
+        pool = RowPool(_square_or_hang, lambda task: f"{task} hung", num_workers=2, time_limit=1)
+        started = time.monotonic()
+        assert list(pool.map(range(40))) == [f"{n} hung" if n == 5 else n * n for n in range(40)]
+        assert time.monotonic() - started < 20
+        pool.close()
+
+    def test_after_a_crash_few_tasks_are_done_by_one_process_alone(self):
+        pool = RowPool(_pid_or_die, str, num_workers=8)
+        results = list(pool.map(range(200)))
+        pool.close()
+        assert results[3] == "3" and len(set(results)) > 3
+        busiest = Counter(results).most_common(1)[0][1]
+        assert busiest < 8 * 8  # which is how many there are in the works
 
     def test_an_error_in_a_task_is_raised(self):
         pool = RowPool(_square_or_die, str, num_workers=1)
@@ -483,6 +526,7 @@ class TestCommand:
     def recipe(self, folders, tmp_path) -> Path:
         content = {
             "data_root": str(folders),
+            "clips": {"num_frames": 4, "image_size": 28, "short_side": 32},
             "datasets": [
                 {
                     "name": "acts",
@@ -496,22 +540,10 @@ class TestCommand:
         path.write_text(yaml.safe_dump(content))
         return path
 
-    def run(self, monkeypatch, recipe: Path, *options: str) -> None:
-        output = str(recipe.parent / "out")
-        small = [
-            "--dataset",
-            "acts",
-            "--output",
-            output,
-            "--num_frames",
-            "4",
-            "--short_side",
-            "32",
-            "--num_workers",
-            "1",
-        ]
-        monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", str(recipe), *small, *options])
-        example.main()
+    def run(self, monkeypatch, recipe: Path, *options: str) -> int:
+        fixed = ["--dataset", "acts", "--output", str(recipe.parent / "out"), "--num_workers", "1"]
+        monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", str(recipe), *fixed, *options])
+        return example.main()
 
     def test_it_prints_the_report_and_the_entry_that_reads_the_result(self, recipe, monkeypatch, capsys):
         self.run(monkeypatch, recipe)
@@ -520,6 +552,18 @@ class TestCommand:
         (written,) = yaml.safe_load(printed.partition("reads it:\n")[2])
         assert len(read_sources(DatasetRecipe(**written))["train"]) == 7
         assert Image.open(recipe.parent / "out/train/class_histogram.png").format == "PNG"
+
+    def test_frames_and_short_side_are_the_recipes_unless_they_are_given(self, recipe, monkeypatch):
+        def written(*options: str) -> tuple[int, int]:
+            shutil.rmtree(recipe.parent / "out", ignore_errors=True)
+            assert self.run(monkeypatch, recipe, "--splits", "validation", *options) == 0
+            content = json.loads((recipe.parent / "out/validation/dataset.json").read_text())
+            return content["num_frames"], content["short_side"]
+
+        assert written() == (4, 32)
+        assert written("--num_frames", "5", "--short_side", "30") == (5, 30)
+        recipe.write_text(recipe.read_text() + "augmentation: {short_side_range: [32, 36]}\n")
+        assert written() == (4, 36)
 
     def test_under_a_launcher_each_process_does_its_part(self, recipe, monkeypatch, capsys):
         monkeypatch.setenv("WORLD_SIZE", "2")
@@ -531,22 +575,24 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--dataset", "words"], "recipe.yaml has acts, not 'words'"),
+            (["--dataset", "words"], "--dataset: the recipe has acts, not 'words'"),
+            (["--output", "/dev/null/out"], "Not a directory"),
             (["--max_bad_share", "2"], "--max_bad_share must be a finite number, from 0 to 1, got 2.0"),
             (["--codec", "webp"], "codec: expected one of mjpeg, h264"),
         ],
     )
-    def test_what_is_wrong_is_said_in_a_line(self, recipe, monkeypatch, options, message):
-        with pytest.raises(SystemExit, match=re.escape(message)):
-            self.run(monkeypatch, recipe, *options)
+    def test_what_is_wrong_is_said_in_a_line(self, recipe, monkeypatch, capsys, options, message):
+        assert self.run(monkeypatch, recipe, *options) == 2
+        assert message in capsys.readouterr().err
 
     def test_too_many_bad_files_end_it_once_the_report_is_out(self, folders, recipe, tmp_path, monkeypatch, capsys):
         shutil.copytree(folders, tmp_path / "raw")
         next((tmp_path / "raw/train/wave").iterdir()).write_bytes(b"nothing")
         recipe.write_text(recipe.read_text().replace(str(folders), str(tmp_path / "raw")))
-        with pytest.raises(SystemExit, match="train split: 1 of 7 files cannot be read"):
-            self.run(monkeypatch, recipe)
-        assert "6 rows in 1 shard, 1 left out" in capsys.readouterr().out
+        assert self.run(monkeypatch, recipe) == 1
+        printed = capsys.readouterr()
+        assert "6 rows in 1 shard, 1 left out" in printed.out
+        assert "train split: 1 of 7 files cannot be read" in printed.err
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
@@ -561,6 +607,19 @@ def _is_running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def _square_or_hang(number: int) -> int:
+    if number == 5:
+        time.sleep(1000)
+    return number * number
+
+
+def _pid_or_die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.02)
+    return os.getpid()
 
 
 def _square_or_die(number: int) -> int:
