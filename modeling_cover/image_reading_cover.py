@@ -18,6 +18,7 @@ Axes: T frames, C channels, H height, W width.
 
 import io
 import os
+import struct
 import tempfile
 from pathlib import PurePath
 from typing import Any, BinaryIO
@@ -25,17 +26,28 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from huggingface_hub.utils import httpx
+from PIL import ExifTags
+from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
-from .video_decoding_cover import VideoDecodingError, VideoSource
+from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
 
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 # PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_MAX_IMAGE_PIXELS = 2**25  # PIL itself warns of 89 million, and takes up to 178
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
 _MAX_DOWNLOAD_BYTES = 2**31
@@ -130,14 +142,33 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     """
     try:
         with _open_image(source) as file, PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
+            _check_image_size(image)
             image.load()
-            return PIL.ImageOps.exif_transpose(image)
+            # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+            return image.copy() if turn is None else image.transpose(turn)
     except VideoDecodingError:
         raise
     # PIL has no error of its own for a broken file; these are what its readers raise.
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        DecompressionBombError,
+    ) as error:
         name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fsdecode(source)
         raise VideoDecodingError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _check_image_size(image: PIL.Image.Image) -> None:
+    width, height = image.size
+    if width * height > _MAX_IMAGE_PIXELS:
+        raise ValueError(f"it has too many pixels: {width} x {height}, more than {_MAX_IMAGE_PIXELS}")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"it is too narrow to be scaled: {width} x {height}")
 
 
 def _open_image(source: str | os.PathLike | bytes) -> BinaryIO:
@@ -164,7 +195,7 @@ def download(url: str) -> BinaryIO:
                 size += file.write(piece)
                 if size > _MAX_DOWNLOAD_BYTES:
                     raise VideoDecodingError(f"{url} has more than {_MAX_DOWNLOAD_BYTES} bytes")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise VideoDecodingError(f"{url} cannot be fetched: {error}") from error
     file.seek(0)
     return file

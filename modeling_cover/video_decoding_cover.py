@@ -53,6 +53,12 @@ from .video_index_cover import (
 )
 
 
+# Of a file, at a time: some 2.5 hours of 1920 x 1080, if none of it can be passed over.
+_MAX_DECODED_PIXELS = 2**39
+
+# Scaled to a short side, the long side of frames of 1 x 60,000 would fill gigabytes.
+MAX_ASPECT_RATIO = 32
+
 # For a change of format alone, these are what PyAV takes by itself.
 _CONVERTING = {"format": "rgb24", "interpolation": Interpolation.BILINEAR}
 # swscale widens its bilinear filter by the factor of the reduction, which is what torchvision calls antialiasing. To
@@ -120,6 +126,19 @@ def read_video(
             indices = _checked_indices(sample_indices(clip.metadata), len(clip.frames))
     clip.metadata.frames_indices = indices
     return outline.orientation.turn_upright(images), clip.metadata
+
+
+class _Effort:
+    """What has been spent on decoding, which is bounded: a file of a few kB can have hours of giant frames."""
+
+    def __init__(self):
+        self._pixels = 0
+
+    def spend(self, stream: VideoStream) -> None:
+        """A packet's. Raises a `ValueError` past the bound."""
+        self._pixels += stream.codec_context.width * stream.codec_context.height
+        if self._pixels > _MAX_DECODED_PIXELS:
+            raise ValueError("it takes too long to decode: name a segment of it, or encode it anew")
 
 
 class _Orientation(NamedTuple):
@@ -197,6 +216,8 @@ def _outline(source: VideoSource, container: InputContainer, stream: VideoStream
     index = scan_packets(container, stream)
     beginning = _decode_beginning(stream, index)
     frame = beginning.pictures[0] if beginning.pictures else _first_frame(source)
+    if short_side and max(frame.width, frame.height) > MAX_ASPECT_RATIO * min(frame.width, frame.height):
+        raise ValueError(f"its frames are too narrow to be scaled: {frame.width}x{frame.height}")
     scale = Fraction(short_side or 1, min(frame.width, frame.height) if short_side else 1)
     size = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
     return _Outline(index, beginning, _Orientation.of(frame), frame.width, frame.height, size)
@@ -276,14 +297,14 @@ def _decode_planned(
 
     None where the file is not of a kind that allows it, or does not keep what its packets promise.
     """
-    index = outline.index
+    index, effort = outline.index, _Effort()
     if not index.is_exact:
         return None
     images = _Images(frames, outline.size)
     by_time = {int(time): frame for frame, time in zip(frames, index.times[frames], strict=True)}
     try:
         for run in index.plan(frames):
-            for picture in _decode_run(container, stream, outline, run, by_time):
+            for picture in _decode_run(container, stream, outline, run, by_time, effort):
                 if picture.pts in by_time:
                     images.add(by_time[picture.pts], picture)
     except (av.error.FFmpegError, BrokenPromise):
@@ -292,7 +313,12 @@ def _decode_planned(
 
 
 def _decode_run(
-    container: InputContainer, stream: VideoStream, outline: _Outline, run: tuple[int, int], wanted: Container[int]
+    container: InputContainer,
+    stream: VideoStream,
+    outline: _Outline,
+    run: tuple[int, int],
+    wanted: Container[int],
+    effort: _Effort,
 ) -> Iterator[VideoFrame]:
     """What a run of packets yields of the `wanted` timestamps and, of the others, what these refer to.
 
@@ -301,7 +327,7 @@ def _decode_run(
     """
     index, (first, last) = outline.index, run
     num_pictures = 0
-    for picture in _decode_packets(container, stream, outline, run, wanted):
+    for picture in _decode_packets(container, stream, outline, run, wanted, effort):
         # Of fields, two packets may make a picture.
         if picture.pts is None or picture.is_corrupt or picture.interlaced_frame:
             raise BrokenPromise(f"the picture at {picture.pts} is corrupt, interlaced or without a time")
@@ -317,7 +343,12 @@ def _decode_run(
 
 
 def _decode_packets(
-    container: InputContainer, stream: VideoStream, outline: _Outline, run: tuple[int, int], wanted: Container[int]
+    container: InputContainer,
+    stream: VideoStream,
+    outline: _Outline,
+    run: tuple[int, int],
+    wanted: Container[int],
+    effort: _Effort,
 ) -> Iterator[VideoFrame]:
     context, index, (first, last) = stream.codec_context, outline.index, run
     pictures, next_packet = outline.beginning if first == 0 else ([], first)
@@ -330,6 +361,7 @@ def _decode_packets(
             continue  # it may refer to what precedes the run, and nothing that is displayed later refers to it
         if index.is_skippable:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        effort.spend(stream)
         yield from context.decode(packet)
     yield from context.decode(None)
 
@@ -376,7 +408,9 @@ def _decode_as_one(
 
 
 def _pictures_in_order(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    effort = _Effort()
     for packet in chain(packets_of(container, stream), [None]):  # None: the decoder gives out what it still holds
+        effort.spend(stream)
         yield from stream.decode(packet)
 
 

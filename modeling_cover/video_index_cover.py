@@ -46,8 +46,10 @@ _CONTAINERS = (
     "yuv4mpegpipe"
 )
 
-# 8192 x 4096. A few bytes can claim to be a picture of gigabytes.
-_MAX_PIXELS = str(2**25)
+# A few bytes can claim to be a picture of gigabytes, and a decoder keeps up to 17 of them: to refer to, and to put in
+# order. 4096 x 4096 with 8 bits and every second colour value, which is 24 MiB; and fewer, where a pixel takes more.
+_MAX_PIXELS = 2**24
+_MAX_FRAME_BYTES = _MAX_PIXELS * 3 // 2
 
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,
@@ -55,14 +57,18 @@ _DEMUXER_OPTIONS = {
     # Where a truncated file ends inside a frame, the half that is left is no frame.
     "fflags": "discardcorrupt",
     # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
-    "max_pixels": _MAX_PIXELS,
+    "max_pixels": str(_MAX_PIXELS),
 }
 
 # 38 hours at 30 frames a second. An index takes some 40 bytes a packet.
 _MAX_PACKETS = 2**22
 
-# Up to this many bytes of packets are kept, so that a file of usual size is read but once.
-_MAX_KEPT_BYTES = 2**26
+# Up to this many bytes of packets are kept, so that a file of usual size is read but once. A packet takes some 700 more.
+_MAX_KEPT_BYTES, _BYTES_OF_A_PACKET = 2**26, 1024
+
+# How many times the file's size its packets may be together, since a container may refer to the same bytes again and
+# again; Matroska may have packed them. Small files may be of nothing else.
+_MAX_EXPANSION, _MAX_SMALL_BYTES = 4, 2**26
 
 # Containers with an index of their own, which gives each frame a timestamp. The others (transport streams, bare streams)
 # leave FFmpeg to guess, and may cut a frame into several packets.
@@ -110,7 +116,8 @@ def open_video(
             if other.index != stream.index:
                 other.discard = Discard.all
         context = stream.codec_context
-        context.options = {"max_pixels": _MAX_PIXELS} | ({"err_detect": "explode"} if strict else {})
+        _check_frame_size(stream)
+        context.options = {"max_pixels": str(_MAX_PIXELS)} | ({"err_detect": "explode"} if strict else {})
         context.thread_type = "AUTO"
         context.thread_count = num_threads
         yield container, stream
@@ -236,29 +243,36 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
     """Reads all packets of a stream.
 
     Raises:
-        ValueError: there are too many.
+        ValueError: there are too many, or they are larger than the file.
     """
     timestamps, durations, shown, entries = array("q"), array("q"), array("b"), array("q")
-    packets, kept_bytes, is_sound, is_entry = [], 0, True, _entry_test(stream)
+    packets, num_bytes, is_sound, is_entry = [], 0, True, _entry_test(stream)
+    max_bytes = max(_MAX_SMALL_BYTES, _MAX_EXPANSION * container.size)
+    is_mp4 = container.format.name.startswith("mov")
     for number, packet in enumerate(packets_of(container, stream)):
+        num_bytes += packet.size
         if number == _MAX_PACKETS:
             raise ValueError(f"it has more than {_MAX_PACKETS} packets")
+        if num_bytes > max_bytes:
+            raise ValueError(f"its packets are more than {max_bytes} bytes, and the file has {container.size}")
         timestamps.append(_UNKNOWN if packet.pts is None else packet.pts)
         durations.append(packet.duration or 0)
         shown.append(not packet.is_discard)
-        is_sound = is_sound and not packet.is_corrupt
+        # Of joined files, the parameters that the decoder has to be told are those of the last packet that it was sent.
+        is_sound = is_sound and not packet.is_corrupt and not (is_mp4 and packet.has_sidedata("new_extradata"))
         if not number or (packet.is_keyframe and not packet.is_discard and is_entry(packet)):
             entries.append(number)
         if packets is not None:
             packets.append(packet)
-            kept_bytes += packet.size
-            packets = packets if kept_bytes <= _MAX_KEPT_BYTES else None
+            is_small = num_bytes + _BYTES_OF_A_PACKET * len(packets) <= _MAX_KEPT_BYTES
+            packets = packets if is_small else None
     timestamps, durations = np.array(timestamps, dtype=np.int64), np.array(durations, dtype=np.int64)
     shown = np.array(shown, dtype=bool)
     is_told = _UNKNOWN not in timestamps
     display_order = np.flatnonzero(shown)
     if is_told:
         display_order = display_order[np.argsort(timestamps[display_order], kind="stable")]
+    is_exact = is_sound and _keeps_promises(container, stream) and _ascend(timestamps[display_order])
     return VideoIndex(
         time_base=stream.time_base,
         rate=stream.average_rate or stream.guessed_rate,
@@ -268,7 +282,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
         entries=np.array(entries, dtype=np.int64),
         display_order=display_order,
         packets=packets,
-        is_exact=is_sound and _keeps_promises(container, stream) and _ascend(timestamps[display_order]),
+        is_exact=is_exact and not _has_several_segments(timestamps, shown),
         is_skippable=_is_skippable(stream),
     )
 
@@ -320,6 +334,12 @@ def _ascend(times: np.ndarray) -> bool:
     return len(times) > 0 and times[0] != _UNKNOWN and bool((times[1:] > times[:-1]).all())
 
 
+def _has_several_segments(times: np.ndarray, shown: np.ndarray) -> bool:
+    """Whether an edit list leaves out frames in the middle: what comes before a later segment has times of its own."""
+    first, last = times[shown].min(), times[shown].max()
+    return bool(((times > first) & (times < last) & ~shown).any())
+
+
 def _entry_test(stream: VideoStream) -> Callable[[Packet], bool]:
     """Tells whether decoding can begin at a packet that the container flags as a keyframe."""
     if _codec(stream) != "h264":
@@ -358,10 +378,21 @@ def _is_skippable(stream: VideoStream) -> bool:
     return len(extradata) > 21 and extradata[0] == 1 and extradata[21] >> 3 & 7 == 1
 
 
+def _check_frame_size(stream: VideoStream) -> None:
+    """Raise a `ValueError` if a frame, as it is decoded, takes too much memory."""
+    context = stream.codec_context
+    bits = 0 if context.format is None else context.format.padded_bits_per_pixel
+    if context.width * context.height * bits // 8 > _MAX_FRAME_BYTES:
+        size = f"{context.width}x{context.height} pixels of {bits} bits"
+        raise ValueError(f"its frames are too large: {size}, more than {_MAX_FRAME_BYTES} bytes")
+
+
 def _input(source: VideoSource) -> str | BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if isinstance(source, str | os.PathLike):
+        if "\0" in os.fsdecode(source):
+            raise ValueError("there is no such path")  # FFmpeg would take what is before the zero
         # Without "file:", FFmpeg would take a name such as "a:b.mp4" for an address of protocol "a".
         return f"file:{os.fsdecode(source)}"
     source.seek(0)

@@ -24,7 +24,7 @@ import argparse
 import itertools
 import json
 import os
-import resource
+import re
 import struct
 import subprocess
 import sys
@@ -176,14 +176,17 @@ def _bombs(whole: dict[str, bytes]) -> Iterator[DamagedFile]:
         avi[place + 12 : place + 20] = struct.pack("<ii", 60_000, 60_000)
     yield DamagedFile("bomb", "giant.avi", bytes(avi))
     yield DamagedFile("bomb", "solid.png", _solid_png(30_000))
+    yield DamagedFile("bomb", "solid that PIL takes.png", _solid_png(13_300))
+    yield DamagedFile("bomb", "thin.png", _solid_png(60_000, 8))
 
 
-def _solid_png(side: int) -> bytes:
-    """A whole, valid file of some kB, whose pixels would fill gigabytes."""
+def _solid_png(width: int, height: int | None = None) -> bytes:
+    """A whole, valid file of some kB, whose pixels would fill gigabytes, if not at once, then scaled to a short side."""
+    height = width if height is None else height
     compressor = zlib.compressobj(9)
-    rows = [compressor.compress(bytes(1 + side // 8)) for _ in range(side)]
+    rows = [compressor.compress(bytes(1 + -(-width // 8))) for _ in range(height)]
     content = b"".join(rows) + compressor.flush()
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
@@ -243,7 +246,13 @@ def run_worker(numbers: range, count: int, seed: int, whole_files: Path) -> None
             started = time.perf_counter()
             outcome = decode(file, Path(folder))
             print(json.dumps({"outcome": outcome, "seconds": time.perf_counter() - started}), flush=True)
-    print(json.dumps({"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+    print(json.dumps({"memory": _most_memory()}), flush=True)
+
+
+def _most_memory() -> int:
+    """What this process has held at most, in bytes. (Of `resource.getrusage`, what its parent held counts, too.)"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def run_process(numbers: range, count: int, seed: int, whole_files: Path) -> tuple[list[dict], str | None]:

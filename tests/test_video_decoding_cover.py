@@ -353,6 +353,10 @@ class TestSampling:
 class TestErrors:
     """Whatever is wrong with a file, it is a VideoDecodingError that names it."""
 
+    def test_a_path_with_a_zero_is_not_that_of_another_file(self, clip):
+        with pytest.raises(VideoDecodingError, match="there is no such path"):
+            read_video(f"{clip}\0.txt", lambda metadata: [0])
+
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(VideoDecodingError, match=r"nowhere\.mp4 .*No such file"):
             read_video(tmp_path / "nowhere.mp4", every_frame)

@@ -143,6 +143,20 @@ class TestBounds:
         monkeypatch.setattr("modeling_cover.video_index_cover._MAX_KEPT_BYTES", 1000)
         assert index_of(path).packets is None
 
+    def test_packets_are_counted_however_small_they_are(self, write, monkeypatch):
+        path = write("clip.mp4")
+        monkeypatch.setattr("modeling_cover.video_index_cover._BYTES_OF_A_PACKET", 2**26 // 20)
+        assert index_of(path).packets is None
+
+    def test_packets_may_not_be_much_larger_than_the_file(self, write, monkeypatch):
+        """As they would be if an index names the same bytes again and again."""
+        path = write("clip.mp4")
+        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_SMALL_BYTES", 0)
+        assert index_of(path).num_frames == 30
+        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_EXPANSION", 0.5)
+        with pytest.raises(VideoDecodingError, match=r"clip\.mp4 .*its packets are more than \d+"):
+            read_video(path, lambda metadata: [0])
+
     def test_packets_that_were_not_kept_are_found_again(self, write, monkeypatch):
         path = write("clip.mp4", g="10")
         with open_video(path, num_threads=1) as (container, stream):

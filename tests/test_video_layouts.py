@@ -25,6 +25,7 @@ import pytest
 from clips import frame_numbers, indexed_frames, moving_frames, plain_frames, write_clip
 from modeling_cover import video_decoding_cover
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
+from mp4_boxes import joined, with_edits
 
 
 X264 = {"qp": "28"}
@@ -123,11 +124,37 @@ class TestAnyLayout:
                 frames, _ = read_video(path, lambda metadata, indices=indices: indices)
                 np.testing.assert_array_equal(frames, plain_frames(path)[indices])
 
+    @pytest.mark.parametrize("segments", [[(0, 15), (35, 20)], [(13, 8), (47, 5)], [(30, 15), (5, 20)]], ids=str)
+    @pytest.mark.parametrize("layout", ["short_gops.mp4", "no_b_frames.mp4", "hevc_open_gops.mp4", "mpeg4.mp4"])
+    def test_an_edit_list_may_have_several_segments(self, layout, segments, tmp_path):
+        options = MPEG | {"codec": "mpeg4"} if layout == "mpeg4.mp4" else LAYOUTS[layout]
+        path = write_clip(tmp_path / layout, moving_frames(60), **(options if "codec" in options else X264 | options))
+        content = with_edits(Path(path).read_bytes(), segments)
+        expected = plain_frames(io.BytesIO(content))
+        for index in range(len(expected)):
+            frames, _ = read_video(content, lambda metadata, index=index: [index], num_threads=1)
+            np.testing.assert_array_equal(frames, expected[index : index + 1])
+
+    @pytest.mark.parametrize(
+        "options", [({"qp": "12"}, {"qp": "30"}), ({"x264-params": "cqm=flat"}, {"x264-params": "cqm=jvt"})], ids=str
+    )
+    def test_files_that_were_joined_have_parameters_of_their_own(self, options, tmp_path):
+        frames, common = moving_frames(60), {"g": "10", "bf": "0", "qp": "30"}
+        both = [
+            write_clip(tmp_path / f"{part}.mp4", frames[30 * part : 30 * part + 30], **common | options[part])
+            for part in (0, 1)
+        ]
+        content = joined(*both)
+        expected = plain_frames(io.BytesIO(content))
+        assert len(expected) == 60
+        for indices in ([2, 25, 42, 55], [55], [31], range(60)):
+            found, _ = read_video(content, lambda metadata, indices=indices: indices, num_threads=1)
+            np.testing.assert_array_equal(found, expected[list(indices)])
+
     @pytest.mark.parametrize("layout", ["short_gops.mp4", "vp9.webm", "mpeg4.avi"])
     def test_flags_that_call_every_packet_a_keyframe_do_no_harm(self, layout, tmp_path, monkeypatch):
         path = write_layout(tmp_path / layout)
         expected = plain_frames(path)
-        monkeypatch.setattr("modeling_cover.video_index_cover._entry_test", lambda stream: lambda packet: True)
         scan = video_decoding_cover.scan_packets
 
         def scan_with_lies(container, stream):
@@ -186,6 +213,32 @@ class TestEffort:
             told = []
             read_video(write_layout(tmp_path / layout), lambda metadata, told=told: told.append(1) or [5])
             assert told == [1]
+
+
+class TestBounds:
+    """What a small file can make a decoder do."""
+
+    @pytest.mark.parametrize("layout", ["one_keyframe.mp4", "h264.ts"])
+    def test_of_time(self, layout, tmp_path, monkeypatch):
+        path = write_layout(tmp_path / layout)
+        monkeypatch.setattr(video_decoding_cover, "_MAX_DECODED_PIXELS", 40 * 64 * 96)
+        read_video(path, lambda metadata: [20], num_threads=1)
+        with pytest.raises(VideoDecodingError, match="takes too long to decode"):
+            read_video(path, lambda metadata: [59], num_threads=1)
+
+    def test_of_the_longer_side(self, tmp_path):
+        path = write_clip(tmp_path / "thin.mkv", np.zeros((2, 8, 400, 3), dtype=np.uint8), codec="ffv1")
+        with pytest.raises(VideoDecodingError, match=r"thin\.mkv .*too narrow to be scaled: 400x8"):
+            read_video(path, every_frame, short_side=224)
+        assert read_video(path, every_frame)[0].shape == (2, 8, 400, 3)
+
+    def test_of_a_frame_whose_pixels_take_more_than_usual(self, tmp_path):
+        frames = np.zeros((1, 3000, 3000, 3), dtype=np.uint8)
+        deep = write_clip(tmp_path / "deep.mkv", frames, codec="ffv1", pixel_format="yuv444p10le")
+        with pytest.raises(VideoDecodingError, match=r"deep\.mkv .*too large: 3000x3000 pixels of 48 bits"):
+            read_video(deep, every_frame)
+        usual = write_clip(tmp_path / "usual.mkv", frames, codec="ffv1")
+        assert read_video(usual, every_frame, short_side=8)[0].shape == (1, 8, 8, 3)
 
 
 class TestSegments:

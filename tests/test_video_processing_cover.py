@@ -524,6 +524,8 @@ class TestErrors:
     def test_a_url_that_fails_is_named(self, processor, server):
         with pytest.raises(VideoDecodingError, match=r"/nowhere\.mp4 cannot be fetched.*404"):
             processor(f"{server}/nowhere.mp4")
+        with pytest.raises(VideoDecodingError, match=r"a\.\.b/x\.mp4 cannot be fetched"):
+            processor("http://a..b/x.mp4")
         with pytest.raises(VideoDecodingError, match=r"/nowhere\.png cannot be fetched.*404"):
             processor(f"{server}/nowhere.png")
         with pytest.raises(VideoDecodingError, match=r"/text\.mp4"):
