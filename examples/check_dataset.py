@@ -24,11 +24,11 @@ import argparse
 import sys
 
 from modeling_cover import load_recipe
-from modeling_cover.check_report import Report, new_file
-from modeling_cover.checking import check_datasets
 from modeling_cover.checks import check_whole_number
 from modeling_cover.cotraining import build_processor, read_recipe_sources
-from modeling_cover.row_pool import usable_cores
+from modeling_cover.dataset_tools.check_report import Report, new_file
+from modeling_cover.dataset_tools.checking import check_datasets
+from modeling_cover.dataset_tools.row_pool import usable_cores
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -33,7 +33,7 @@ import torch
 from modeling_cover import CoTrainingDataset, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
 from modeling_cover.data import row_name
-from modeling_cover.drawing import font as font_of
+from modeling_cover.dataset_tools.drawing import font as font_of
 from modeling_cover.mixture import MixtureSampler, SampleReference
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.sources import Source, StreamedSource

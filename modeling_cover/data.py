@@ -43,11 +43,11 @@ from .augmentation import (
 from .dataset_recipe import MULTI_LABEL
 from .frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
 from .image_reading_cover import image_to_tensor, read_image
-from .media import Media
 from .mixture import REPLACEMENT_STREAM, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
-from .streams import Example, StoredRow, Stream
+from .sources.media import Media
+from .sources.streams import Example, StoredRow, Stream
 from .video_decoding_cover import VideoDecodingError, read_video
 from .video_processing_cover import CoverVideoProcessor, spatial_crops
 

@@ -269,7 +269,7 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     Args:
         schedule: of the run.
         batch_size: rows of a batch, of all processes together.
-        streams: by name, the data sets that are read in order: see [`~streams.Stream`].
+        streams: by name, the data sets that are read in order: see [`~modeling_cover.sources.Stream`].
         mixed: names of the data sets whose samples are mixed with a partner.
     """
 

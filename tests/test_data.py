@@ -22,9 +22,9 @@ import torch
 from clips import write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
 from modeling_cover.augmentation import Augmentation
-from modeling_cover.media import IMAGE_SUFFIXES, PathMedia
 from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
 from modeling_cover.sources import Source
+from modeling_cover.sources.media import IMAGE_SUFFIXES, PathMedia
 from torch.utils.data import DataLoader
 
 

@@ -30,10 +30,10 @@ from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDat
 from modeling_cover.augmentation import Augmentation
 from modeling_cover.data import UNREADABLE
 from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.media import PathMedia, Segments
 from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
 from modeling_cover.quarantine import Quarantine, TooManyBadFilesError
 from modeling_cover.sources import Source, StreamedSource, read_sources
+from modeling_cover.sources.media import PathMedia, Segments
 from torch.utils.data import DataLoader
 
 

@@ -22,7 +22,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,12 +33,10 @@ from clips import frame_numbers, indexed_frames, write_clip
 from modeling_cover import CoverVideoProcessor, read_video
 from modeling_cover.data import load_frames
 from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_dataset, write_shard
+from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
 from modeling_cover.frame_sampling_cover import uniform_frame_indices
-from modeling_cover.preparation import check_bad_share, prepare_dataset, write_shard
-from modeling_cover.preparation_report import draw_class_histogram, report_text
-from modeling_cover.prepared_rows import PreparationSettings, encode_video, prepare_row
 from modeling_cover.quarantine import TooManyBadFilesError
-from modeling_cover.row_pool import RowPool
 from modeling_cover.sources import Source, read_sources
 from PIL import Image
 
@@ -413,32 +410,6 @@ class TestBadFiles:
         with pytest.raises(FileNotFoundError, match="was there at the start"):
             prepare_row(source, 0, settings())
 
-    def test_a_task_that_kills_its_process_costs_no_other(self):
-        pool = RowPool(_square_or_die, lambda task: f"{task} died", num_workers=2)
-        assert list(pool.map(range(40))) == [f"{n} died" if n in (3, 4, 30) else n * n for n in range(40)]
-        pool.close()
-
-    def test_a_task_that_hangs_is_ended_and_costs_no_other(self):
-        pool = RowPool(_square_or_hang, lambda task: f"{task} hung", num_workers=2, time_limit=1)
-        started = time.monotonic()
-        assert list(pool.map(range(40))) == [f"{n} hung" if n == 5 else n * n for n in range(40)]
-        assert time.monotonic() - started < 20
-        pool.close()
-
-    def test_after_a_crash_few_tasks_are_done_by_one_process_alone(self):
-        pool = RowPool(_pid_or_die, str, num_workers=8)
-        results = list(pool.map(range(200)))
-        pool.close()
-        assert results[3] == "3" and len(set(results)) > 3
-        busiest = Counter(results).most_common(1)[0][1]
-        assert busiest < 8 * 8  # which is how many there are in the works
-
-    def test_an_error_in_a_task_is_raised(self):
-        pool = RowPool(_square_or_die, str, num_workers=1)
-        with pytest.raises(TypeError):
-            list(pool.map([1, "two"]))
-        pool.close()
-
 
 class TestBadArguments:
     @pytest.mark.parametrize(
@@ -476,49 +447,6 @@ class TestBadArguments:
         dataset = entry(tmp_path, "webdataset", streaming=True, labels=["wave"])
         with pytest.raises(ValueError, match="leave `streaming` out"):
             prepare_dataset(dataset, tmp_path / "out", settings())
-
-
-class TestReport:
-    COUNTS = {"wave": 100, "point": 50, "nod": 0}
-    SUMMARY = {
-        "rows": 150,
-        "shards": 1,
-        "seconds": 5400.0,
-        "bytes_before": 2_000_000,
-        "bytes_after": 500_000,
-        "class_counts": COUNTS,
-        "failures": [{"path": f"{n}.mp4", "reason": f"{n}.mp4 cannot be read: cut off"} for n in range(3)],
-    }
-
-    def test_the_text_says_all_that_matters(self):
-        assert report_text("acts, train", self.SUMMARY).splitlines() == [
-            "acts, train: 150 rows in 1 shard, 3 left out",
-            "  3 x a file cannot be read: cut off",
-            "  2.0 MB of files became 500.0 kB (0.25 x)",
-            "  they last 1.5 hours",
-            "  3 classes of 0 to 100 rows, 1 without any",
-            "    wave       100 " + "#" * 40,
-            "    point       50 " + "#" * 20,
-            "    nod          0",
-        ]
-
-    def test_of_many_classes_the_text_shows_the_ends(self):
-        summary = {**self.SUMMARY, "class_counts": {f"class {n}": n for n in range(400)}}
-        lines = report_text("acts", summary).splitlines()[5:]
-        assert len(lines) == 41 and lines[20] == "    ..."
-        assert lines[0].split()[:3] == ["class", "399", "399"] and lines[-1].split() == ["class", "0", "0"]
-
-    def test_the_picture_has_bars_as_long_as_classes_are_large(self):
-        picture = np.asarray(draw_class_histogram("acts", self.COUNTS).convert("RGB")).astype(int)
-        blue = (np.abs(picture - [169, 205, 234]).max(axis=2) < 8).sum(axis=1)
-        red = (np.abs(picture - [243, 179, 171]).max(axis=2) < 8).sum(axis=1)
-        tops = [30, 47, 64]  # the first pixel row of each bar, where no text is
-        assert [blue[top] for top in tops] == [231, 116, 0]
-        assert [red[top] for top in tops] == [0, 0, 231]
-
-    def test_the_picture_of_400_classes_fits_a_screen(self):
-        picture = draw_class_histogram("acts", {f"a class with a rather long name {n}": n for n in range(400)})
-        assert picture.width < 2000 and picture.height < 1000
 
 
 class TestCommand:
@@ -607,22 +535,3 @@ def _is_running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def _square_or_hang(number: int) -> int:
-    if number == 5:
-        time.sleep(1000)
-    return number * number
-
-
-def _pid_or_die(number: int) -> int:
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.02)
-    return os.getpid()
-
-
-def _square_or_die(number: int) -> int:
-    if number in (3, 4, 30):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * number

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_sources
+from modeling_cover.sources import read_sources
+from modeling_cover.sources.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 def class_folders(**options) -> DatasetRecipe:

@@ -24,9 +24,9 @@ import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
-from modeling_cover import VideoDecodingError, streams
+from modeling_cover import VideoDecodingError
 from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import Example, Source, Stream, StreamedSource, read_sources
+from modeling_cover.sources import Example, Source, Stream, StreamedSource, read_sources, streams
 
 
 ROWS = 50  # in shards of 13, 13, 13 and 11; row i is the bytes of "i", of class i % 3

@@ -23,7 +23,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from modeling_cover import VideoDecodingError
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.sources import read_sources
-from modeling_cover.tables import to_media
+from modeling_cover.sources.tables import to_media
 
 
 FILE = {"bytes": Value("binary"), "path": Value("string")}

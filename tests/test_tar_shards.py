@@ -22,10 +22,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from modeling_cover import VideoDecodingError, tar_shards
+from modeling_cover import VideoDecodingError
 from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources
-from modeling_cover.tar_shards import expand_braces
+from modeling_cover.sources import read_sources, tar_shards
+from modeling_cover.sources.tar_shards import expand_braces
 
 
 def webdataset(place, **options) -> DatasetRecipe:

@@ -37,12 +37,12 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
 
-from .dataset_recipe import DatasetRecipe
+from ..dataset_recipe import DatasetRecipe
+from ..video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumnBuilder, checked_labels, split_labels
 from .manifests import SplitRows
 from .media import SUFFIXES, Media, Segments, parse_segment
 from .streams import RowStream
-from .video_decoding_cover import VideoDecodingError
 
 
 logger = logging.get_logger(__name__)

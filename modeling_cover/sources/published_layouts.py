@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dataset_recipe import DatasetRecipe
+from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumnBuilder
 from .manifests import MissingColumnError, Records, SplitRows, existing_rows
 from .media import VIDEO_SUFFIXES, file_names

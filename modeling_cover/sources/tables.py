@@ -32,12 +32,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from .dataset_recipe import DatasetRecipe
+from ..dataset_recipe import DatasetRecipe
+from ..video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumn
 from .manifests import SplitRows, existing_rows
 from .media import Media, Segments, parse_segment
 from .streams import RowStream
-from .video_decoding_cover import VideoDecodingError
 
 
 _FEATURES = {"video": datasets.Video, "image": datasets.Image}

@@ -29,15 +29,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data import check_still_there, load_frames
+from ..sources import Source, StreamedSource
+from ..sources.media import Media
+from ..sources.streams import StoredRow
+from ..video_processing_cover import CoverVideoProcessor
 from .check_report import Finding, Report, SplitSummary
-from .data import check_still_there, load_frames
 from .duplicates import FINGERPRINT_WORDS, equal_groups, fingerprint, near_groups
 from .file_inspection import inspect_file
-from .media import Media
 from .row_pool import RowPool
-from .sources import Source, StreamedSource
-from .streams import StoredRow
-from .video_processing_cover import CoverVideoProcessor
 
 
 # That the reading of one row may take, on the clock; and with every frame of it.
@@ -62,7 +62,7 @@ def check_datasets(
         processor: says which frames of a video are decoded, and at which size.
         num_workers: processes that decode.
         full: decode every frame of a video, not just those that training would.
-        near_duplicates: also look for copies that were encoded anew or scaled, see [`~modeling_cover.duplicates`].
+        near_duplicates: also look for copies that were encoded anew or scaled, see [`~modeling_cover.dataset_tools.duplicates`].
 
     Raises:
         FileNotFoundError: if a data set vanishes meanwhile.

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .dataset_recipe import DatasetRecipe
+from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelSpace, multi_hot, read_labels, some
 from .manifests import SplitRows, read_class_folders, read_manifest
-from .media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media
+from .media import Media
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
-from .streams import Example, RowStream, Stream, StreamedSource
+from .streams import RowStream, StreamedSource
 from .tables import read_table, stream_table
 from .tar_shards import read_shards, stream_shards
 
@@ -217,16 +217,3 @@ def _streamed_source(dataset: DatasetRecipe, rows: RowStream, space: LabelSpace)
         stream=rows,
         label_space=space,
     )
-
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "Example",
-    "Media",
-    "Source",
-    "Stream",
-    "StreamedSource",
-    "check_same_classes",
-    "read_sources",
-]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .dataset_recipe import DatasetRecipe
+from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumn, LabelColumnBuilder, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
 

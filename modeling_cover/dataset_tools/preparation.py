@@ -44,13 +44,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from .checks import check_whole_number
-from .dataset_recipe import DatasetRecipe
+from ..checks import check_whole_number
+from ..dataset_recipe import DatasetRecipe
+from ..quarantine import TooManyBadFilesError
+from ..sources import Source, read_sources
 from .preparation_report import draw_class_histogram, summarise_split
 from .prepared_rows import PreparationSettings, PreparedRow, prepare_row
-from .quarantine import TooManyBadFilesError
 from .row_pool import TIME_LIMIT, RowPool, usable_cores
-from .sources import Source, read_sources
 
 
 # The keys of a recipe's entry that decide what the rows are.

@@ -29,13 +29,13 @@ import PIL.Image
 from av.video.reformatter import VideoReformatter
 from transformers.video_utils import VideoMetadata
 
-from .checks import check_whole_number
-from .data import check_still_there
-from .frame_sampling_cover import uniform_frame_indices
-from .image_reading_cover import image_to_tensor, read_image
-from .media import Media
-from .sources import Source
-from .video_decoding_cover import VideoDecodingError, read_video
+from ..checks import check_whole_number
+from ..data import check_still_there
+from ..frame_sampling_cover import uniform_frame_indices
+from ..image_reading_cover import image_to_tensor, read_image
+from ..sources import Source
+from ..sources.media import Media
+from ..video_decoding_cover import VideoDecodingError, read_video
 
 
 class _Codec(NamedTuple):

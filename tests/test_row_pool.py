@@ -1,0 +1,71 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Processes that work through rows: what kills one of them, or hangs, costs no other row."""
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+from modeling_cover.dataset_tools.row_pool import RowPool
+
+
+def test_a_task_that_kills_its_process_costs_no_other():
+    pool = RowPool(_square_or_die, lambda task: f"{task} died", num_workers=2)
+    assert list(pool.map(range(40))) == [f"{n} died" if n in (3, 4, 30) else n * n for n in range(40)]
+    pool.close()
+
+
+def test_a_task_that_hangs_is_ended_and_costs_no_other():
+    pool = RowPool(_square_or_hang, lambda task: f"{task} hung", num_workers=2, time_limit=1)
+    started = time.monotonic()
+    assert list(pool.map(range(40))) == [f"{n} hung" if n == 5 else n * n for n in range(40)]
+    assert time.monotonic() - started < 20
+    pool.close()
+
+
+def test_after_a_crash_few_tasks_are_done_by_one_process_alone():
+    pool = RowPool(_pid_or_die, str, num_workers=8)
+    results = list(pool.map(range(200)))
+    pool.close()
+    assert results[3] == "3" and len(set(results)) > 3
+    busiest = Counter(results).most_common(1)[0][1]
+    assert busiest < 8 * 8  # which is how many there are in the works
+
+
+def test_an_error_in_a_task_is_raised():
+    pool = RowPool(_square_or_die, str, num_workers=1)
+    with pytest.raises(TypeError):
+        list(pool.map([1, "two"]))
+    pool.close()
+
+
+def _square_or_hang(number: int) -> int:
+    if number == 5:
+        time.sleep(1000)
+    return number * number
+
+
+def _pid_or_die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.02)
+    return os.getpid()
+
+
+def _square_or_die(number: int) -> int:
+    if number in (3, 4, 30):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
