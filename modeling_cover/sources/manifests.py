@@ -258,26 +258,33 @@ def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitR
     """Files of `place/class/`, however deep; the label is the folder's name."""
     if not os.path.isdir(place):
         raise ValueError(f"{place} is not a folder")
-    paths, labels = [], LabelColumnBuilder(multi_label=False)
+    paths, others, labels = [], [], LabelColumnBuilder(multi_label=False)
     for label in sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != "."):
         before = len(paths)
-        for path in _files_in(os.path.join(place, label), label, SUFFIXES[dataset.modality]):
+        for path in _files_in(os.path.join(place, label), label):
+            if os.path.splitext(path)[1].lower() not in SUFFIXES[dataset.modality]:
+                others.append(path)
+                continue
             paths.append(path)
             labels.append(label)
         if len(paths) == before:
             raise ValueError(f"no {dataset.modality} files in {os.path.join(place, label)}")
     if not paths:
         raise ValueError(f"no class folders in {place}")
+    if others:
+        first = f"the first is {os.path.join(place, others[0])}"
+        left_out = f"{len(others)} files are left out that do not end as {dataset.modality}s do; {first}"
+        logger.warning(f"dataset '{dataset.name}', {split} split: {left_out}")
     return SplitRows(media=PathMedia(place, paths), labels=labels.build(), roots=(place,))
 
 
-def _files_in(folder: str, prefix: str, suffixes: frozenset[str]) -> Iterator[str]:
-    """Files with one of the suffixes, in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is
-    what a Mac leaves beside a.mp4."""
+def _files_in(folder: str, prefix: str) -> Iterator[str]:
+    """All files in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is what a Mac leaves beside
+    a.mp4."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name[0] == ".":
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files_in(entry.path, f"{prefix}/{entry.name}", suffixes)
-        elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            yield from _files_in(entry.path, f"{prefix}/{entry.name}")
+        else:
             yield f"{prefix}/{entry.name}"
