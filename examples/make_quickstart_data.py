@@ -188,10 +188,13 @@ def draw_image(rng: np.random.Generator, texture: str, shape: str, colour: np.nd
 
 
 def write_clip(path: Path, frames: np.ndarray) -> None:
-    """Encodes frames (T, H, W, 3) as H.264; on one thread, so that the bytes are always the same."""
+    """Encodes frames (T, H, W, 3) as H.264, so that the bytes are always the same: on one thread, and with one quantizer.
+    To choose several, x264 looks ahead (its macroblock tree), and on processors with AVX-512 it then makes use of memory
+    that nothing was written to."""
     to_yuv = VideoReformatter()
+    options = {"preset": "veryfast", "qp": "26", "threads": "1"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "26", "threads": "1"})
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Draw what the model is fed: a row for each sample of training, its frames as they go into the model.
 
-    python examples/show_batch.py RECIPE.yaml [--rows 16] [--position 0] [--seed 0] [--output batch.png]
+    python examples/show_batch.py RECIPE.yaml [--rows 16] [--position 0] [--seed SEED] [--output batch.png]
 
 Wrong preprocessing is a silent fault: colours swapped, a crop that cuts the action off, "left" mirrored into "right", a
 label of another row. The frames are those after augmentation, before they are normalised, and the rows those which a run of
@@ -24,13 +24,14 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from modeling_cover import CoTrainingDataset, Recipe, VideoDecodingError, load_recipe
+from modeling_cover import CoTrainingDataset, CoverTrainingArguments, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
 from modeling_cover.data import row_name
 from modeling_cover.dataset_tools.drawing import font as font_of
@@ -58,6 +59,13 @@ class Row(NamedTuple):
     file: str
     frames: np.ndarray
     replaced: str | None = None
+
+
+def seed_of(recipe: Recipe) -> int:
+    """What a run of the recipe draws its samples with, unless its command line says otherwise."""
+    defaults = {field.name: field.default for field in fields(CoverTrainingArguments)}
+    data_seed = recipe.training.get("data_seed")
+    return recipe.training.get("seed", defaults["seed"]) if data_seed is None else data_seed
 
 
 def read_rows(recipe: Recipe, start: int, count: int, seed: int) -> Iterator[Row]:
@@ -228,9 +236,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", default="batch.png", help="the picture")
     parser.add_argument("--rows", type=int, default=16, help="samples, a row each")
     parser.add_argument("--position", type=int, default=0, help="of the first of them, counted from the run's start")
-    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    parser.add_argument("--seed", type=int, help="of the run; default: the recipe's")
     arguments = parser.parse_args()
-    if arguments.rows < 1 or arguments.position < 0 or arguments.seed < 0:
+    if arguments.rows < 1 or arguments.position < 0 or (arguments.seed or 0) < 0:
         parser.error("--rows must be at least 1, --position and --seed at least 0")
     return arguments
 
@@ -239,10 +247,11 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         recipe = load_recipe(arguments.recipe)
-        rows = list(read_rows(recipe, arguments.position, arguments.rows, arguments.seed))
+        seed = seed_of(recipe) if arguments.seed is None else arguments.seed
+        rows = list(read_rows(recipe, arguments.position, arguments.rows, seed))
         last = arguments.position + arguments.rows - 1
         span = f"sample {last}" if arguments.rows == 1 else f"samples {arguments.position} to {last}"
-        title = f"What the model is fed: {Path(arguments.recipe).name}, {span} of training, seed {arguments.seed}"
+        title = f"What the model is fed: {Path(arguments.recipe).name}, {span} of training, seed {seed}"
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(rows, title).save(arguments.output, format="PNG", optimize=True)
     except (ValueError, OSError) as error:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The picture of what the model is fed shows just that."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import pytest
 import torch
 import yaml
 from clips import frame_numbers, indexed_frames, write_clip
-from modeling_cover import load_recipe, prepare_cotraining
+from modeling_cover import CoverTrainingArguments, load_recipe, prepare_cotraining
 from PIL import Image, ImageFont
 
 
@@ -210,6 +211,16 @@ class TestCommand:
         assert code == 2
         assert err.splitlines() == [f"error: dataset 'absent': {folder / 'absent'} is not a folder"]
         assert not (folder / "batch.png").exists()
+
+    @pytest.mark.parametrize(
+        ("training", "seed"), [({}, 42), ({"seed": 3}, 3), ({"seed": 3, "data_seed": 7}, 7), ({"data_seed": None}, 42)]
+    )
+    def test_the_seed_is_the_one_that_the_recipe_trains_with(self, folder, training, seed):
+        recipe = load_recipe(write_recipe(folder, entry(folder, "clips")))
+        recipe = dataclasses.replace(recipe, training=training)
+        assert show_batch.seed_of(recipe) == seed
+        args = CoverTrainingArguments("unused", report_to="none", **training)
+        assert seed == (args.seed if args.data_seed is None else args.data_seed)  # as cotrain.py has it
 
     @pytest.mark.parametrize("option", ["--rows=0", "--position=-1", "--seed=-1"])
     def test_numbers_that_make_no_sense_are_refused(self, folder, monkeypatch, capsys, option):
