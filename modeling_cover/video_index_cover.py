@@ -46,10 +46,10 @@ _CONTAINERS = (
     "yuv4mpegpipe"
 )
 
-# A few bytes can claim to be a picture of gigabytes, and a decoder keeps up to 17 of them: to refer to, and to put in
-# order. 4096 x 4096 with 8 bits and every second colour value, which is 24 MiB; and fewer, where a pixel takes more.
+# A few bytes can claim to be a picture of gigabytes: 4096 x 4096. Where frames refer to others, a decoder keeps up to 18 of
+# them, so these have a bound in bytes, too: 4096 x 2304 with 10 bits and every second colour value, in rows and columns.
 _MAX_PIXELS = 2**24
-_MAX_FRAME_BYTES = _MAX_PIXELS * 3 // 2
+_MAX_FRAME_BYTES = 27 * 2**20
 
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,
@@ -379,10 +379,10 @@ def _is_skippable(stream: VideoStream) -> bool:
 
 
 def _check_frame_size(stream: VideoStream) -> None:
-    """Raise a `ValueError` if a frame, as it is decoded, takes too much memory."""
+    """Raise a `ValueError` if the frames that a decoder keeps would take too much memory."""
     context = stream.codec_context
     bits = 0 if context.format is None else context.format.padded_bits_per_pixel
-    if context.width * context.height * bits // 8 > _MAX_FRAME_BYTES:
+    if not context.codec.intra_only and context.width * context.height * bits // 8 > _MAX_FRAME_BYTES:
         size = f"{context.width}x{context.height} pixels of {bits} bits"
         raise ValueError(f"its frames are too large: {size}, more than {_MAX_FRAME_BYTES} bytes")
 

@@ -268,9 +268,11 @@ def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitR
             paths.append(path)
             labels.append(label)
         if len(paths) == before:
-            raise ValueError(f"no {dataset.modality} files in {os.path.join(place, label)}")
+            raise ValueError(
+                f"no {dataset.modality} files in {os.path.join(place, label)}, expected some for each class"
+            )
     if not paths:
-        raise ValueError(f"no class folders in {place}")
+        raise ValueError(f"no class folders in {place}: expected {place}/CLASS/FILE")
     if others:
         first = f"the first is {os.path.join(place, others[0])}"
         left_out = f"{len(others)} files are left out that do not end as {dataset.modality}s do; {first}"
