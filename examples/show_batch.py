@@ -111,8 +111,8 @@ def file_name(source: Source | StreamedSource, reference: SampleReference) -> st
     """What the file of a sample is called, as it is in the quarantine if it is bad."""
     try:
         if reference.stored is not None:
-            return source.example(reference.stored).media.name
-        return source.media[reference.row].name
+            return source.example(reference.stored).media.key
+        return source.media[reference.row].key
     except (VideoDecodingError, OSError):
         return row_name(reference.row) if reference.stored is None else source.place(reference.stored)
 

@@ -60,7 +60,7 @@ SampleIndices = Callable[[VideoMetadata], Sequence[int]]
 # The label of an evaluation's row whose file cannot be decoded; as all over torch, it counts for nothing.
 UNREADABLE = -100
 
-_EVALUATED = "validation"  # the split that is
+EVALUATED = "validation"  # the split of an evaluation
 
 # Rows that are tried in place of one that cannot be decoded.
 _MOST_REPLACEMENTS = 100
@@ -130,9 +130,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         self.clip_sampling = clip_sampling
         self.augmentations = {name: (augmentations or {}).get(name, Augmentation()) for name in self.sources}
         self.quarantine = quarantine
-        self._mean_color = (
-            (torch.tensor(processor.image_mean) / processor.rescale_factor).round().byte()[:, None, None]
-        )
+        self._mean_color = _mean_color(processor)
         self._pools: dict[str, list] = {}
 
     @property
@@ -211,7 +209,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             try:
                 # Out of a shard or a table, which may be what is damaged.
                 media, target = read()
-                name = media.name
+                name = media.key
                 if self._is_bad(source, name):
                     continue
                 return self._augmented(source, media, randomness), target
@@ -247,6 +245,15 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             return segment_frame_indices(total, num_frames, rng)
         stride = self.processor.frame_stride
         return dense_frame_indices(total, num_frames, stride, random_clip_start(total, num_frames, stride, rng))
+
+
+def _mean_color(processor: CoverVideoProcessor) -> torch.Tensor:
+    """(3, 1, 1), uint8: the pixel that becomes zero."""
+    if not processor.do_normalize:
+        return torch.zeros(3, 1, 1, dtype=torch.uint8)
+    scale = processor.rescale_factor if processor.do_rescale else 1
+    mean = torch.tensor(processor.image_mean) / scale
+    return mean.round().clamp(0, 255).to(torch.uint8)[:, None, None]
 
 
 def _indexed_row(source: Source, row: int) -> Candidate:
@@ -290,19 +297,19 @@ class EvaluationDataset(torch.utils.data.Dataset):
             return None
         try:
             media = self.source.media[row]
-            name = media.name
+            name = media.key
             return None if self._is_bad(name) else self._decoded(media)
         except (VideoDecodingError, OSError) as error:
             check_still_there(self.source)
             if self.quarantine is None:
                 raise
-            bad_file = BadFile(self.source.name, name, str(error), _EVALUATED, row + 1)
+            bad_file = BadFile(self.source.name, name, str(error), EVALUATED, row + 1)
             self.quarantine.add(bad_file)
             self.quarantine.check(bad_file, len(self.source))
             return None
 
     def _is_bad(self, name: str) -> bool:
-        return self.quarantine is not None and self.quarantine.reason(self.source.name, name, _EVALUATED) is not None
+        return self.quarantine is not None and self.quarantine.reason(self.source.name, name, EVALUATED) is not None
 
     def _decoded(self, media: Media) -> torch.Tensor:
         short_side = self.processor.size["shortest_edge"]

@@ -59,6 +59,10 @@ class CoverPatchEmbeddings(nn.Module):
         """Raise a `ValueError` unless `pixel_values` is (B, T, C, H, W), with T > 0 and whole patches."""
         if not isinstance(pixel_values, torch.Tensor):
             raise ValueError(f"pixel_values: expected one tensor of clips, got {type(pixel_values).__name__}")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values: expected normalised floats, as of CoverVideoProcessor, got {pixel_values.dtype}"
+            )
         shape = tuple(pixel_values.shape)
         if len(shape) != 5:
             raise ValueError(

@@ -38,7 +38,8 @@ from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSou
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 # PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
-_MAX_IMAGE_PIXELS = 2**25  # PIL itself warns of 89 million, and takes up to 178
+# PIL itself warns of 89 million, and takes up to 178. What is transparent is copied once more.
+_MAX_IMAGE_PIXELS, _MAX_TRANSPARENT_PIXELS = 50_000_000, 2**25
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -146,7 +147,7 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
             image.load()
             # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
             turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-            return image.copy() if turn is None else image.transpose(turn)
+            return image if turn is None else image.transpose(turn)
     except VideoDecodingError:
         raise
     # PIL has no error of its own for a broken file; these are what its readers raise.
@@ -165,8 +166,9 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
 
 def _check_image_size(image: PIL.Image.Image) -> None:
     width, height = image.size
-    if width * height > _MAX_IMAGE_PIXELS:
-        raise ValueError(f"it has too many pixels: {width} x {height}, more than {_MAX_IMAGE_PIXELS}")
+    most = _MAX_TRANSPARENT_PIXELS if image.has_transparency_data else _MAX_IMAGE_PIXELS
+    if width * height > most:
+        raise ValueError(f"it has too many pixels: {width} x {height}, more than {most}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(f"it is too narrow to be scaled: {width} x {height}")
 

@@ -69,6 +69,10 @@ class BadFile(NamedTuple):
     split: str = "train"
     tried: int = 0
 
+    def to_line(self) -> bytes:
+        """Of the file."""
+        return json.dumps(self._asdict()).encode() + b"\n"
+
 
 class TooManyBadFilesError(ValueError):
     """More files of a data set cannot be decoded than its recipe allows."""
@@ -107,7 +111,7 @@ class Quarantine:
             fcntl.flock(file, fcntl.LOCK_EX)
             if self.reason(bad_file.dataset, bad_file.path, bad_file.split) is not None:
                 return
-            line = json.dumps(bad_file._asdict()).encode() + b"\n"
+            line = bad_file.to_line()
             # A process that was killed, or a disk that was full, may have left half a line.
             file.write(line if self._ends_with_a_line(file) else b"\n" + line)
 
@@ -134,9 +138,13 @@ class Quarantine:
         self._read_on()
         return {name: len(entries) for (name, split), entries in self._entries.items() if split == "train" and entries}
 
-    def clear(self) -> None:
-        """Forget all of them: a new run tries every file again."""
-        self.path.unlink(missing_ok=True)
+    def clear(self, split: str | None = None) -> None:
+        """Forget all of them, or those of a split of each data set: a new run tries every file again."""
+        kept = [] if split is None else [entry for entry in self.entries() if entry.split != split]
+        if kept:
+            self.path.write_bytes(b"".join(entry.to_line() for entry in kept))
+        else:
+            self.path.unlink(missing_ok=True)
         self._forget()
 
     def check(self, bad_file: BadFile, size: int) -> None:
@@ -164,11 +172,11 @@ class Quarantine:
         try:
             size = os.stat(self.path).st_size
         except FileNotFoundError:
-            return
-        if size == self._bytes_read:
-            return
+            size = 0
         if size < self._bytes_read:  # cleared by another process
             self._forget()
+        if size == self._bytes_read:
+            return
         with open(self.path, "rb") as file:
             file.seek(self._bytes_read)
             for line in file:

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
-from .data import CoTrainingDataset, EvaluationDataset, collate_clips
+from .data import EVALUATED, CoTrainingDataset, EvaluationDataset, collate_clips
 from .evaluation import compute_metrics, metric_inputs, readable_rows
 from .head_losses_cover import head_loss
 from .mixture import MixtureSampler, MixtureSchedule
@@ -100,9 +100,12 @@ class _MixtureCallback(TrainerCallback):
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
+        self.is_resumed = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.start_the_clock()
+        self.trainer.has_begun = True
+        self.is_resumed = state.global_step > 0
         quarantine = self.trainer.train_dataset.quarantine
         if quarantine is not None and state.global_step == 0:
             if args.process_index == 0:
@@ -112,9 +115,11 @@ class _MixtureCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         sampler = self.trainer.train_sampler
         sampler.set_epoch(int(state.epoch or 0))
-        # Of an epoch that goes on from a checkpoint, Trainer draws what was trained on, too, and throws it away.
-        done = 0 if args.ignore_data_skip else state.global_step % self.trainer.steps_per_epoch
+        # Of the epoch that goes on from a checkpoint, Trainer draws what was trained on, too, and throws it away.
+        is_skipped = self.is_resumed and not args.ignore_data_skip
+        done = state.global_step % self.trainer.steps_per_epoch if is_skipped else 0
         sampler.skip(done * args.gradient_accumulation_steps * self.trainer.rows_per_batch)
+        self.is_resumed = False
 
 
 def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
@@ -171,8 +176,8 @@ class CoverTrainer(Trainer):
         train_dataset: the training samples.
         schedule: what is drawn at each position of the run; by default every data set in proportion to its size.
         eval_dataset: by name of the data set, see [`EvaluationDataset`].
-        processing_class: normalises the clips, on the training device, and is saved with the model; by default the
-            processor that the samples are made with.
+        processing_class: saved with the model; by default the processor that the samples are made with, which also
+            normalises them, on the training device.
         kwargs: as of [`~transformers.Trainer`].
 
     Raises:
@@ -209,7 +214,8 @@ class CoverTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         kwargs.setdefault("data_collator", collate_clips)
-        kwargs.setdefault("processing_class", _processor_of(train_dataset, eval_dataset))
+        made_with = _processor_of(train_dataset, eval_dataset)
+        kwargs.setdefault("processing_class", made_with)
         if "compute_metrics" not in kwargs:
             kwargs["compute_metrics"] = compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
@@ -219,6 +225,11 @@ class CoverTrainer(Trainer):
         self.loss_weights = torch.tensor(weights, device=args.device)
         # Since the last log, on this process: each data set's sum of losses, and its number of rows.
         self._logged_sums = torch.zeros(2, len(heads), device=args.device)
+        self._pixel_processor = made_with or self.processing_class
+        self._evaluated = torch.zeros(
+            2, dtype=torch.long, device=args.device
+        )  # rows: those that could be read, and all
+        self.has_begun = False
         self.start_the_clock()
         if train_dataset is not None:
             schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
@@ -274,9 +285,9 @@ class CoverTrainer(Trainer):
         """Clips (B, T, C, H, W) as the model takes them. They come as bytes; floats are somebody's own, and ready."""
         if clips.is_floating_point():
             return clips
-        if self.processing_class is None:
+        if not isinstance(self._pixel_processor, CoverVideoProcessor):
             raise ValueError("clips of bytes need the processing_class that normalises them: a CoverVideoProcessor")
-        return self.processing_class.normalize_pixels(clips)
+        return self._pixel_processor.normalize_pixels(clips)
 
     def _rows_of_heads(self, head_ids: torch.Tensor) -> torch.Tensor:
         # As torch.bincount, which would wait for the device to learn its length.
@@ -312,6 +323,7 @@ class CoverTrainer(Trainer):
     ) -> tuple[torch.Tensor, Any]:
         """The loss of the rows that could be decoded, divided by the number of all."""
         outputs, readable = model(pixel_values, head=head), readable_rows(labels)
+        self._evaluated += torch.stack([readable.sum(), torch.full_like(readable.sum(), len(labels))])
         if not readable.any():
             return outputs.logits.sum() * 0, outputs
         config = self.accelerator.unwrap_model(model).config
@@ -326,12 +338,26 @@ class CoverTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        if not self.has_begun:
+            self._forget_unreadable(dataloader.dataset)
+        self._evaluated.zero_()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        loss = f"{metric_key_prefix}_loss"
-        if isinstance(output.label_ids, np.ndarray) and loss in output.metrics:
-            # `_evaluation_loss` divides by all rows, so that batches add up; only now is it known how many could be read.
-            output.metrics[loss] *= len(output.label_ids) / max(1, readable_rows(output.label_ids).sum())
+        # `_evaluation_loss` divides by all rows, so that batches add up; only now is it known how many could be read.
+        if isinstance(output.label_ids, np.ndarray):
+            readable, rows = readable_rows(output.label_ids).sum(), len(output.label_ids)
+        else:  # not gathered; on several processes, rows that fill up the last batch count twice
+            readable, rows = self.accelerator.reduce(self._evaluated, reduction="sum").tolist()
+        if (loss := f"{metric_key_prefix}_loss") in output.metrics:
+            output.metrics[loss] *= rows / max(1, readable)
         return output
+
+    def _forget_unreadable(self, dataset: torch.utils.data.Dataset) -> None:
+        """An evaluation without training is a run of its own: files may have been mended since the last one."""
+        self.has_begun = True
+        quarantine = dataset.quarantine if isinstance(dataset, EvaluationDataset) else None
+        if quarantine is not None and self.is_world_process_zero():
+            quarantine.clear(EVALUATED)
+        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -138,7 +138,7 @@ class _Effort:
         """A packet's. Raises a `ValueError` past the bound."""
         self._pixels += stream.codec_context.width * stream.codec_context.height
         if self._pixels > _MAX_DECODED_PIXELS:
-            raise ValueError("it takes too long to decode: name a segment of it, or encode it anew")
+            raise ValueError("it takes too long to decode: cut it, or encode it anew")
 
 
 class _Orientation(NamedTuple):

@@ -47,9 +47,9 @@ _CONTAINERS = (
 )
 
 # A few bytes can claim to be a picture of gigabytes: 4096 x 4096. Where frames refer to others, a decoder keeps up to 18 of
-# them, so these have a bound in bytes, too: 4096 x 2304 with 10 bits and every second colour value, in rows and columns.
+# them, so these have a bound in bytes, too: 3840 x 2160 with 10 bits and every second colour value of a row.
 _MAX_PIXELS = 2**24
-_MAX_FRAME_BYTES = 27 * 2**20
+_MAX_FRAME_BYTES = 2**25
 
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,

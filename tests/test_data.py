@@ -14,6 +14,7 @@
 """Samples and batches: what is random about a sample, which pixels it has, and how samples become clip groups."""
 
 import random
+import struct
 
 import numpy as np
 import PIL.Image
@@ -22,6 +23,7 @@ import torch
 from clips import write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
 from modeling_cover.augmentation import Augmentation
+from modeling_cover.image_reading_cover import read_image
 from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
 from modeling_cover.sources import Source
 from modeling_cover.sources.media import IMAGE_SUFFIXES, PathMedia
@@ -210,6 +212,19 @@ class TestImages:
         dataset = EvaluationDataset(source("pictures", [path], modality="image"), processor)
         crop = processor.normalize_pixels(dataset[0]["pixel_values"])
         assert torch.equal(crop, processor(path, return_tensors="pt")["pixel_values"][0])
+
+    @pytest.mark.parametrize(("mode", "side"), [("1", 7100), ("LA", 5800)])
+    def test_one_of_too_many_pixels_is_refused_before_it_fills_the_memory(self, tmp_path, mode, side):
+        PIL.Image.new(mode, (side, side)).save(tmp_path / "image.png")
+        with pytest.raises(VideoDecodingError, match=rf"image\.png .*too many pixels: {side} x {side}"):
+            read_image(tmp_path / "image.png")
+
+    def test_damaged_exif_data_is_no_reason_not_to_read_the_pixels(self, tmp_path):
+        # Orientation 6, and a resolution that is a text.
+        fields = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")
+        exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + fields + bytes(4)
+        PIL.Image.fromarray(to_the_right(1)[0]).save(tmp_path / "image.jpg", exif=exif)
+        assert read_image(tmp_path / "image.jpg").size == to_the_right(1).shape[1:3]
 
     @pytest.mark.parametrize("kept", [0, 100, -200])
     def test_a_broken_one_is_named(self, tmp_path, processor, kept):

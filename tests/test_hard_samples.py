@@ -27,7 +27,7 @@ import pytest
 import torch
 from clips import frame_numbers, indexed_frames, write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
-from modeling_cover.augmentation import Augmentation
+from modeling_cover.augmentation import Augmentation, RandomErasing
 from modeling_cover.data import UNREADABLE
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
@@ -194,6 +194,28 @@ class TestBadFiles:
         assert EvaluationDataset(evaluation, processor, quarantine)[1]["labels"] == UNREADABLE
         assert quarantine.counts() == {"greys": 2}
 
+    @pytest.mark.parametrize("first", [0, 1, 2])
+    def test_one_bad_segment_says_nothing_of_the_others_of_its_file(self, processor, tmp_path, first):
+        write_clip(tmp_path / "clip.mp4", indexed_frames(24, CROP, CROP))  # of a second
+        source = Source(
+            name="parts",
+            modality="video",
+            labels=["a", "b", "c"],
+            problem_type="single_label_classification",
+            media=PathMedia(str(tmp_path), ["clip.mp4"] * 3, Segments([0, 5, 0.5], [0.5, 6, 1])),
+            classes=np.arange(3),
+        )
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1)
+        dataset, evaluation = (
+            make_dataset(source, processor, quarantine=quarantine),
+            EvaluationDataset(source, processor, quarantine),
+        )
+        for row in ((first + index) % 3 for index in range(3)):
+            assert (dataset[reference(row, name="parts")]["labels"] == row) is (row != 1)
+            assert evaluation[row]["labels"] == (UNREADABLE if row == 1 else row)
+        assert [evaluation[row]["labels"] for row in range(3)] == [0, UNREADABLE, 2]
+        assert [entry.path for entry in quarantine.entries()] == [f"{tmp_path}/clip.mp4, from 5.0 to 6.0 s"] * 2
+
     def test_the_rows_of_a_shard_that_is_cut_while_it_is_read_are_replaced(self, processor, tmp_path):
         source = self.shard(tmp_path, "greys.tar")
         dataset = make_dataset(source, processor, quarantine=Quarantine(tmp_path / "quarantine.jsonl", 1))
@@ -281,6 +303,25 @@ def _png(level: int) -> bytes:
     file = io.BytesIO()
     PIL.Image.new("L", (CROP, CROP), level).save(file, "png")
     return file.getvalue()
+
+
+class TestErasing:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"image_mean": [0.2, 0.4, 0.6], "image_std": [0.1, 0.2, 0.3]},
+            {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 60, 60]},
+            {"do_normalize": False},
+        ],
+    )
+    def test_what_is_erased_is_zero_to_the_model(self, greys, options):
+        processor = CoverVideoProcessor(**WHOLE_FRAMES, **options)
+        augmentation = Augmentation(random_erasing=RandomErasing(probability=1, scale=(0.2, 0.3)))
+        dataset = make_dataset(greys, processor, augmentations={"greys": augmentation})
+        clip = processor.normalize_pixels(dataset[reference(9)]["pixel_values"])
+        erased = clip[clip.abs() < 0.02]  # half a step of the bytes, at most
+        assert 0.15 < len(erased) / clip.numel() < 0.35
 
 
 class TestMixing:

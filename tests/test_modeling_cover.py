@@ -234,6 +234,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             model(torch.zeros(shape))
 
+    def test_bytes_are_not_taken_for_normalised_pixels(self, model):
+        with pytest.raises(
+            ValueError, match=r"expected normalised floats, as of CoverVideoProcessor, got torch\.uint8"
+        ):
+            model(torch.zeros(2, 4, 3, 32, 32, dtype=torch.uint8))
+
     def test_an_unknown_head_is_named_with_those_there_are(self, model):
         with pytest.raises(ValueError, match=r"unknown head 'k600': expected one of \['imagenet', 'k400', 'ssv2'\]"):
             model(clips(), head="k600")

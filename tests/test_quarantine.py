@@ -113,6 +113,16 @@ class TestTheFile:
         first.add(bad(2))
         assert second.entries() == [bad(2)]
 
+    def test_those_of_a_split_are_forgotten_by_themselves(self, tmp_path):
+        first, second = (Quarantine(tmp_path / "quarantine.jsonl") for _ in range(2))
+        first.add(bad(1))
+        first.add(bad(2, split="validation"))
+        assert len(second.entries()) == 2
+        first.clear("validation")
+        assert first.entries() == second.entries() == [bad(1)]
+        second.clear("train")
+        assert first.entries() == second.entries() == []
+
     def test_it_goes_to_a_worker_as_its_path(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.25)
         quarantine.add(BROKEN)

@@ -247,6 +247,17 @@ class TestSeveralFiles:
             read_sources(parquet(tmp_path, streaming=streaming))
 
     @pytest.mark.parametrize("streaming", [False, True])
+    def test_other_widths_of_a_type_are_one_to_read(self, tmp_path, streaming):
+        for index, (kind, label) in enumerate((("binary", "int32"), ("large_binary", "int64"))):
+            table(Value(kind), Value(label), video=[b"A", b"B", b"C"]).to_parquet(tmp_path / f"{index}.parquet")
+        source = read_sources(parquet(tmp_path, labels=["push", "pull"], streaming=streaming))["train"]
+        assert len(source) == 6
+        stream = source.open(0) if streaming else None
+        found = [source.example(stream.row(draw)) for draw in range(6)] if streaming else None
+        labels = [example.target for example in found] if streaming else source.classes.tolist()
+        assert sorted(labels) == [0, 0, 1, 1, 1, 1]
+
+    @pytest.mark.parametrize("streaming", [False, True])
     def test_one_without_rows_is_passed_over(self, tmp_path, streaming):
         table().select([]).to_parquet(tmp_path / "0.parquet")
         table().to_parquet(tmp_path / "1.parquet")

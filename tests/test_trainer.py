@@ -36,7 +36,7 @@ from modeling_cover import (
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
 from PIL import Image
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 
 MODEL = {
@@ -226,6 +226,18 @@ class TestLoss:
         assert any("images_loss" in entry for entry in trainer.state.log_history)
 
 
+class TestEpochs:
+    def test_one_that_a_callback_ends_early_is_followed_by_a_whole_one(self, recipe, tmp_path):
+        class EndsEarly(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                control.should_epoch_stop = state.global_step == 1
+
+        trainer = make_trainer(recipe, tmp_path, max_steps=5, per_device_train_batch_size=4)
+        trainer.add_callback(EndsEarly())
+        trainer.train()
+        assert trainer.state.global_step == 5
+
+
 class TestPixels:
     def test_bytes_are_normalised_by_the_processor_and_floats_are_ready(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
@@ -244,6 +256,11 @@ class TestPixels:
         assert trainer.processing_class is cotraining.processor
         trainer.save_model()
         assert CoverVideoProcessor.from_pretrained(tmp_path).size == cotraining.processor.size
+
+    def test_what_is_saved_need_not_be_what_normalises(self, recipe, tmp_path):
+        cotraining = prepare_cotraining(recipe)
+        args = CoverTrainingArguments(output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True)
+        CoverTrainer(args=args, **(cotraining.trainer_kwargs | {"processing_class": None})).train()
 
     def test_bytes_without_a_processor_are_refused(self, recipe, tmp_path):
         args = CoverTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)

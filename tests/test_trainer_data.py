@@ -190,9 +190,21 @@ class TestBadFiles:
                 logits = trainer.model.eval()(normalized(sample), head="videos").logits
             losses.append(torch.nn.functional.cross_entropy(logits[0], torch.tensor(sample["labels"])).item())
         assert metrics["eval_videos_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-        # Of a batch in which none can be decoded, nothing is in it either.
-        trainer = make_trainer(recipe, tmp_path / "run", per_device_eval_batch_size=1)
-        assert trainer.evaluate()["eval_videos_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        # Of a batch in which none can be decoded, nothing is in it either; nor where predictions are not gathered.
+        for options in ({"per_device_eval_batch_size": 1}, {"prediction_loss_only": True}):
+            trainer = make_trainer(recipe, tmp_path / "run", **options)
+            assert trainer.evaluate()["eval_videos_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+    def test_an_evaluation_by_itself_tries_files_again_that_may_have_been_mended(self, recipe, tmp_path):
+        assert make_trainer(recipe, tmp_path / "run").evaluate()["eval_videos_unreadable"] == 1
+        good = next(path for path in (tmp_path / "videos/validation").rglob("*.mp4") if path.stat().st_size > 100)
+        (bad,) = [
+            json.loads(line)["path"]
+            for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+            if json.loads(line)["dataset"] == "videos"
+        ]
+        shutil.copy(good, bad)
+        assert "eval_videos_unreadable" not in make_trainer(recipe, tmp_path / "run").evaluate()
 
 
 class TestSeveralLabels:

@@ -34,8 +34,7 @@ class Media(NamedTuple):
 
     Attributes:
         content: a path, or the file itself.
-        name: what to call it in messages, another for each row: a path, "data/shard-000.tar/key.mp4", "data/train.parquet,
-            row 3".
+        name: what to call the file in messages: a path, "data/shard-000.tar/key.mp4", "data/train.parquet, row 3".
         start, end: of the segment of a longer file, in seconds; None for the file's own.
     """
 
@@ -43,6 +42,12 @@ class Media(NamedTuple):
     name: str
     start: float | None = None
     end: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Another for each row: several may be segments of one file."""
+        segment = self.start is not None or self.end is not None
+        return f"{self.name}, from {self.start} to {self.end} s" if segment else self.name
 
 
 class Segments:

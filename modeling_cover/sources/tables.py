@@ -108,7 +108,7 @@ def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> dict[str
         first = features if first is None else first
         # `datasets` would take the first file's for all: an index would count another list of names than its own.
         for column in columns:
-            if features[column] != first[column]:
+            if _kind(features[column]) != _kind(first[column]):
                 expected = f"expected {first[column]}, as in {files[0]}, found {features[column]}"
                 raise ValueError(f"{file}: column '{column}': {expected}")
         if rows:
@@ -116,6 +116,13 @@ def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> dict[str
     if not counts:
         raise ValueError(f"{files[0]}: no rows")
     return counts
+
+
+def _kind(feature: Any) -> Any:
+    """What a column holds, whatever its width: files of a kind can be read as one."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype.removeprefix("large_").rstrip("0123456789").removeprefix("u")
+    return (list, _kind(feature.feature)) if isinstance(feature, datasets.List | datasets.LargeList) else feature
 
 
 def load(path: str, *args: Any, **kwargs: Any) -> datasets.Dataset | datasets.IterableDataset:
