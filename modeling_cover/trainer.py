@@ -226,10 +226,9 @@ class CoverTrainer(Trainer):
         # Since the last log, on this process: each data set's sum of losses, and its number of rows.
         self._logged_sums = torch.zeros(2, len(heads), device=args.device)
         self._pixel_processor = made_with or self.processing_class
-        self._evaluated = torch.zeros(
-            2, dtype=torch.long, device=args.device
-        )  # rows: those that could be read, and all
-        self.has_begun = False
+        # Of an evaluation, on this process: rows that could be read, and all.
+        self._evaluated = torch.zeros(2, dtype=torch.long, device=args.device)
+        self.has_begun = False  # to train or to evaluate
         self.start_the_clock()
         if train_dataset is not None:
             schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
@@ -300,7 +299,8 @@ class CoverTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """This batch's part of the loss of its optimizer step; in evaluation, the mean loss of its rows.
+        """This batch's part of the loss of its optimizer step; in evaluation, what its rows that could be decoded add to
+        the mean over all rows of the batch.
 
         `inputs` is a batch of `collate_clips`, `num_items_in_batch` (heads,) the rows of each head in the step.
         """

@@ -157,7 +157,9 @@ class TestAnyStart:
     def test_the_model_takes_the_batches(self, recipe):
         cotraining = prepare(recipe, **FIELDS)
         references = itertools.islice(cotraining.schedule.references(), cotraining.schedule.epoch_size)
-        outputs = cotraining.model(**collate_clips([cotraining.train_dataset[reference] for reference in references]))
+        batch = collate_clips([cotraining.train_dataset[reference] for reference in references])
+        batch["pixel_values"] = [cotraining.processor.normalize_pixels(clips) for clips in batch["pixel_values"]]
+        outputs = cotraining.model(**batch)
         assert set(outputs.head_losses) == {"actions", "objects"}
         assert all(0 < loss < 10 for loss in outputs.head_losses.values())
 
