@@ -297,14 +297,15 @@ def _decode_planned(
 
     None where the file is not of a kind that allows it, or does not keep what its packets promise.
     """
-    index, effort = outline.index, _Effort()
+    index = outline.index
     if not index.is_exact:
         return None
     images = _Images(frames, outline.size)
     by_time = {int(time): frame for frame, time in zip(frames, index.times[frames], strict=True)}
+    decoder = _RunDecoder(container, stream, outline, wanted=by_time)
     try:
         for run in index.plan(frames):
-            for picture in _decode_run(container, stream, outline, run, by_time, effort):
+            for picture in decoder.decode(*run):
                 if picture.pts in by_time:
                     images.add(by_time[picture.pts], picture)
     except (av.error.FFmpegError, BrokenPromise):
@@ -312,58 +313,53 @@ def _decode_planned(
     return None if images.missing else images.stacked()
 
 
-def _decode_run(
-    container: InputContainer,
-    stream: VideoStream,
-    outline: _Outline,
-    run: tuple[int, int],
-    wanted: Container[int],
-    effort: _Effort,
-) -> Iterator[VideoFrame]:
-    """What a run of packets yields of the `wanted` timestamps and, of the others, what these refer to.
+class _RunDecoder:
+    """Decodes runs of packets: of a run, the pictures of the `wanted` timestamps and those that these refer to."""
 
-    Raises:
-        BrokenPromise: the pictures show that the run may not be what its packets promise.
-    """
-    index, (first, last) = outline.index, run
-    num_pictures = 0
-    for picture in _decode_packets(container, stream, outline, run, wanted, effort):
-        # Of fields, two packets may make a picture.
-        if picture.pts is None or picture.is_corrupt or picture.interlaced_frame:
-            raise BrokenPromise(f"the picture at {picture.pts} is corrupt, interlaced or without a time")
-        if first and not num_pictures and not (picture.key_frame and picture.pts == index.timestamps[first]):
-            raise BrokenPromise(f"packet {first} is no keyframe")
-        num_pictures += 1
-        yield picture
-    if not index.is_skippable:
-        sent = slice(first, max(last + 1, outline.beginning.num_packets if first == 0 else 0))
-        is_expected = index.shown[sent] & ((index.timestamps[sent] >= index.timestamps[first]) | (first == 0))
-        if num_pictures != is_expected.sum():
-            raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
+    def __init__(self, container: InputContainer, stream: VideoStream, outline: _Outline, wanted: Container[int]):
+        self._container = container
+        self._stream = stream
+        self._index = outline.index
+        self._beginning = outline.beginning
+        self._wanted = wanted
+        self._effort = _Effort()
 
+    def decode(self, first: int, last: int) -> Iterator[VideoFrame]:
+        """The pictures of the packets `first` to `last`.
 
-def _decode_packets(
-    container: InputContainer,
-    stream: VideoStream,
-    outline: _Outline,
-    run: tuple[int, int],
-    wanted: Container[int],
-    effort: _Effort,
-) -> Iterator[VideoFrame]:
-    context, index, (first, last) = stream.codec_context, outline.index, run
-    pictures, next_packet = outline.beginning if first == 0 else ([], first)
-    if next_packet == first:
-        context.flush_buffers()
-    else:
-        yield from pictures  # and goes on from there
-    for packet in packets_between(container, stream, index, next_packet, last):
-        if first and packet.pts < index.timestamps[first]:
-            continue  # it may refer to what precedes the run, and nothing that is displayed later refers to it
-        if index.is_skippable:
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        effort.spend(stream)
-        yield from context.decode(packet)
-    yield from context.decode(None)
+        Raises:
+            BrokenPromise: the pictures show that the run may not be what its packets promise.
+        """
+        index, num_pictures = self._index, 0
+        for picture in self._pictures(first, last):
+            # Of fields, two packets may make a picture.
+            if picture.pts is None or picture.is_corrupt or picture.interlaced_frame:
+                raise BrokenPromise(f"the picture at {picture.pts} is corrupt, interlaced or without a time")
+            if first and not num_pictures and not (picture.key_frame and picture.pts == index.timestamps[first]):
+                raise BrokenPromise(f"packet {first} is no keyframe")
+            num_pictures += 1
+            yield picture
+        if not index.is_skippable:
+            sent = slice(first, max(last + 1, self._beginning.num_packets if first == 0 else 0))
+            is_expected = index.shown[sent] & ((index.timestamps[sent] >= index.timestamps[first]) | (first == 0))
+            if num_pictures != is_expected.sum():
+                raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
+
+    def _pictures(self, first: int, last: int) -> Iterator[VideoFrame]:
+        context, index = self._stream.codec_context, self._index
+        pictures, next_packet = self._beginning if first == 0 else ([], first)
+        if next_packet == first:
+            context.flush_buffers()
+        else:
+            yield from pictures  # and goes on from there
+        for packet in packets_between(self._container, self._stream, index, next_packet, last):
+            if first and packet.pts < index.timestamps[first]:
+                continue  # it may refer to what precedes the run, and nothing that is displayed later refers to it
+            if index.is_skippable:
+                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+            self._effort.spend(self._stream)
+            yield from context.decode(packet)
+        yield from context.decode(None)
 
 
 def _decode_in_order(
