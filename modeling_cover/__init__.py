@@ -22,7 +22,7 @@ from .cotraining import CoTraining, prepare_cotraining
 from .data import CoTrainingDataset, EvaluationDataset, collate_clips
 from .modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
 from .recipe import Recipe, load_recipe
-from .trainer import CoverTrainer, CoverTrainingArguments
+from .training import CoverTrainer, CoverTrainingArguments
 from .video_decoding_cover import VideoDecodingError, read_video
 from .video_processing_cover import CoverVideoProcessor
 

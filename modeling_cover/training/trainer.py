@@ -16,82 +16,21 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
-from .data import EVALUATED, CoTrainingDataset, EvaluationDataset, collate_clips
-from .evaluation import compute_metrics, metric_inputs, readable_rows
-from .head_losses_cover import head_loss
-from .mixture import MixtureSampler, MixtureSchedule
-from .modeling_cover import CoverForVideoClassification
-from .video_processing_cover import CoverVideoProcessor
-
-
-LOSS_REDUCTIONS = ("per_dataset", "per_sample")
-
-
-@dataclass
-class CoverTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] and what co-training adds to them."""
-
-    loss_reduction: str = field(
-        default="per_dataset",
-        metadata={
-            "help": "'per_dataset': the paper's loss, the sum over data sets of weight times the mean over the data "
-            "set's rows in the global batch; 'per_sample': the sum over rows of the weight of the row's data set "
-            "times its loss, divided by all rows of the global batch.",
-            "choices": LOSS_REDUCTIONS,
-        },
-    )
-    learning_rate_drop_epochs: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Multiply the learning rate by learning_rate_drop_factor from each of these epochs on (the paper: "
-            "11 and 15 of 20). Needs a constant lr_scheduler_type."
-        },
-    )
-    learning_rate_drop_factor: float = field(
-        default=0.1, metadata={"help": "What learning_rate_drop_epochs multiply the learning rate by."}
-    )
-
-    def __post_init__(self):
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "eval_mean_top1"
-        super().__post_init__()
-        if self.loss_reduction not in LOSS_REDUCTIONS:
-            raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
-        if self.label_smoothing_factor != 0:
-            raise ValueError("label_smoothing_factor: the co-training loss has no label smoothing, leave it at 0")
-        constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-        if self.learning_rate_drop_epochs:
-            if self.lr_scheduler_type not in constant:
-                raise ValueError(
-                    "learning_rate_drop_epochs needs lr_scheduler_type 'constant' or 'constant_with_warmup', got "
-                    f"'{self.lr_scheduler_type.value}'"
-                )
-            last = self.num_train_epochs if self.max_steps <= 0 else float("inf")
-            if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < last]:
-                raise ValueError(
-                    f"learning_rate_drop_epochs {outside} are not between 0 and num_train_epochs "
-                    f"({self.num_train_epochs})"
-                )
-        if self.train_sampling_strategy != "random":
-            raise ValueError(
-                f"train_sampling_strategy '{self.train_sampling_strategy}': the mixture has an order of its own, leave it "
-                "at 'random'"
-            )
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size: which samples a process reads follows from the batch size, so set it"
-            )
-        if self.learning_rate_drop_factor <= 0:
-            raise ValueError(f"learning_rate_drop_factor must be positive, got {self.learning_rate_drop_factor}")
+from ..data import EVALUATED, CoTrainingDataset, EvaluationDataset, collate_clips
+from ..evaluation import compute_metrics, metric_inputs, readable_rows
+from ..head_losses_cover import head_loss
+from ..mixture import MixtureSampler, MixtureSchedule
+from ..modeling_cover import CoverForVideoClassification
+from ..video_processing_cover import CoverVideoProcessor
+from .arguments import CoverTrainingArguments
 
 
 class _MixtureCallback(TrainerCallback):
