@@ -143,6 +143,14 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         """Rows of each data set."""
         return {name: len(source) for name, source in self.sources.items()}
 
+    @property
+    def costs(self) -> dict[str, int]:
+        """Of training on a sample of each data set: its frames."""
+        return {
+            name: 1 if source.modality == "image" else self.processor.num_frames
+            for name, source in self.sources.items()
+        }
+
     def open_streams(self) -> dict[str, Stream]:
         """The data sets that are read in order, by name."""
         return {

@@ -23,9 +23,10 @@ in constant time and memory. It costs no file access, and knows nothing of worke
 stopped.
 """
 
+import heapq
 import itertools
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -263,27 +264,38 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     """Yields the references of one epoch of training; `set_epoch` chooses which.
 
-    An epoch of training is a whole number of batches: the last is filled up by the positions that follow, and the next
-    epoch goes on behind them. So no sample is left out, none is drawn twice, and every process has as many batches.
+    An epoch of training is a whole number of optimizer steps: the last is filled up by the positions that follow, and
+    the next epoch goes on behind them. So step k of a run trains on the positions from k * step_size on, on however
+    many processes, and no sample is left out or drawn twice.
 
     Args:
         schedule: of the run.
-        batch_size: rows of a batch, of all processes together.
+        step_size: rows of an optimizer step, of all processes and accumulation steps together.
         streams: by name, the data sets that are read in order: see [`~modeling_cover.sources.Stream`].
         mixed: names of the data sets whose samples are mixed with a partner.
+        batch_size: rows of a batch of one process; by default `step_size`.
+        costs: of a row of each data set, relative to each other. The rows of a step are dealt out to its batches so
+            that each costs about the same: processes wait for each other. By default they stay in order.
     """
 
     def __init__(
         self,
         schedule: MixtureSchedule,
-        batch_size: int = 1,
+        step_size: int = 1,
         streams: Mapping[str, Any] | None = None,
         mixed: Container[str] = (),
+        batch_size: int | None = None,
+        costs: Mapping[str, float] | None = None,
     ):
         self.schedule = schedule
+        self.step_size = step_size
         self.streams = dict(streams or {})
         self.mixed = mixed
-        self._length = math.ceil(schedule.epoch_size / batch_size) * batch_size
+        self.batch_size = step_size if batch_size is None else batch_size
+        self.costs = dict.fromkeys(schedule.names, 1) if costs is None else dict(costs)
+        if step_size % self.batch_size:
+            raise ValueError(f"a step of {step_size} rows is no whole number of batches of {self.batch_size}")
+        self._length = math.ceil(schedule.epoch_size / step_size) * step_size
         self.epoch, self._skipped = 0, 0
 
     def __len__(self) -> int:
@@ -299,7 +311,9 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     def __iter__(self) -> Iterator[SampleReference | None]:
         first = self.epoch * self._length
         yield from itertools.repeat(None, self._skipped)
-        yield from itertools.islice(self.references(first + self._skipped), self._length - self._skipped)
+        references = itertools.islice(self.references(first + self._skipped), self._length - self._skipped)
+        while rows := list(itertools.islice(references, self.step_size)):
+            yield from dealt_out(rows, [self.costs[row.dataset] for row in rows], self.batch_size)
 
     def references(self, start: int = 0) -> Iterator[SampleReference]:
         """The references from position `start` on, without end, with the rows of data sets that are streamed."""
@@ -311,3 +325,21 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
             draw = reference.draw
             partner = stream.partner(draw) if reference.dataset in self.mixed else None
             yield reference._replace(row=draw, stored=stream.row(draw), partner=partner)
+
+
+def dealt_out(rows: Sequence[Any], costs: Sequence[float], batch_size: int) -> list:
+    """The rows, in an order in which batches of `batch_size` of them cost about the same.
+
+    The most expensive rows come first, each goes to the batch that is the cheapest so far and not full; within a batch
+    they keep their order.
+    """
+    batches = [[] for _ in range(math.ceil(len(rows) / batch_size))]
+    if len(batches) < 2 or len(set(costs)) < 2:
+        return list(rows)
+    cheapest = [(0, index) for index in range(len(batches))]
+    for row in sorted(range(len(rows)), key=lambda index: -costs[index]):  # stable
+        cost, index = heapq.heappop(cheapest)
+        batches[index].append(row)
+        if len(batches[index]) < batch_size:
+            heapq.heappush(cheapest, (cost + costs[row], index))
+    return [rows[row] for batch in batches for row in sorted(batch)]

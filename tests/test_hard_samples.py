@@ -127,7 +127,7 @@ class TestBadFiles:
         break_files(greys, 1, 7)
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1)
         dataset = make_dataset(greys, processor, quarantine=quarantine)
-        sampler = MixtureSampler(MixtureSchedule(dataset.sizes, seed=0), batch_size=30)
+        sampler = MixtureSampler(MixtureSchedule(dataset.sizes, seed=0), step_size=30)
         loader = DataLoader(dataset, 5, sampler=sampler, num_workers=num_workers, collate_fn=collate_clips)
         labels = torch.cat([batch["labels"] for batch in loader]).tolist()
         alone = make_dataset(greys, processor, quarantine=Quarantine(tmp_path / "other.jsonl", 1))

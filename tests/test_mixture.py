@@ -229,9 +229,9 @@ class TestPermuted:
 
 
 class TestTheSampler:
-    def test_an_epoch_of_training_is_whole_batches_and_the_next_goes_on_behind_it(self):
+    def test_an_epoch_of_training_is_whole_steps_and_the_next_goes_on_behind_it(self):
         schedule = MixtureSchedule(SIZES, seed=0)
-        sampler = MixtureSampler(schedule, batch_size=64)
+        sampler = MixtureSampler(schedule, step_size=64)
         assert len(sampler) == 1024
         references = []
         for epoch in range(3):
@@ -277,8 +277,44 @@ class TestTheSampler:
         partners = [reference.partner for reference in mixed if reference.dataset == "ssv2"]
         assert partners == [f"partner of {draw}" for draw in range(90)]
 
+    @pytest.mark.parametrize(("num_processes", "batch_size"), [(1, 16), (2, 32), (4, 16), (8, 1)])
+    def test_rows_are_dealt_out_so_that_batches_cost_about_the_same_and_steps_hold_what_they_held(
+        self, num_processes, batch_size
+    ):
+        costs = {"ssv2": 16, "k400": 16, "imagenet": 1}
+        schedule = MixtureSchedule({"ssv2": 200, "k400": 100, "imagenet": 700}, seed=0)
+        plain = list(MixtureSampler(schedule, 64))
+        balanced = list(MixtureSampler(schedule, 64, batch_size=batch_size, costs=costs))
+        spreads = {}
+        for name, references in {"plain": plain, "balanced": balanced}.items():
+            steps = [references[start : start + 64] for start in range(0, len(references), 64)]
+            spreads[name] = max(
+                max(batch) - min(batch)
+                for step in steps
+                for batch in [
+                    [
+                        sum(costs[row.dataset] for row in step[first : first + batch_size])
+                        for first in range(0, 64, batch_size)
+                    ]
+                ]
+            )
+            expected = [sorted(row.position for row in step) for step in steps]
+            assert expected == [list(range(64 * step, 64 * step + 64)) for step in range(len(steps))]
+        assert spreads["balanced"] <= 16  # one clip, which cannot be divided
+        if batch_size in (16, 32):
+            assert spreads["plain"] > 3 * spreads["balanced"]
+
+    def test_where_all_cost_the_same_they_stay_in_order(self):
+        schedule = MixtureSchedule(SIZES, seed=0)
+        dealt = MixtureSampler(schedule, 64, batch_size=8, costs=dict.fromkeys(SIZES, 8))
+        assert list(dealt) == list(MixtureSampler(schedule, 64))
+
+    def test_a_step_is_a_whole_number_of_batches(self):
+        with pytest.raises(ValueError, match="a step of 64 rows is no whole number of batches of 24"):
+            MixtureSampler(MixtureSchedule(SIZES, seed=0), 64, batch_size=24)
+
     def test_what_is_skipped_is_counted_and_the_rest_is_as_ever(self):
-        sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), batch_size=64)
+        sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), step_size=64)
         sampler.set_epoch(1)
         whole = list(sampler)
         sampler.skip(256)
@@ -287,7 +323,7 @@ class TestTheSampler:
 
     def test_a_run_goes_on_in_seconds_however_far_it_was(self):
         """Through the wrapper that Trainer puts around a loader to go on from a checkpoint."""
-        sampler = MixtureSampler(MixtureSchedule({"k400": 24_000_000, "imagenet": 76_000_000}, seed=0), batch_size=64)
+        sampler = MixtureSampler(MixtureSchedule({"k400": 24_000_000, "imagenet": 76_000_000}, seed=0), step_size=64)
         sampler.skip(50_000_000 // 64 * 64)
         loader = torch.utils.data.DataLoader(_Echo(), 64, sampler=sampler, collate_fn=list)
         started = time.perf_counter()

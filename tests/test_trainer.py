@@ -33,6 +33,7 @@ from modeling_cover import (
     collate_clips,
     prepare_cotraining,
 )
+from modeling_cover.mixture import MixtureSampler
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
 from PIL import Image
 from torch.nn import functional as F
@@ -171,11 +172,17 @@ class TestLoss:
         assert_same_direction_and_size(accumulated, whole)
 
     def test_an_uneven_last_step_counts_the_rows_it_has(self, recipe, tmp_path):
-        # An epoch of 16 rows is filled up to 18: a step of 12 and one of 6.
-        options = {"num_train_epochs": 1, "max_steps": -1}
-        few = updates(recipe, tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=2, **options)
-        many = updates(recipe, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=4, **options)
-        assert_same_direction_and_size(many, few)
+        moved = []
+        for batch_size, accumulation in ((6, 2), (3, 4)):
+            options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+            trainer = make_trainer(recipe, tmp_path, num_train_epochs=1, max_steps=-1, **options)
+            # An epoch of 16 rows filled up to 18: a step of 12 and one of 6.
+            trainer.train_sampler = MixtureSampler(trainer.train_sampler.schedule, step_size=6)
+            before = weights(trainer.model)
+            trainer.train()
+            assert trainer.state.global_step == 2
+            moved.append({name: weight - before[name] for name, weight in weights(trainer.model).items()})
+        assert_same_direction_and_size(*moved)
 
     # With batches of 1, a process has videos or images at a time, never both.
     @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class _MixtureCallback(TrainerCallback):
         # Of the epoch that goes on from a checkpoint, Trainer draws what was trained on, too, and throws it away.
         is_skipped = self.is_resumed and not args.ignore_data_skip
         done = state.global_step % self.trainer.steps_per_epoch if is_skipped else 0
-        sampler.skip(done * args.gradient_accumulation_steps * self.trainer.rows_per_batch)
+        sampler.skip(done * self.trainer.rows_per_step)
         self.is_resumed = False
 
 
@@ -99,7 +99,7 @@ class CoverTrainer(Trainer):
 
     or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows. Its
     gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch is a whole number
-    of batches: see [`MixtureSampler`].
+    of steps: see [`MixtureSampler`].
 
     The log has the mean loss (`<data set>_loss`), the share of the drawn samples (`<data set>_share`) and, if there are
     any, the number of files that could not be decoded (`<data set>_bad_files`) of each data set, and the part of the
@@ -173,7 +173,12 @@ class CoverTrainer(Trainer):
             schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
             _check_same_seed(args, schedule.seed, train_dataset.seed)
             self.train_sampler = MixtureSampler(
-                schedule, self.rows_per_batch, train_dataset.open_streams(), train_dataset.mixed
+                schedule,
+                self.rows_per_step,
+                train_dataset.open_streams(),
+                train_dataset.mixed,
+                batch_size=args.train_batch_size,
+                costs=train_dataset.costs,
             )
             self.add_callback(_MixtureCallback(self))
 
@@ -368,15 +373,14 @@ class CoverTrainer(Trainer):
         return self.lr_scheduler
 
     @property
-    def rows_per_batch(self) -> int:
-        """Of all processes together."""
-        return self.args.train_batch_size * self.args.world_size
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, of all processes and accumulation steps together."""
+        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch, as Trainer counts them."""
-        batches = len(self.train_sampler) // self.rows_per_batch
-        return math.ceil(batches / self.args.gradient_accumulation_steps)
+        """Optimizer steps of an epoch."""
+        return math.ceil(len(self.train_sampler) / self.rows_per_step)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations for each parameter of the encoder and each patch: forward and backward, attention left out."""
