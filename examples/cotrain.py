@@ -17,7 +17,8 @@
 
 Training arguments are those of `CoverTrainingArguments`; the command line overrides the recipe. Without a recipe it runs
 the quickstart (examples/recipes/quickstart.yaml), whose data it draws first if need be: about 4 minutes on 2 CPU cores.
-Stopped half-way, it goes on from its last checkpoint with `--resume_from_checkpoint PATH`.
+Killed at any moment and started again by the same command, it goes on from its newest checkpoint, as if nothing had
+happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
 
 It leaves a checkpoint with a head for each data set in `output_dir`, and prints a table of each head's accuracy.
 """
@@ -72,7 +73,7 @@ def main() -> None:
     seed = args.seed if args.data_seed is None else args.data_seed
     cotraining = prepare_cotraining(recipe, seed, args.output_dir)
     trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
     trainer.save_model()
     if trainer.eval_dataset:
         metrics = trainer.evaluate()

@@ -147,6 +147,16 @@ class Quarantine:
             self.path.unlink(missing_ok=True)
         self._forget()
 
+    def copy_to(self, path: Path) -> None:
+        """Write all of them to another file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(entry.to_line() for entry in self.entries()))
+
+    def add_from(self, path: Path) -> None:
+        """Add those that another file lists."""
+        for entry in Quarantine(path).entries():
+            self.add(entry)
+
     def check(self, bad_file: BadFile, size: int) -> None:
         """Raise a [`TooManyBadFilesError`] if more files of a split are bad than is allowed.
 

@@ -143,7 +143,9 @@ class TestBadFiles:
             file.write('{"dataset": "videos", "path": "from an earlier run", "reason": ""}\n')
         make_trainer(recipe, tmp_path / "run", **options).train(resume_from_checkpoint=True)
         assert "from an earlier run" in quarantine.read_text()
-        make_trainer(recipe, tmp_path / "run", **options).train()
+        for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        make_trainer(recipe, tmp_path / "run", **options).train(resume_from_checkpoint="auto")
         assert "from an earlier run" not in quarantine.read_text()
         assert len(quarantine.read_text().splitlines()) == 2
 

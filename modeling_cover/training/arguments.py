@@ -46,6 +46,11 @@ class CoverTrainingArguments(TrainingArguments):
         default=0.1, metadata={"help": "What learning_rate_drop_epochs multiply the learning rate by."}
     )
 
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True,
+        metadata={"help": "Whether a resumed run goes on with what its callbacks have seen: early stopping, say."},
+    )
+
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "eval_mean_top1"
@@ -72,6 +77,10 @@ class CoverTrainingArguments(TrainingArguments):
                 f"train_sampling_strategy '{self.train_sampling_strategy}': the mixture has an order of its own, leave it "
                 "at 'random'"
             )
+        if self.save_only_model:
+            raise ValueError("save_only_model: a run could not go on from such a checkpoint, leave it at False")
+        if self.save_on_each_node:
+            raise ValueError("save_on_each_node: checkpoints must be where all nodes see them, leave it at False")
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size: which samples a process reads follows from the batch size, so set it"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import EVALUATED, CoTrainingDataset, EvaluationDataset, collate_clips
@@ -31,6 +31,8 @@ from ..mixture import MixtureSampler, MixtureSchedule
 from ..modeling_cover import CoverForVideoClassification
 from ..video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
+from .checkpoints import check_writable
+from .resuming import ResumableTrainer
 
 
 class _MixtureCallback(TrainerCallback):
@@ -90,7 +92,7 @@ def _processor_of(
     return made[0].processor if made else None
 
 
-class CoverTrainer(Trainer):
+class CoverTrainer(ResumableTrainer):
     """A Trainer of one model on a mixture of data sets.
 
     The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
@@ -150,6 +152,8 @@ class CoverTrainer(Trainer):
             raise ValueError(f"unknown data sets {unknown}: the model's heads are {heads}")
         if negative := {name: weight for name, weight in (loss_weights or {}).items() if weight < 0}:
             raise ValueError(f"loss weights must not be negative, got {negative}")
+        if args.should_save:
+            check_writable(args.output_dir)
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         kwargs.setdefault("data_collator", collate_clips)

@@ -1,0 +1,246 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A Trainer whose runs go on from where they were stopped, as if they had not been.
+
+It relies on a sampler that can be told where to go on, see [`~modeling_cover.mixture.MixtureSampler`]: transformers'
+Trainer restores the rest only nearly, and writes a checkpoint in place.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from ..mixture import MixtureSampler
+from .checkpoints import (
+    CheckpointError,
+    CheckpointWriter,
+    check_writable,
+    checkpoints_in,
+    newest_checkpoint,
+    read_state,
+    read_tensors,
+    what_is_missing,
+)
+from .run_identity import check_same_run, run_identity
+from .training_state import (
+    joined_rng_states,
+    load_optimizer_state,
+    load_rng_state,
+    optimizer_state,
+    rng_state,
+    rng_state_of,
+)
+
+
+logger = logging.get_logger(__name__)
+
+_VERSION = 1  # of what state.json holds
+
+
+class ResumableTrainer(Trainer):
+    """Writes checkpoints that are whole or not there, and goes on from them exactly. See [`CheckpointWriter`]."""
+
+    train_sampler: MixtureSampler
+
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: a checkpoint to go on from; True for the newest whole one in `output_dir`, "auto"
+                for the same or, if there is none, a new run. By default it is a new run.
+
+        Raises:
+            CheckpointError: if the checkpoint is not whole or of another run, checkpoints cannot be written to
+                `output_dir`, or a new run would write among those of another.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is not None:
+            check_same_run(checkpoint, self.model.config, self.run_identity)
+        if self.args.should_save:
+            check_writable(self.args.output_dir)
+            CheckpointWriter(self.args.output_dir).clear_remains()
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    @property
+    def run_identity(self) -> dict[str, Any]:
+        return run_identity(self.train_sampler.schedule, self.train_dataset.sizes, self.train_sampler.step_size)
+
+    def _checkpoint_to_resume(self, asked: str | os.PathLike | bool | None) -> Path | None:
+        """The checkpoint that is asked for: the main process finds it, as others may see a folder a moment later."""
+        found = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = self._find_checkpoint(asked)
+            except CheckpointError as error:
+                found[1] = str(error)
+        checkpoint, fault = broadcast_object_list(found)
+        if fault is not None:
+            raise CheckpointError(fault)
+        return checkpoint
+
+    def _find_checkpoint(self, asked: str | os.PathLike | bool | None) -> Path | None:
+        output_dir = self.args.output_dir
+        if asked is True or asked == "auto":
+            newest = newest_checkpoint(output_dir)
+            if newest is None and asked is True:
+                raise CheckpointError(f"output_dir {output_dir}: no checkpoint to go on from")
+            return newest
+        if asked:
+            if (fault := what_is_missing(asked)) is not None:
+                raise CheckpointError(f"{os.fspath(asked)} is no whole checkpoint: {fault}")
+            return Path(asked)
+        if self.args.save_strategy != "no" and (there := checkpoints_in(output_dir)):
+            raise CheckpointError(
+                f"output_dir {output_dir} has checkpoints of an earlier run, such as {there[0].name}: go on from them "
+                "with resume_from_checkpoint 'auto', or choose another output_dir"
+            )
+        return None
+
+    # ---- Writing ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        writer = CheckpointWriter(self._get_output_dir(trial=trial))
+        # What all processes must do together comes first: then the one that writes can fail without the others waiting.
+        weights, state, tensors = self._gathered_state()
+        error = None
+        try:
+            if self.args.should_save:
+                with writer.writing(self.state.global_step) as folder:
+                    self._write_checkpoint(folder, writer, weights, state, tensors)
+        except CheckpointError as caught:
+            error = caught
+        if (fault := self._fault_of_any(error)) is not None:
+            raise CheckpointError(fault) from error
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(writer.path(self.state.global_step)))
+        if self.args.should_save:
+            writer.keep(self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _fault_of_any(self, error: Exception | None) -> str | None:
+        """What went wrong on any process, on all of them."""
+        faults = gather_object([None if error is None else str(error)])
+        return next((fault for fault in faults if fault is not None), None)
+
+    def _gathered_state(self) -> tuple[dict | None, dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+        """The weights, if they are sharded; what state.json holds; and the tensors, by name of their file."""
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+        optimizer_tensors, optimizer_rest = optimizer_state(self.model, self.optimizer.optimizer)
+        rng_tensors, rng_rest = joined_rng_states(gather_object([rng_state()]))
+        position = self.state.global_step * self.train_sampler.step_size
+        draws = self.train_sampler.schedule.draws_before(position)
+        scaler = self.accelerator.scaler
+        state = {
+            "version": _VERSION,
+            "run": self.run_identity,
+            "step": self.state.global_step,
+            "position": position,
+            "optimizer": optimizer_rest,
+            "learning_rate_schedule": self.lr_scheduler.state_dict(),
+            "gradient_scaler": None if scaler is None else scaler.state_dict(),
+            "streams": {name: stream.state_dict(draws[name]) for name, stream in self.train_sampler.streams.items()},
+            "rng": rng_rest,
+        }
+        return weights, state, {"optimizer": optimizer_tensors, "rng": rng_tensors}
+
+    def _write_checkpoint(
+        self,
+        folder: Path,
+        writer: CheckpointWriter,
+        weights: dict | None,
+        state: dict[str, Any],
+        tensors: dict[str, dict[str, torch.Tensor]],
+    ) -> None:
+        self._save(str(folder), state_dict=weights)
+        self._note_best(writer)
+        self._export_callbacks()
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        quarantine = self.train_dataset.quarantine
+        if quarantine is not None:
+            quarantine.copy_to(folder / "training_state" / "quarantine.jsonl")
+        writer.write_state(folder, state, tensors)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        if self.args.should_save:
+            # A pickle, which nothing reads.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _note_best(self, writer: CheckpointWriter) -> None:
+        step = self.state.best_global_step
+        if step and (step == self.state.global_step or writer.path(step).is_dir()):
+            self.state.best_model_checkpoint = str(writer.path(step))
+
+    def _export_callbacks(self) -> None:
+        exported = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                exported.setdefault(type(callback).__name__, []).append(callback.state())
+        # One of a class is stored by itself, as Trainer does it.
+        self.state.stateful_callbacks = {
+            name: states[0] if len(states) == 1 else states for name, states in exported.items()
+        }
+
+    # ---- Going on ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        weights = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+        model = self.model if model is None else model
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=True))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state, tensors = read_state(checkpoint), read_tensors(checkpoint, "optimizer")
+        load_optimizer_state(self.model, self.optimizer.optimizer, tensors, state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["learning_rate_schedule"])
+        for name, stream in state["streams"].items():
+            self.train_sampler.streams[name].load_state_dict(stream)
+        quarantine, stored = self.train_dataset.quarantine, Path(checkpoint) / "training_state" / "quarantine.jsonl"
+        if quarantine is not None and stored.is_file() and self.args.should_save:
+            quarantine.add_from(stored)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (stored := read_state(checkpoint)["gradient_scaler"]) is not None:
+            self.accelerator.scaler.load_state_dict(stored)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state, process = read_state(checkpoint), self.args.process_index
+        stored = rng_state_of(process, read_tensors(checkpoint, "rng"), state["rng"])
+        if stored is None:
+            # Which samples are drawn, and how they are augmented, does not depend on it.
+            logger.warning(
+                f"{checkpoint} was written by {len(state['rng'])} processes: process {process} seeds its own"
+            )
+            torch.manual_seed(self.args.seed + state["step"] + process)
+        else:
+            load_rng_state(stored)

@@ -1,0 +1,89 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which run a checkpoint is of: what must not change if its schedule is to go on."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..configuration_cover import CoverConfig
+from ..mixture import MixtureSchedule
+from .checkpoints import CheckpointError, read_state
+
+
+def run_identity(schedule: MixtureSchedule, sizes: Mapping[str, int], step_size: int) -> dict[str, Any]:
+    """JSON-able; with the heads, which are in the configuration, it decides which sample is drawn at which step."""
+    return {
+        "datasets": {name: {"rows": sizes[name], "draws": draws} for name, draws in schedule.quotas.items()},
+        "seed": schedule.seed,
+        "rows_per_step": step_size,
+    }
+
+
+def check_same_run(checkpoint: str | os.PathLike, config: CoverConfig, identity: Mapping[str, Any]) -> None:
+    """Raise a [`CheckpointError`] that says what differs if a checkpoint is of another run."""
+    stored = read_state(checkpoint)["run"]
+    found = [*_different_heads(CoverConfig.from_pretrained(checkpoint), config), *_different(stored, identity)]
+    if found:
+        listed = "\n".join(f"  {difference}" for difference in found)
+        raise CheckpointError(
+            f"{os.fspath(checkpoint)} is of another run, so its schedule cannot go on:\n{listed}\nMake them equal, or "
+            "take just its weights and start the schedule anew: `restart_schedule`, in an output_dir of its own"
+        )
+
+
+def _different_heads(stored: CoverConfig, config: CoverConfig) -> list[str]:
+    found = []
+    for name in sorted({*stored.heads, *config.heads}):
+        if name not in config.heads:
+            found.append(f"heads: '{name}' is only in the checkpoint")
+        elif name not in stored.heads:
+            found.append(f"heads: '{name}' is not in the checkpoint")
+        else:
+            was, now = stored.heads[name], config.heads[name]
+            if was["problem_type"] != now["problem_type"]:
+                found.append(f"head '{name}': {was['problem_type']} in the checkpoint, {now['problem_type']} now")
+            if (difference := _different_labels(was["labels"], now["labels"])) is not None:
+                found.append(f"head '{name}': {difference}")
+    return found
+
+
+def _different_labels(was: list[str], now: list[str]) -> str | None:
+    if len(was) != len(now):
+        return f"{len(was)} labels in the checkpoint, {len(now)} now"
+    pairs = enumerate(zip(was, now, strict=True))
+    first = next((f"label {index} is {a!r} in the checkpoint, {b!r} now" for index, (a, b) in pairs if a != b), None)
+    return first
+
+
+def _different(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in sorted({*was["datasets"], *now["datasets"]}):
+        if name not in now["datasets"]:
+            found.append(f"data sets: '{name}' is only in the checkpoint")
+        elif name not in was["datasets"]:
+            found.append(f"data sets: '{name}' is not in the checkpoint")
+        else:
+            for key, what in (("rows", "rows"), ("draws", "draws in a round of the mixture")):
+                before, after = was["datasets"][name][key], now["datasets"][name][key]
+                if before != after:
+                    found.append(f"data set '{name}': {before} {what} in the checkpoint, {after} now")
+    if was["seed"] != now["seed"]:
+        found.append(f"seed: {was['seed']} in the checkpoint, {now['seed']} now")
+    if was["rows_per_step"] != now["rows_per_step"]:
+        found.append(
+            f"rows of an optimizer step: {was['rows_per_step']} in the checkpoint, {now['rows_per_step']} now "
+            "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
+        )
+    return found
