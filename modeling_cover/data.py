@@ -178,6 +178,18 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             "dataset": source.name,
         }
 
+    def sample_name(self, reference: SampleReference) -> str:
+        """What to call the file that a reference stands for: the first that is not in quarantine.
+
+        Raises:
+            VideoDecodingError, OSError: if the row cannot be read.
+        """
+        source = self.sources[reference.dataset]
+        for name, read in self._candidates(source, reference):
+            if not self._is_bad(source, name) and not self._is_bad(source, key := read()[0].key):
+                return key
+        return f"one of {_MOST_REPLACEMENTS} rows that are all in quarantine"
+
     def _candidates(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
         """The row that is referred to, and then those that may stand in for it."""
         yield _stored_row(source, reference.stored) if reference.stored else _indexed_row(source, reference.row)

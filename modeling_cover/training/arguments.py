@@ -46,6 +46,17 @@ class CoverTrainingArguments(TrainingArguments):
         default=0.1, metadata={"help": "What learning_rate_drop_epochs multiply the learning rate by."}
     )
 
+    max_skipped_steps: int = field(
+        default=10,
+        metadata={
+            "help": "An optimizer step whose loss or gradient is not finite is skipped, and its samples are written to "
+            "skipped_steps.jsonl; after so many in a row training stops."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Skipped steps are not in the logged loss, so there is nothing to filter."},
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True,
         metadata={"help": "Whether a resumed run goes on with what its callbacks have seen: early stopping, say."},
@@ -57,8 +68,10 @@ class CoverTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
-        if self.label_smoothing_factor != 0:
-            raise ValueError("label_smoothing_factor: the co-training loss has no label smoothing, leave it at 0")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor must be from 0 to below 1, got {self.label_smoothing_factor}")
+        if self.max_skipped_steps < 1:
+            raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
         constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
         if self.learning_rate_drop_epochs:
             if self.lr_scheduler_type not in constant:

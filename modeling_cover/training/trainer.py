@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import EVALUATED, CoTrainingDataset, EvaluationDataset, collate_clips
+from ..dataset_recipe import MULTI_LABEL
 from ..evaluation import compute_metrics, metric_inputs, readable_rows
 from ..head_losses_cover import head_loss
 from ..mixture import MixtureSampler, MixtureSchedule
@@ -32,7 +33,8 @@ from ..modeling_cover import CoverForVideoClassification
 from ..video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
-from .resuming import ResumableTrainer
+from .guarding import GuardedTrainer
+from .labels import hits_of_heads, smoothed_labels
 
 
 class _MixtureCallback(TrainerCallback):
@@ -52,6 +54,8 @@ class _MixtureCallback(TrainerCallback):
             if args.process_index == 0:
                 quarantine.clear()
             self.trainer.accelerator.wait_for_everyone()
+        self.trainer.evaluate_if_due()
+        self.trainer.start_the_clock()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         sampler = self.trainer.train_sampler
@@ -92,7 +96,7 @@ def _processor_of(
     return made[0].processor if made else None
 
 
-class CoverTrainer(ResumableTrainer):
+class CoverTrainer(GuardedTrainer):
     """A Trainer of one model on a mixture of data sets.
 
     The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
@@ -103,7 +107,7 @@ class CoverTrainer(ResumableTrainer):
     gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch is a whole number
     of steps: see [`MixtureSampler`].
 
-    The log has the mean loss (`<data set>_loss`), the share of the drawn samples (`<data set>_share`) and, if there are
+    The log has the mean loss (`<data set>_loss`), the top-1 on training samples (`<data set>_top1`), the share of the drawn samples (`<data set>_share`) and, if there are
     any, the number of files that could not be decoded (`<data set>_bad_files`) of each data set, and the part of the
     time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<data set>_top1`)
     and their means (`eval_mean_top1`), of a multi-label data set the mean average precision (`eval_<data set>_map`).
@@ -166,8 +170,11 @@ class CoverTrainer(ResumableTrainer):
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
         self.loss_weights = torch.tensor(weights, device=args.device)
-        # Since the last log, on this process: each data set's sum of losses, and its number of rows.
-        self._logged_sums = torch.zeros(2, len(heads), device=args.device)
+        # On this process, each data set's sum of losses, its rows, and those classified rightly: since the last log, and
+        # of the step that is being computed.
+        self._logged_sums = torch.zeros(3, len(heads), device=args.device)
+        self._step_sums = torch.zeros_like(self._logged_sums)
+        self._config = model.config
         self._pixel_processor = made_with or self.processing_class
         # Of an evaluation, on this process: rows that could be read, and all.
         self._evaluated = torch.zeros(2, dtype=torch.long, device=args.device)
@@ -194,13 +201,21 @@ class CoverTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
         return self.train_sampler
 
+    def step_begins(self) -> None:
+        super().step_begins()
+        self._step_sums.zero_()
+
+    def step_is_taken(self) -> None:
+        self._logged_sums += self._step_sums
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | None]:
         return super().get_batch_samples(self._timed(epoch_iterator), num_batches, device)
 
     def start_the_clock(self) -> None:
-        """Count the time spent waiting for data from now on, until it is logged."""
+        """Count the time spent waiting for data and the steps from now on, until they are logged."""
+        self._logged_step = self.state.global_step
         self._waited, self._logged_at = 0.0, time.perf_counter()
 
     def _timed(self, batches: Iterator) -> Iterator:
@@ -255,11 +270,16 @@ class CoverTrainer(ResumableTrainer):
         if not model.training:
             loss, outputs = self._evaluation_loss(model, **inputs)
             return (loss, outputs) if return_outputs else loss
+        labels = inputs["labels"]
+        if self.args.label_smoothing_factor:
+            smoothed = smoothed_labels(self._config, labels, inputs["head_ids"], self.args.label_smoothing_factor)
+            inputs = {**inputs, "labels": smoothed}
         outputs = model(**inputs)
         losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
         rows = self._rows_of_heads(inputs["head_ids"])
         sums = losses * rows
-        self._logged_sums += torch.stack([sums.detach(), rows]).to(self._logged_sums)
+        hits = hits_of_heads(self._config, outputs.head_logits, labels, inputs["head_ids"])
+        self._step_sums += torch.stack([sums.detach(), rows, hits]).to(self._step_sums)
         divisor = num_items_in_batch.sum() if self.args.loss_reduction == "per_sample" else num_items_in_batch
         loss = (self.loss_weights * sums / divisor.clamp(min=1)).sum()
         # Gradients are averaged over processes, and this is a sum over them.
@@ -274,8 +294,7 @@ class CoverTrainer(ResumableTrainer):
         self._evaluated += torch.stack([readable.sum(), torch.full_like(readable.sum(), len(labels))])
         if not readable.any():
             return outputs.logits.sum() * 0, outputs
-        config = self.accelerator.unwrap_model(model).config
-        loss = head_loss(config, head, outputs.logits[readable], labels[readable])
+        loss = head_loss(self._config, head, outputs.logits[readable], labels[readable])
         return loss * readable.sum() / len(labels), outputs
 
     def evaluation_loop(
@@ -310,21 +329,32 @@ class CoverTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._data_set_logs())
+            self._leave_out_skipped_steps(logs)
             logs["data_wait"] = self._waited / (time.perf_counter() - self._logged_at)
             self.start_the_clock()
         super().log(logs, start_time)
 
     def _data_set_logs(self) -> dict[str, float]:
-        sums, rows = self.accelerator.reduce(self._logged_sums, reduction="sum").tolist()
+        sums, rows, hits = self.accelerator.reduce(self._logged_sums, reduction="sum").tolist()
         self._logged_sums.zero_()
         logs = {}
-        for name, loss, count in zip(self.head_names, sums, rows, strict=True):
+        for name, loss, count, right in zip(self.head_names, sums, rows, hits, strict=True):
             if count:
                 logs[f"{name}_loss"] = loss / count
+                if self._config.heads[name]["problem_type"] != MULTI_LABEL:
+                    logs[f"{name}_top1"] = right / count
                 logs[f"{name}_share"] = count / sum(rows)
         if self.train_dataset.quarantine is not None:
             logs |= {f"{name}_bad_files": count for name, count in self.train_dataset.quarantine.counts().items()}
         return logs
+
+    def _leave_out_skipped_steps(self, logs: dict[str, float]) -> None:
+        """Make the mean loss one over the steps that were taken."""
+        if skipped := self._skipped_since_log:
+            steps = self.state.global_step - self._logged_step
+            logs["skipped_steps"] = skipped
+            logs["loss"] = logs["loss"] * steps / (steps - skipped) if steps > skipped else math.nan
+        self._skipped_since_log, self._logged_step = 0, self.state.global_step
 
     def evaluate(
         self,
@@ -380,11 +410,6 @@ class CoverTrainer(ResumableTrainer):
     def rows_per_step(self) -> int:
         """Rows of an optimizer step, of all processes and accumulation steps together."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
-        return math.ceil(len(self.train_sampler) / self.rows_per_step)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations for each parameter of the encoder and each patch: forward and backward, attention left out."""

@@ -1,0 +1,213 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A Trainer that takes no step it would have to regret, and stops in good order.
+
+Before each optimizer step all processes decide together, by one sum over two numbers: whether anything about the step is
+not finite on any of them, and whether any was told to stop.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.utils import logging
+
+from ..video_decoding_cover import VideoDecodingError
+from .checkpoints import CheckpointWriter, newest_checkpoint
+from .preemption import StopSignals, TrainingPreempted
+from .resuming import ResumableTrainer
+
+
+logger = logging.get_logger(__name__)
+
+SKIPPED_STEPS = "skipped_steps.jsonl"
+
+
+class NonFiniteTrainingError(ValueError):
+    """Loss or gradient were not finite for so many steps in a row that training cannot be trusted to recover."""
+
+
+class TrainingOutOfMemoryError(RuntimeError):
+    """A step did not fit into memory."""
+
+
+class _EvaluationAbandonedError(Exception):
+    """An evaluation during training was told to stop."""
+
+
+class GuardedTrainer(ResumableTrainer):
+    """Skips optimizer steps whose loss or gradient is not finite, and writes a checkpoint when it is told to stop."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.stop_signals = StopSignals()
+        self._must_stop = False  # which all processes know
+        self._skipped_in_a_row = 0
+        self._skipped_since_log = 0
+        # Of the step that is being computed: whether each micro-step's loss was finite, on this process.
+        self._step_is_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
+        self._loss_before_step = torch.zeros((), device=self.args.device)
+        self.add_callback(_GuardCallback(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._must_stop, self._skipped_in_a_row, self._skipped_since_log = False, 0, 0
+        with self.stop_signals:
+            try:
+                return super().train(*args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                raise TrainingOutOfMemoryError(self._out_of_memory(error)) from error
+
+    def _out_of_memory(self, error: Exception) -> str:
+        args = self.args
+        return (
+            f"process {args.process_index} ran out of memory in step {self.state.global_step} with batches of "
+            f"{args.per_device_train_batch_size}: {error}. Halve per_device_train_batch_size and double "
+            "gradient_accumulation_steps, which changes no gradient, or set activation_checkpointing. "
+            f"{self._last_checkpoint()}"
+        )
+
+    def _last_checkpoint(self) -> str:
+        newest = newest_checkpoint(self.args.output_dir)
+        return f"The last checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+    # ---- Before the optimizer's step ----
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_is_finite &= torch.isfinite(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        """Trainer's last hook before the optimizer's step, and the one that knows the norm."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        is_finite, self._must_stop = self._decided(grad_norm)
+        if is_finite:
+            self._skipped_in_a_row = 0
+            self.step_is_taken()
+        else:
+            self._skip_step(model)
+        return grad_norm
+
+    def _decided(self, grad_norm: torch.Tensor | float) -> tuple[bool, bool]:
+        """Whether all is finite on every process, and whether any was told to stop."""
+        norm = torch.as_tensor(grad_norm, device=self.args.device)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        finite = self._step_is_finite & torch.isfinite(norm)
+        votes = torch.stack([(~finite).float(), torch.full_like(finite, self.stop_signals.received).float()])
+        not_finite, stop = self.accelerator.reduce(votes, reduction="sum").tolist()
+        return not_finite == 0, stop > 0
+
+    def step_begins(self) -> None:
+        """Called before the first batch of an optimizer step."""
+        self._step_is_finite.fill_(True)
+        self._loss_before_step.copy_(self._tr_loss)
+
+    def step_is_taken(self) -> None:
+        """Called before an optimizer step whose loss and gradient are finite."""
+
+    def _skip_step(self, model: nn.Module) -> None:
+        # An optimizer leaves alone what has no gradient: neither weights nor its own state change.
+        model.zero_grad(set_to_none=True)
+        self._tr_loss.copy_(self._loss_before_step)
+        self._skipped_in_a_row += 1
+        self._skipped_since_log += 1
+        step, most = self.state.global_step, self.args.max_skipped_steps
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / SKIPPED_STEPS
+            samples = self._samples_of_step(step)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "samples": samples}) + "\n")
+            logger.warning(f"step {step}: loss or gradient is not finite, skipped; its samples are in {path}")
+        if self._skipped_in_a_row >= most:
+            raise NonFiniteTrainingError(
+                f"loss or gradient were not finite in {self._skipped_in_a_row} steps in a row, up to step {step}: a lower "
+                "learning rate, a longer warm-up or gradient clipping may help; their samples are in "
+                f"{Path(self.args.output_dir) / SKIPPED_STEPS}. {self._last_checkpoint()}"
+            )
+
+    def _samples_of_step(self, step: int) -> list[dict[str, Any]]:
+        first = step * self.train_sampler.step_size
+        references = self.train_sampler.references(first)
+        samples = []
+        for _ in range(self.train_sampler.step_size):
+            reference = next(references)
+            try:
+                name = self.train_dataset.sample_name(reference)
+            except (VideoDecodingError, OSError) as error:
+                name = f"unknown: {error}"
+            samples.append({"position": reference.position, "dataset": reference.dataset, "sample": name})
+        return samples
+
+    # ---- Stopping ----
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._must_stop:
+            # The evaluation that may be due is for the run that goes on: see `evaluate_if_due`.
+            self.control.should_evaluate, self.control.should_save = False, True
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        except _EvaluationAbandonedError:
+            self._must_stop = True
+            self._save_checkpoint(self.model, None)
+        if self._must_stop:
+            checkpoint = CheckpointWriter(self.args.output_dir).path(self.state.global_step)
+            preempted = TrainingPreempted(checkpoint)
+            logger.warning(str(preempted))
+            raise preempted
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+        if self.is_in_train:
+            vote = torch.tensor([float(self.stop_signals.received)], device=self.args.device)
+            if self.accelerator.reduce(vote, reduction="sum").item():
+                raise _EvaluationAbandonedError
+        return super().prediction_step(*args, **kwargs)
+
+    def evaluate_if_due(self) -> None:
+        """Evaluate the checkpoint that a run goes on from, where the run that wrote it was stopped before it could."""
+        step, strategy = self.state.global_step, self.args.eval_strategy
+        passed = self.state.epoch if strategy == IntervalStrategy.EPOCH else step
+        due = (strategy == IntervalStrategy.STEPS and step % self.state.eval_steps == 0) or (
+            strategy == IntervalStrategy.EPOCH and step % self.steps_per_epoch == 0
+        )
+        evaluated = any(
+            entry["step"] == step and any(key.startswith("eval_") for key in entry) for entry in self.state.log_history
+        )
+        if step == 0 or not due or evaluated or passed < self.args.eval_delay:
+            return
+        try:
+            metrics = self._evaluate(None, None)
+        except _EvaluationAbandonedError:
+            raise TrainingPreempted(CheckpointWriter(self.args.output_dir).path(step)) from None
+        self._determine_best_metric(metrics=metrics, trial=None)
+        self._note_best(CheckpointWriter(self.args.output_dir))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(len(self.train_sampler) / self.train_sampler.step_size)
+
+
+class _GuardCallback(TrainerCallback):
+    def __init__(self, trainer: GuardedTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.step_begins()

@@ -1,0 +1,76 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Labels of a mixed batch: which predictions hit them, and label smoothing.
+
+Axes: R rows of a batch, L labels of a head.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from ..configuration_cover import CoverConfig
+from ..dataset_recipe import MULTI_LABEL
+
+
+Labels = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+def hits_of_heads(
+    config: CoverConfig, head_logits: Mapping[str, torch.Tensor], labels: Labels, head_ids: torch.Tensor
+) -> torch.Tensor:
+    """(heads,), the rows of each head whose label has the largest logit; of mixed samples, the label that is most of it.
+
+    A multi-label head has none. Nothing waits for the device to learn a shape.
+
+    Args:
+        head_logits: (R, L) of each head, for all rows.
+        labels, head_ids: as [`~modeling_cover.collate_clips`] makes them.
+    """
+    hits = []
+    for index, name in enumerate(config.head_names):
+        mask = head_ids == index
+        own = labels.get(name) if isinstance(labels, Mapping) else labels
+        if own is None or config.heads[name]["problem_type"] == MULTI_LABEL:
+            hits.append(torch.zeros_like(head_ids[:1]).sum())
+            continue
+        if isinstance(labels, Mapping):
+            own = own.argmax(dim=-1) if own.ndim == 2 else own
+            own = torch.full_like(head_ids, -1).masked_scatter(mask, own)
+        hits.append(((head_logits[name].argmax(dim=-1) == own) & mask).sum())
+    return torch.stack(hits)
+
+
+def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor, factor: float) -> dict:
+    """Each head's labels, of a single-label head as probabilities of which `factor` is spread over all of its labels.
+
+    It is what `label_smoothing` of [`torch.nn.functional.cross_entropy`] means. Labels of multi-label heads stay as they
+    are.
+    """
+    smoothed = {}
+    for index, name in enumerate(config.head_names):
+        if isinstance(labels, Mapping):
+            if name not in labels:
+                continue
+            own = labels[name]
+        else:
+            own = labels[head_ids == index]
+        if config.heads[name]["problem_type"] == MULTI_LABEL:
+            smoothed[name] = own
+            continue
+        num_labels = len(config.heads[name]["labels"])
+        if own.ndim == 1:
+            own = torch.nn.functional.one_hot(own, num_labels)
+        smoothed[name] = own.float() * (1 - factor) + factor / num_labels
+    return smoothed

@@ -1,0 +1,67 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Being told to stop: by a cluster that wants its machine back, or by `kill`."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# EX_TEMPFAIL of sysexits.h: try again later. A process that a signal has killed ends with 128 + its number instead.
+PREEMPTED_EXIT_CODE = 75
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class TrainingPreempted(SystemExit):
+    """Training was told to stop and has written a checkpoint; not caught, it ends the process with exit code 75."""
+
+    def __init__(self, checkpoint: str | os.PathLike):
+        super().__init__(PREEMPTED_EXIT_CODE)
+        self.checkpoint = checkpoint
+
+    def __str__(self) -> str:
+        return f"told to stop: {os.fspath(self.checkpoint)} is written, and the same command goes on from it"
+
+
+class StopSignals:
+    """While it is entered, SIGTERM and SIGUSR1 only set `received`."""
+
+    def __init__(self):
+        self.received = False
+        self._previous: dict[int, signal.Handlers] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.received = False
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received = True
+            # Not through the logger, whose lock the interrupted code may hold.
+            os.write(2, f"{signal.Signals(number).name}: a checkpoint will be written after this step\n".encode())
