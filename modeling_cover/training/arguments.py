@@ -53,6 +53,13 @@ class CoverTrainingArguments(TrainingArguments):
             "skipped_steps.jsonl; after so many in a row training stops."
         },
     )
+    restart_schedule: bool = field(
+        default=False,
+        metadata={
+            "help": "Take just the weights of resume_from_checkpoint, which may be of another recipe, and start the "
+            "schedule anew."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Skipped steps are not in the logged loss, so there is nothing to filter."},

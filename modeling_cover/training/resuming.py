@@ -32,6 +32,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from ..configuration_cover import CoverConfig
 from ..mixture import MixtureSampler
 from .checkpoints import (
     CheckpointError,
@@ -77,7 +78,11 @@ class ResumableTrainer(Trainer):
             CheckpointError: if the checkpoint is not whole or of another run, checkpoints cannot be written to
                 `output_dir`, or a new run would write among those of another.
         """
+        self._has_ended = False
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is not None and self.args.restart_schedule and checkpoint.parent != Path(self.args.output_dir):
+            self._take_weights(checkpoint)
+            checkpoint = None
         if checkpoint is not None:
             check_same_run(checkpoint, self.model.config, self.run_identity)
         if self.args.should_save:
@@ -104,6 +109,11 @@ class ResumableTrainer(Trainer):
 
     def _find_checkpoint(self, asked: str | os.PathLike | bool | None) -> Path | None:
         output_dir = self.args.output_dir
+        if self.args.restart_schedule:
+            if not isinstance(asked, str | os.PathLike) or asked == "auto":
+                raise CheckpointError("restart_schedule: say whose weights to take, with resume_from_checkpoint")
+            # The same command goes on from what it has written itself.
+            asked = newest_checkpoint(output_dir) or asked
         if asked is True or asked == "auto":
             newest = newest_checkpoint(output_dir)
             if newest is None and asked is True:
@@ -119,6 +129,26 @@ class ResumableTrainer(Trainer):
                 "with resume_from_checkpoint 'auto', or choose another output_dir"
             )
         return None
+
+    def _take_weights(self, checkpoint: Path) -> None:
+        """Start from the weights of another run: the encoder's, and those of heads that have the same labels."""
+        config = CoverConfig.from_pretrained(checkpoint)
+        same = {name for name, head in self.model.config.heads.items() if config.heads.get(name) == head}
+        weights = load_file(checkpoint / SAFE_WEIGHTS_NAME)
+        taken = {
+            name: weight
+            for name, weight in weights.items()
+            if not name.startswith("classifiers.") or name.split(".")[1] in same
+        }
+        own = self.model.state_dict()
+        different = [name for name in taken if name not in own or own[name].shape != taken[name].shape]
+        if missing := [name for name in own if name.startswith("cover.") and name not in taken] + different:
+            raise CheckpointError(f"{checkpoint}: its encoder is another than the recipe's: {missing[0]} differs")
+        self.model.load_state_dict({**own, **taken})
+        new = sorted(set(self.model.config.heads) - same)
+        logger.warning(
+            f"Weights taken from {checkpoint}, new heads: {', '.join(new) or 'none'}; a new schedule begins"
+        )
 
     # ---- Writing ----
 
@@ -209,6 +239,18 @@ class ResumableTrainer(Trainer):
         }
 
     # ---- Going on ----
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        # Early stopping, say. Trainer forgets it, and would train on.
+        self._has_ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer would take one more step.
+        if self._has_ended or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         weights = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)

@@ -1,0 +1,281 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs killed at random moments by SIGKILL, and started again by the same command until they end.
+
+    python tests/killed_runs.py [--runs 20] [--seed 0] [--processes 1]
+
+Each run trains a small model on a folder of clips and a stream of images, with dropout, and is killed some times: after a
+random time, and inside the writing of a checkpoint. It must end with the very weights of a run that was not stopped, and
+train on the same samples at each step. About 12 minutes on 2 CPU cores. `test_resuming.py` runs a few.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from clips import write_clip
+from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.quarantine import BadFilesRecipe
+from modeling_cover.recipe import ClipRecipe, Recipe
+from PIL import Image
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers import set_seed
+
+
+STEPS = 24
+STEPS_PER_CHECKPOINT = 3
+TIME_LIMIT = 120.0  # seconds a run may take that is not killed
+
+
+def write_data(folder: Path) -> None:
+    """Six clips in two classes, and twelve images in two Parquet files."""
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        path = folder / "videos" / f"class{index % 2}" / f"{index}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(path, rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    (folder / "videos" / "class0" / "2.mp4").write_bytes(b"no video")
+    (folder / "images").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    for shard in range(2):
+        images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(6)]
+        table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2] * 2}, features=features)
+        table.to_parquet(folder / "images" / f"{shard}.parquet")
+
+
+def build_recipe(folder: Path) -> Recipe:
+    return Recipe(
+        datasets=(
+            DatasetRecipe(
+                name="videos", format="class_folders", modality="video", splits={"train": str(folder / "videos")}
+            ),
+            DatasetRecipe(
+                name="images",
+                format="parquet",
+                modality="image",
+                splits={"train": str(folder / "images")},
+                streaming=True,
+                sizes={"train": 12},
+                shuffle_buffer=4,
+            ),
+        ),
+        clips=ClipRecipe(num_frames=2, image_size=16, short_side=20),
+        bad_files=BadFilesRecipe(max_share=0.5),
+        model={
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "patch_size": 8,
+            "hidden_dropout_prob": 0.1,
+            "drop_path_rate": 0.1,
+        },
+    )
+
+
+class RecordingTrainer(CoverTrainer):
+    """Writes down a digest of every batch it trains on, and of what it weighs."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        pixels = [hashlib.sha256(group.numpy().tobytes()).hexdigest()[:16] for group in inputs["pixel_values"]]
+        line = {"step": self.state.global_step, "pixels": pixels, "labels": inputs["labels"].tolist()}
+        with open(Path(self.args.output_dir) / f"trained-{self.args.process_index}.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def train(folder: Path, output_dir: Path, **options) -> RecordingTrainer:
+    """Train, or go on with training, as examples/cotrain.py does."""
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": STEPS,
+        "learning_rate": 0.01,
+        "optim": "adamw_torch",
+        "logging_steps": 4,
+        "save_steps": STEPS_PER_CHECKPOINT,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
+    set_seed(args.seed)
+    cotraining = prepare_cotraining(build_recipe(folder), args.seed, args.output_dir)
+    trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs)
+    trainer.train(resume_from_checkpoint="auto")
+    trainer.save_model(str(output_dir / "final"))
+    trainer.end()
+    return trainer
+
+
+def start(folder: Path, output_dir: Path, processes: int = 1, **options) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*(launcher if processes > 1 else []), __file__, "--child", str(folder), str(output_dir)]
+    return subprocess.Popen(
+        [sys.executable, *command, json.dumps(options)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=open(output_dir.with_suffix(".log"), "ab"),
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen, limit: float = TIME_LIMIT) -> bool:
+    """Whether a condition came true before the process ended."""
+    end = time.monotonic() + limit
+    while process.poll() is None and time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return condition()
+
+
+def kill(process: subprocess.Popen) -> None:
+    """All of its processes at once, as a machine that loses its power."""
+    # Workers of torchrun are in sessions of their own.
+    children = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout.split()
+    parents = dict(zip(map(int, children[::2]), map(int, children[1::2]), strict=True))
+    doomed = {process.pid}
+    while grown := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+        doomed |= grown
+    for pid in doomed:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def kill_at_random(process: subprocess.Popen, output_dir: Path, rng: random.Random) -> str:
+    """Kill a run at a random moment; returns what it was doing."""
+    trained = output_dir / "trained-0.jsonl"
+    before = trained.stat().st_size if trained.exists() else 0
+
+    def has_trained() -> bool:
+        return trained.exists() and trained.stat().st_size > before
+
+    def is_writing() -> bool:
+        return any(path.name.startswith(".incomplete-checkpoint") for path in output_dir.glob(".incomplete-*"))
+
+    moment = rng.choice(["training", "training", "writing", "starting"])
+    if moment == "starting":
+        time.sleep(rng.uniform(0, 5))
+    elif moment == "writing":
+        wait_for(is_writing, process)
+        time.sleep(rng.uniform(0, 0.02))
+    elif wait_for(has_trained, process):
+        time.sleep(rng.uniform(0, 1.0))
+    if process.poll() is not None:
+        return "at its end"
+    moment = "writing a checkpoint" if is_writing() else moment
+    kill(process)
+    return moment
+
+
+def trained_batches(output_dir: Path, processes: int = 1) -> dict[tuple[int, int], set[str]]:
+    """What each process trained on at each step, in all attempts: one batch, if it was always the same."""
+    found = {}
+    for process in range(processes):
+        for line in (output_dir / f"trained-{process}.jsonl").read_text().splitlines():
+            if line.endswith("}"):  # the last line of an attempt may be cut
+                found.setdefault((process, json.loads(line)["step"]), set()).add(line)
+    return found
+
+
+def faults_of(output_dir: Path, whole: Path, processes: int = 1) -> list[str]:
+    """How a run differs from the one that was not stopped."""
+    faults = []
+    weights, expected = load_file(output_dir / "final/model.safetensors"), load_file(whole / "final/model.safetensors")
+    if different := [name for name in expected if not torch.equal(weights[name], expected[name])]:
+        faults.append(f"{len(different)} weights differ, the first is {different[0]}")
+    batches, expected = trained_batches(output_dir, processes), trained_batches(whole, processes)
+    return faults + [
+        f"process, step {key}: trained on {batches.get(key)}, expected {expected.get(key)}"
+        for key in sorted({*batches, *expected})
+        if batches.get(key) != expected.get(key)
+    ]
+
+
+def run_killed(folder: Path, output_dir: Path, kills: int, rng: random.Random, processes: int = 1) -> list[str]:
+    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed."""
+    output_dir.mkdir()
+    moments = []
+    for _ in range(kills):
+        # The number of workers may differ: it changes nothing.
+        process = start(folder, output_dir, processes, dataloader_num_workers=rng.choice([0, 2]))
+        moments.append(kill_at_random(process, output_dir, rng))
+        if process.returncode == 0:
+            return moments
+    finish(start(folder, output_dir, processes), output_dir)
+    return moments
+
+
+def finish(process: subprocess.Popen, output_dir: Path) -> None:
+    if process.wait(TIME_LIMIT) != 0:
+        log = output_dir.with_suffix(".log").read_text()
+        raise RuntimeError(f"exit code {process.returncode}\n{log[-3000:]}")
+
+
+def run_whole(folder: Path, output_dir: Path, processes: int = 1) -> Path:
+    """The run that is not stopped."""
+    output_dir.mkdir()
+    finish(start(folder, output_dir, processes), output_dir)
+    return output_dir
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    failed = 0
+    try:
+        write_data(folder)
+        whole = run_whole(folder, folder / "whole", arguments.processes)
+        for number in tqdm(range(arguments.runs)):
+            rng = random.Random(f"{arguments.seed} {number}")
+            output_dir = folder / f"run{number}"
+            moments = run_killed(folder, output_dir, rng.choice([1, 2, 3]), rng, arguments.processes)
+            faults = faults_of(output_dir, whole, arguments.processes)
+            failed += bool(faults)
+            tqdm.write(f"run {number}: killed {', '.join(moments)}: {'; '.join(faults) or 'identical'}")
+    finally:
+        shutil.rmtree(folder)
+    print(f"{arguments.runs - failed} of {arguments.runs} runs ended as the one that was not stopped")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        train(Path(sys.argv[2]), Path(sys.argv[3]), **json.loads(sys.argv[4]))
+    else:
+        main()

@@ -1,0 +1,299 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints that are whole or not there, and runs that go on from them as if they had not been stopped."""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from killed_runs import build_recipe, faults_of, run_killed, run_whole, start, train, wait_for, write_data
+from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover.recipe import Recipe
+from modeling_cover.training.checkpoints import (
+    CheckpointError,
+    CheckpointWriter,
+    checkpoints_in,
+    newest_checkpoint,
+    what_is_missing,
+)
+from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE, TrainingPreempted
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    """The folder of a run that was not stopped."""
+    return run_whole(folder, folder / "whole")
+
+
+def make_trainer(folder: Path, output_dir: Path, recipe=None, **options) -> CoverTrainer:
+    defaults = {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 3, "report_to": "none"}
+    args = CoverTrainingArguments(str(output_dir), use_cpu=True, disable_tqdm=True, **(defaults | options))
+    torch.manual_seed(0)
+    cotraining = prepare_cotraining(recipe or build_recipe(folder), args.seed, args.output_dir)
+    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+
+
+def with_validation(recipe: Recipe) -> Recipe:
+    """The recipe with its videos evaluated as well."""
+    videos, images = recipe.datasets
+    videos = dataclasses.replace(videos, splits={**videos.splits, "validation": videos.splits["train"]})
+    return dataclasses.replace(recipe, datasets=(videos, images))
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> Path:
+    """The folder of a run of 6 steps, with checkpoints at 3 and 6."""
+    make_trainer(folder, folder / "finished").train()
+    return folder / "finished"
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+class TestKilledRuns:
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed):
+        run = folder / f"killed{seed}"
+        run_killed(folder, run, kills=2, rng=random.Random(seed))
+        assert faults_of(run, whole) == []
+
+    def test_one_that_has_ended_trains_no_more(self, folder, whole):
+        before = (whole / "trained-0.jsonl").read_text()
+        train(folder, whole)
+        assert (whole / "trained-0.jsonl").read_text() == before
+        assert newest_checkpoint(whole).name == "checkpoint-24"
+
+    def test_nothing_is_left_of_what_was_half_written(self, folder, whole):
+        for name in (".incomplete-checkpoint-9", ".removed-checkpoint-3-0"):
+            (whole / name).mkdir()
+        train(folder, whole)
+        assert [path.name for path in whole.iterdir() if path.name.startswith(".")] == []
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_one_that_is_told_to_stop_writes_a_checkpoint_and_the_same_command_goes_on_from_it(
+        self, folder, whole, number
+    ):
+        run = folder / f"stopped{number}"
+        run.mkdir()
+        process = start(folder, run, save_steps=1000)
+        trained = run / "trained-0.jsonl"
+        assert wait_for(lambda: trained.exists() and len(trained.read_text().splitlines()) > 4, process)
+        process.send_signal(number)
+        assert process.wait(30) == PREEMPTED_EXIT_CODE
+        steps = int(newest_checkpoint(run).name.removeprefix("checkpoint-"))
+        assert steps == len(trained.read_text().splitlines())
+        assert start(folder, run, save_steps=1000).wait(60) == 0
+        assert faults_of(run, whole) == []
+
+
+class TestBeingToldToStop:
+    def test_an_evaluation_that_is_cut_short_is_made_up_for(self, folder, tmp_path):
+        options = {
+            "recipe": with_validation(build_recipe(folder)),
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "per_device_eval_batch_size": 2,
+        }
+        expected = make_trainer(folder, tmp_path / "whole", **options)
+        expected.train()
+
+        class StopsInTheSecondEvaluation(TrainerCallback):
+            def on_prediction_step(self, args, state, control, **kwargs):
+                if state.global_step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        stopped = make_trainer(folder, tmp_path / "stopped", **options)
+        stopped.add_callback(StopsInTheSecondEvaluation())
+        with pytest.raises(TrainingPreempted, match="checkpoint-4 is written"):
+            stopped.train()
+        resumed = make_trainer(folder, tmp_path / "stopped", **options)
+        resumed.train(resume_from_checkpoint="auto")
+
+        def evaluations(trainer):
+            kept = [entry for entry in trainer.state.log_history if "eval_videos_top1" in entry]
+            return [(entry["step"], entry["eval_videos_top1"], entry["eval_videos_loss"]) for entry in kept]
+
+        assert [step for step, *_ in evaluations(resumed)] == [2, 4, 6]
+        assert evaluations(resumed) == evaluations(expected)
+
+    def test_signals_are_what_they_were_after_training(self, folder, tmp_path):
+        before = signal.getsignal(signal.SIGTERM)
+        make_trainer(folder, tmp_path).train()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+class TestCheckpoints:
+    def test_each_is_a_model_and_all_else_that_a_run_needs_without_a_pickle(self, finished):
+        model = CoverForVideoClassification.from_pretrained(finished / "checkpoint-6")
+        assert model.config.head_names == ["images", "videos"]
+        names = {file.name for file in (finished / "checkpoint-6").rglob("*") if file.is_file()}
+        assert {"state.json", "optimizer.safetensors", "rng.safetensors", "quarantine.jsonl"} <= names
+        assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+    @pytest.mark.parametrize(
+        ("damage", "fault"),
+        [
+            (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
+            (lambda path: os.truncate(path / "training_state/optimizer.safetensors", 100), "has 100 bytes, expected"),
+            (lambda path: (path / "training_state/state.json").unlink(), "state.json cannot be read"),
+            (lambda path: os.truncate(path / "training_state/state.json", 50), "state.json cannot be read"),
+        ],
+    )
+    def test_one_that_is_damaged_is_left_aside(self, folder, run, damage, fault, caplog):
+        damage(run / "checkpoint-6")
+        assert newest_checkpoint(run) == run / "checkpoint-3"
+        assert fault in caplog.text
+        with pytest.raises(CheckpointError, match=f"checkpoint-6 is no whole checkpoint: .*{fault}"):
+            make_trainer(folder, run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
+        trainer = make_trainer(folder, run)
+        trainer.train(resume_from_checkpoint="auto")
+        assert what_is_missing(run / "checkpoint-6") is None
+
+    def test_the_oldest_go_and_never_the_newest_nor_the_best(self, tmp_path):
+        writer = CheckpointWriter(tmp_path)
+        for step in (2, 10, 4, 6):
+            writer.path(step).mkdir()
+        writer.keep(2, best=writer.path(2))
+        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10", "checkpoint-2"]
+        writer.keep(1, best=writer.path(2))
+        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10", "checkpoint-2"]
+        writer.keep(1)
+        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10"]
+
+    def test_early_stopping_goes_on_counting_and_what_it_has_stopped_stays_so(self, folder, tmp_path):
+        recipe = with_validation(build_recipe(folder))
+        options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0, "max_steps": 9}
+        options |= {"load_best_model_at_end": True, "save_total_limit": 9}
+
+        def trained(output_dir: Path) -> int:
+            trainer = make_trainer(folder, output_dir, recipe, **options)
+            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=3))
+            trainer.train(resume_from_checkpoint="auto")
+            return trainer.state.global_step
+
+        assert trained(tmp_path) == 4  # the first is the best: nothing gets better
+        assert trained(tmp_path) == 4
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        assert trained(tmp_path) == 4
+
+    def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(self, folder, run):
+        """The limit on the size of a file stands in for the disk: the write fails just so."""
+        script = (
+            "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+            "from test_resuming import make_trainer\n"
+            "trainer = make_trainer(Path(sys.argv[2]), Path(sys.argv[3]), max_steps=9)\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+            "trainer.train(resume_from_checkpoint='auto')\n"
+        )
+        finished = subprocess.run(
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(folder), str(run)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert finished.returncode == 1
+        assert "checkpoint-9 cannot be written" in finished.stderr
+        assert f"The last whole checkpoint is {run / 'checkpoint-6'}." in finished.stderr
+        assert newest_checkpoint(run) == run / "checkpoint-6"
+        assert not list(run.glob(".incomplete-*"))
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "differences"),
+        [
+            ({"seed": 1}, ["seed: 42 in the checkpoint, 1 now"]),
+            (
+                {"per_device_train_batch_size": 6},
+                [r"rows of an optimizer step: 4 in the checkpoint, 6 now \(per_device_train_batch_size x"],
+            ),
+        ],
+    )
+    def test_a_checkpoint_of_another_run_is_refused_with_what_differs(self, folder, run, options, differences):
+        with pytest.raises(CheckpointError) as error:
+            make_trainer(folder, run, **options).train(resume_from_checkpoint="auto")
+        for difference in ["is of another run", "restart_schedule", *differences]:
+            assert error.match(difference)
+
+    def test_so_is_one_with_other_heads_and_data(self, folder, run):
+        recipe = build_recipe(folder)
+        more = dataclasses.replace(recipe.datasets[0], name="more")
+        fewer = dataclasses.replace(recipe.datasets[1], sizes={"train": 11})
+        changed = dataclasses.replace(recipe, datasets=(more, fewer))
+        with pytest.raises(CheckpointError) as error:
+            make_trainer(folder, run, changed).train(resume_from_checkpoint="auto")
+        for difference in (
+            "heads: 'more' is not in the checkpoint",
+            "heads: 'videos' is only in the checkpoint",
+            "data sets: 'more' is not in the checkpoint",
+            "data set 'images': 12 rows in the checkpoint, 11 now",
+        ):
+            assert error.match(difference)
+
+    def test_its_weights_may_be_taken_and_the_schedule_started_anew(self, folder, run, tmp_path):
+        recipe = build_recipe(folder)
+        more = dataclasses.replace(recipe.datasets[0], name="more")
+        changed = dataclasses.replace(recipe, datasets=(recipe.datasets[1], more))
+        options = {"restart_schedule": True, "learning_rate": 0.0, "max_steps": 3}
+        trainer = make_trainer(folder, tmp_path / "new", changed, **options)
+        heads = {name: weight.clone() for name, weight in trainer.model.classifiers["more"].state_dict().items()}
+        trainer.train(resume_from_checkpoint=run / "checkpoint-6")
+        assert trainer.state.global_step == 3
+        old = CoverForVideoClassification.from_pretrained(run / "checkpoint-6").state_dict()
+        for name, weight in trainer.model.state_dict().items():
+            expected = heads[name.split(".")[-1]] if name.startswith("classifiers.more") else old[name]
+            assert torch.equal(weight, expected), name
+        # The same command goes on from its own checkpoints.
+        again = make_trainer(folder, tmp_path / "new", changed, **(options | {"max_steps": 4}))
+        again.train(resume_from_checkpoint=run / "checkpoint-6")
+        assert again._initial_global_step == 3
+
+    def test_restarting_needs_weights_and_a_folder_of_its_own(self, folder, run):
+        with pytest.raises(CheckpointError, match="say whose weights to take"):
+            make_trainer(folder, run, restart_schedule=True).train(resume_from_checkpoint="auto")
+        trainer = make_trainer(folder, run, restart_schedule=True, seed=1)
+        with pytest.raises(CheckpointError, match="in an output_dir of its own"):
+            trainer.train(resume_from_checkpoint=str(run / "checkpoint-6"))
+
+    def test_a_new_run_among_the_checkpoints_of_another_is_refused(self, folder, run):
+        with pytest.raises(CheckpointError, match="has checkpoints of an earlier run, such as checkpoint-6"):
+            make_trainer(folder, run).train()
+
+    def test_true_asks_for_a_checkpoint_that_there_is(self, folder, tmp_path):
+        with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+            make_trainer(folder, tmp_path).train(resume_from_checkpoint=True)
+
+    def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_trained(self, folder, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(CheckpointError, match=r"output_dir .*file/run: checkpoints cannot be written there"):
+            make_trainer(folder, tmp_path / "file" / "run")
