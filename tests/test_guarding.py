@@ -1,0 +1,155 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Steps that are not finite: skipped by all processes together, written down, and too many of them the end."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from killed_runs import build_recipe, write_data
+from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover.training.guarding import NonFiniteTrainingError, TrainingOutOfMemoryError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+class PoisonedTrainer(CoverTrainer):
+    """In the steps of `poisoned`, the loss or the gradient is not finite."""
+
+    poisoned: dict[int, str] = {}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        kind = self.poisoned.get(self.state.global_step)
+        if kind == "loss":
+            return loss * math.nan
+        if kind == "gradient":
+            return _InfiniteGradient.apply(loss)
+        if kind == "memory":
+            raise torch.OutOfMemoryError("no room for 3 GiB")
+        return loss
+
+
+class _InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * math.inf
+
+
+def make_trainer(folder: Path, output_dir: Path, poisoned: dict[int, str], **options) -> PoisonedTrainer:
+    defaults = {"max_steps": 6, "learning_rate": 0.01, "logging_steps": 3, "save_steps": 2, "report_to": "none"}
+    args = CoverTrainingArguments(
+        str(output_dir), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, **(defaults | options)
+    )
+    torch.manual_seed(0)
+    cotraining = prepare_cotraining(build_recipe(folder), args.seed, args.output_dir)
+    trainer = PoisonedTrainer(args=args, **cotraining.trainer_kwargs)
+    trainer.poisoned = poisoned
+    return trainer
+
+
+def trained(*args, **options) -> PoisonedTrainer:
+    trainer = make_trainer(*args, **options)
+    trainer.train()
+    return trainer
+
+
+def weights(trainer: CoverTrainer) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+class TestASkippedStep:
+    @pytest.mark.parametrize("kind", ["loss", "gradient"])
+    @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+    def test_it_changes_neither_weights_nor_the_optimizer_and_training_goes_on(
+        self, folder, tmp_path, kind, max_grad_norm
+    ):
+        before, after = (
+            trained(folder, tmp_path / str(steps), {2: kind}, max_steps=steps, lr_scheduler_type="constant")
+            for steps in (2, 3)
+        )
+        for name, weight in weights(after).items():
+            assert torch.equal(weight, weights(before)[name]), name
+        moments = [list(trainer.optimizer.optimizer.state.values()) for trainer in (before, after)]
+        for old, new in zip(*moments, strict=True):
+            assert all(torch.equal(old[key], new[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+        onward = make_trainer(folder, tmp_path / "6", {2: kind}, max_grad_norm=max_grad_norm)
+        onward.train()
+        assert onward.state.global_step == 6
+        assert all(weight.isfinite().all() for weight in weights(onward).values())
+        assert not torch.equal(
+            weights(onward)["classifiers.videos.weight"], weights(before)["classifiers.videos.weight"]
+        )
+
+    def test_its_samples_are_written_down_by_name(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, {2: "loss"})
+        trainer.train()
+        (line,) = (tmp_path / "skipped_steps.jsonl").read_text().splitlines()
+        entry = json.loads(line)
+        assert entry["step"] == 2
+        assert [sample["position"] for sample in entry["samples"]] == [8, 9, 10, 11]
+        references = [reference for _, reference in zip(range(12), trainer.train_sampler.references(), strict=False)]
+        assert [sample["dataset"] for sample in entry["samples"]] == [row.dataset for row in references[8:]]
+        names = {sample["sample"] for sample in entry["samples"] if sample["dataset"] == "videos"}
+        assert names <= {str(path) for path in (folder / "videos").rglob("*.mp4")}
+        assert not any("2.mp4" in name for name in names)  # which cannot be decoded: another stood in for it
+
+    def test_the_log_has_the_mean_of_the_others_and_their_number(self, folder, tmp_path):
+        plain = make_trainer(folder, tmp_path / "plain", {}, max_steps=2, logging_steps=2)
+        plain.train()
+        trainer = make_trainer(folder, tmp_path / "poisoned", {2: "loss"}, max_steps=3)
+        trainer.train()
+        (expected,) = [entry for entry in plain.state.log_history if "loss" in entry]
+        (logged,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert logged["skipped_steps"] == 1
+        assert logged["videos_loss"] == pytest.approx(expected["videos_loss"])
+        assert logged["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+    def test_it_counts_as_a_step_of_the_schedule(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, {2: "loss"}, save_steps=3, max_steps=4)
+        trainer.train()
+        resumed = make_trainer(folder, tmp_path, {}, save_steps=3, max_steps=4)
+        (tmp_path / "checkpoint-4" / "training_state" / "state.json").unlink()
+        resumed.train(resume_from_checkpoint="auto")
+        for name, weight in weights(trainer).items():
+            assert torch.equal(weight, weights(resumed)[name]), name
+
+
+class TestTheEnd:
+    def test_too_many_in_a_row_stop_it_and_name_the_last_checkpoint(self, folder, tmp_path):
+        trainer = make_trainer(
+            folder, tmp_path, {3: "loss", 4: "gradient", 5: "loss"}, max_skipped_steps=3, max_steps=9
+        )
+        with pytest.raises(NonFiniteTrainingError, match=r"in 3 steps in a row, up to step 5: (.|\n)*checkpoint-4"):
+            trainer.train()
+
+    def test_others_in_between_begin_the_count_anew(self, folder, tmp_path):
+        poisoned = {1: "loss", 2: "loss", 4: "loss", 5: "loss"}
+        make_trainer(folder, tmp_path, poisoned, max_skipped_steps=3).train()
+
+    def test_out_of_memory_says_what_to_do_and_names_the_last_checkpoint(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, {5: "memory"})
+        with pytest.raises(TrainingOutOfMemoryError, match=r"in step 5 with batches of 4: no room.*checkpoint-4"):
+            trainer.train()
