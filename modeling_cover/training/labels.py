@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Labels of a mixed batch: which predictions hit them, and label smoothing.
+"""Labels: which predictions hit them, label smoothing, and the loss of each row.
 
 Axes: R rows of a batch, L labels of a head.
 """
@@ -19,6 +19,7 @@ Axes: R rows of a batch, L labels of a head.
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from ..configuration_cover import CoverConfig
 from ..dataset_recipe import MULTI_LABEL
@@ -71,6 +72,19 @@ def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor,
             continue
         num_labels = len(config.heads[name]["labels"])
         if own.ndim == 1:
-            own = torch.nn.functional.one_hot(own, num_labels)
+            own = nn.functional.one_hot(own, num_labels)
         smoothed[name] = own.float() * (1 - factor) + factor / num_labels
     return smoothed
+
+
+def row_losses(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(R,), the loss of each row of the head `name`: [`~modeling_cover.head_losses_cover.head_loss`] is their mean.
+
+    Args:
+        logits: (R, L).
+        labels: (R,), or (R, L) of a multi-label head.
+    """
+    if config.heads[name]["problem_type"] == MULTI_LABEL:
+        losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+        return losses.mean(dim=-1)
+    return nn.functional.cross_entropy(logits.float(), labels, reduction="none")

@@ -18,23 +18,21 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data import EVALUATED, CoTrainingDataset, EvaluationDataset, collate_clips
+from ..data import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
 from ..dataset_recipe import MULTI_LABEL
 from ..evaluation import compute_metrics, metric_inputs, readable_rows
-from ..head_losses_cover import head_loss
 from ..mixture import MixtureSampler, MixtureSchedule
 from ..modeling_cover import CoverForVideoClassification
 from ..video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
 from .guarding import GuardedTrainer
-from .labels import hits_of_heads, smoothed_labels
+from .labels import hits_of_heads, row_losses, smoothed_labels
 
 
 class _MixtureCallback(TrainerCallback):
@@ -176,8 +174,8 @@ class CoverTrainer(GuardedTrainer):
         self._step_sums = torch.zeros_like(self._logged_sums)
         self._config = model.config
         self._pixel_processor = made_with or self.processing_class
-        # Of an evaluation, on this process: rows that could be read, and all.
-        self._evaluated = torch.zeros(2, dtype=torch.long, device=args.device)
+        # Of an evaluation: the sum of losses of the rows that could be read, and their number.
+        self._evaluated = torch.zeros(2, dtype=torch.float64, device=args.device)
         self.has_begun = False  # to train or to evaluate
         self.start_the_clock()
         if train_dataset is not None:
@@ -262,8 +260,7 @@ class CoverTrainer(GuardedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """This batch's part of the loss of its optimizer step; in evaluation, what its rows that could be decoded add to
-        the mean over all rows of the batch.
+        """This batch's part of the loss of its optimizer step; in evaluation, the mean over its rows that could be decoded.
 
         `inputs` is a batch of `collate_clips`, `num_items_in_batch` (heads,) the rows of each head in the step.
         """
@@ -289,13 +286,15 @@ class CoverTrainer(GuardedTrainer):
     def _evaluation_loss(
         self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor, head: str
     ) -> tuple[torch.Tensor, Any]:
-        """The loss of the rows that could be decoded, divided by the number of all."""
-        outputs, readable = model(pixel_values, head=head), readable_rows(labels)
-        self._evaluated += torch.stack([readable.sum(), torch.full_like(readable.sum(), len(labels))])
-        if not readable.any():
-            return outputs.logits.sum() * 0, outputs
-        loss = head_loss(self._config, head, outputs.logits[readable], labels[readable])
-        return loss * readable.sum() / len(labels), outputs
+        """The mean loss of the rows that could be decoded; 0 if there are none."""
+        outputs = model(pixel_values, head=head)
+        readable = readable_rows(labels)
+        losses = row_losses(self._config, head, outputs.logits, labels.masked_fill(labels == UNREADABLE, 0))
+        losses = torch.stack([losses.masked_fill(~readable, 0), readable.to(losses)], dim=1)
+        # Rows that only fill up the last batch of a process do not count.
+        self._evaluated += self.accelerator.gather_for_metrics(losses).double().sum(dim=0)
+        total, rows = losses.sum(dim=0)
+        return total / rows.clamp(min=1), outputs
 
     def evaluation_loop(
         self,
@@ -309,13 +308,10 @@ class CoverTrainer(GuardedTrainer):
             self._forget_unreadable(dataloader.dataset)
         self._evaluated.zero_()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        # `_evaluation_loss` divides by all rows, so that batches add up; only now is it known how many could be read.
-        if isinstance(output.label_ids, np.ndarray):
-            readable, rows = readable_rows(output.label_ids).sum(), len(output.label_ids)
-        else:  # not gathered; on several processes, rows that fill up the last batch count twice
-            readable, rows = self.accelerator.reduce(self._evaluated, reduction="sum").tolist()
         if (loss := f"{metric_key_prefix}_loss") in output.metrics:
-            output.metrics[loss] *= rows / max(1, readable)
+            # Trainer's is a mean of batches, whichever rows of them could be read.
+            total, rows = self._evaluated.tolist()
+            output.metrics[loss] = total / max(1, rows)
         return output
 
     def _forget_unreadable(self, dataset: torch.utils.data.Dataset) -> None:

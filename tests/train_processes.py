@@ -11,8 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Started by test_trainer.py on two processes: one step, each with half of the rows of its single-process twin, and an
-evaluation."""
+"""Started by test_trainer.py on several processes: one step, each with a part of the rows of its single-process twin, and
+an evaluation."""
 
 import json
 import sys
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
-from test_trainer import MODEL, make_trainer, weights
+from test_trainer import MODEL, logged_and_evaluated, make_trainer, weights
 
 
-def main(recipe_path: str, output: str, options: str) -> None:
+def main(recipe_path: str, output: str, options: str, processes: str) -> None:
     folders = json.loads(Path(recipe_path).read_text())
     modalities, loss_weights = {"videos": "video", "images": "image"}, {"videos": 1.0, "images": 0.5}
     recipe = Recipe(
@@ -43,10 +43,10 @@ def main(recipe_path: str, output: str, options: str) -> None:
     trainer = make_trainer(recipe, Path(output).parent, **json.loads(options))
     before = weights(trainer.model)
     trainer.train()
-    metrics = trainer.evaluate()
+    metrics = logged_and_evaluated(trainer)
     if trainer.args.process_index == 0:
-        if trainer.accelerator.num_processes != 2:
-            raise RuntimeError(f"expected two processes, got {trainer.accelerator.num_processes}")
+        if trainer.accelerator.num_processes != int(processes):
+            raise RuntimeError(f"expected {processes} processes, got {trainer.accelerator.num_processes}")
         after = weights(trainer.model)
         torch.save({name: after[name] - before[name] for name in after}, output)
         Path(output).with_suffix(".json").write_text(json.dumps(metrics))
