@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from ..checks import check_choice, check_number, check_positive
+from .parameter_groups import TRAINED_PARTS
+
 
 LOSS_REDUCTIONS = ("per_dataset", "per_sample")
 
@@ -46,6 +49,34 @@ class CoverTrainingArguments(TrainingArguments):
         default=0.1, metadata={"help": "What learning_rate_drop_epochs multiply the learning rate by."}
     )
 
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "The learning rate of a layer is this times that of the layer above it; of the last layer, this times "
+            "learning_rate, and of the embeddings the least."
+        },
+    )
+    new_parameters_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "The learning rate of what an image checkpoint does not bring: temporal attention, time embeddings "
+            "and heads. Layer decay leaves it as it is. By default they have the same as the others."
+        },
+    )
+    trained_part: str = field(
+        default="all",
+        metadata={
+            "help": "'all', or just 'heads' or 'temporal_and_heads'; the rest keeps its weights.",
+            "choices": TRAINED_PARTS,
+        },
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights with this decay, such as 0.9999; in "
+            "the first updates, less."
+        },
+    )
     max_skipped_steps: int = field(
         default=10,
         metadata={
@@ -77,6 +108,13 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
         if not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"label_smoothing_factor must be from 0 to below 1, got {self.label_smoothing_factor}")
+        for name in ("layer_decay", "learning_rate_drop_factor"):
+            check_positive(name, getattr(self, name))
+        if self.new_parameters_learning_rate is not None:
+            check_number("new_parameters_learning_rate", self.new_parameters_learning_rate)
+        check_choice("trained_part", self.trained_part, TRAINED_PARTS)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to below 1, got {self.ema_decay}")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
         constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
@@ -105,5 +143,3 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError(
                 "auto_find_batch_size: which samples a process reads follows from the batch size, so set it"
             )
-        if self.learning_rate_drop_factor <= 0:
-            raise ValueError(f"learning_rate_drop_factor must be positive, got {self.learning_rate_drop_factor}")

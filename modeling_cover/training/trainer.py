@@ -31,8 +31,9 @@ from ..modeling_cover import CoverForVideoClassification
 from ..video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
-from .guarding import GuardedTrainer
 from .labels import hits_of_heads, row_losses, smoothed_labels
+from .parameter_groups import freeze_all_but, parameter_groups
+from .weight_average import AveragingTrainer
 
 
 class _MixtureCallback(TrainerCallback):
@@ -94,7 +95,7 @@ def _processor_of(
     return made[0].processor if made else None
 
 
-class CoverTrainer(GuardedTrainer):
+class CoverTrainer(AveragingTrainer):
     """A Trainer of one model on a mixture of data sets.
 
     The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
@@ -158,6 +159,7 @@ class CoverTrainer(GuardedTrainer):
             check_writable(args.output_dir)
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
+        freeze_all_but(model, args.trained_part)
         kwargs.setdefault("data_collator", collate_clips)
         made_with = _processor_of(train_dataset, eval_dataset)
         kwargs.setdefault("processing_class", made_with)
@@ -204,6 +206,7 @@ class CoverTrainer(GuardedTrainer):
         self._step_sums.zero_()
 
     def step_is_taken(self) -> None:
+        super().step_is_taken()
         self._logged_sums += self._step_sums
 
     def get_batch_samples(
@@ -383,6 +386,20 @@ class CoverTrainer(GuardedTrainer):
         untrained = set(self.head_names) - set(trained)
         prefixes = tuple(f"classifiers.{name}." for name in untrained)
         return [name for name in super().get_decay_parameter_names(model) if not name.startswith(prefixes)]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        decaying = self.get_decay_parameter_names(model)
+        groups = parameter_groups(model, self._config.num_hidden_layers, self.args, decaying)
+        # Optimizers that choose their parameters themselves have put them there.
+        self.optimizer_cls_and_kwargs = optimizer_class, {"params": groups, **options}
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = None
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -1,0 +1,89 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which parameters are trained, at which learning rate, and which of them decay."""
+
+from collections.abc import Container, Iterator
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..modeling_cover import CoverForVideoClassification
+
+
+TRAINED_PARTS = ("all", "heads", "temporal_and_heads")
+
+# Of all clips alike, and small: decay would pull them to zero.
+_EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
+
+
+class Rates(Protocol):
+    """The training arguments that matter here."""
+
+    learning_rate: float
+    weight_decay: float
+    layer_decay: float
+    new_parameters_learning_rate: float | None
+
+
+def is_new(name: str) -> bool:
+    """Whether an image checkpoint does not bring a parameter: those of temporal attention and of heads."""
+    return name.startswith("classifiers.") or ".temporal_" in name or name.endswith(".time_embeddings")
+
+
+def freeze_all_but(model: CoverForVideoClassification, part: str) -> None:
+    """Leave only a part of the model to be trained, one of `TRAINED_PARTS`; what is frozen already stays so."""
+    for name, parameter in model.named_parameters():
+        is_head = name.startswith("classifiers.")
+        trained = {"all": True, "heads": is_head, "temporal_and_heads": is_new(name)}[part]
+        parameter.requires_grad_(parameter.requires_grad and trained)
+
+
+def depth(name: str, num_layers: int) -> int:
+    """How far from the input a parameter is: 0 for embeddings, then 1 for the first layer; what follows the last layer
+    comes after it."""
+    if ".embeddings." in name:
+        return 0
+    if ".layers." in name:
+        return 1 + int(name.split(".layers.")[1].split(".")[0])
+    return num_layers + 1
+
+
+def learning_rate(name: str, num_layers: int, rates: Rates) -> float:
+    """Of one parameter, at the peak of the schedule.
+
+    Layer-wise decay is for what was trained before: it leaves parameters with a learning rate of their own alone.
+    """
+    if is_new(name) and rates.new_parameters_learning_rate is not None:
+        return rates.new_parameters_learning_rate
+    return rates.learning_rate * rates.layer_decay ** (num_layers + 1 - depth(name, num_layers))
+
+
+def parameter_groups(
+    model: nn.Module, num_layers: int, rates: Rates, decaying: Container[str]
+) -> list[dict[str, Any]]:
+    """The groups that an optimizer takes, one for each learning rate and weight decay.
+
+    Args:
+        decaying: names of the parameters that decay; embeddings never do.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in _trained(model):
+        decays = name in decaying and name.split(".")[-1] not in _EMBEDDINGS
+        key = (learning_rate(name, num_layers, rates), rates.weight_decay if decays else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,174 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An exponential moving average of the weights, which is what is evaluated and saved.
+
+    average <- decay * average + (1 - decay) * weights       after each optimizer step that is taken
+
+In a checkpoint, model.safetensors holds the average, the model whose accuracy is in the log; the weights that training
+goes on with are in training_state/weights.safetensors.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .checkpoints import TRAINING_STATE, read_state
+from .guarding import GuardedTrainer
+
+
+_WEIGHTS = "weights"
+
+
+class WeightAverage:
+    """The average of the parameters of a model that are trained.
+
+    Args:
+        model: whose weights it starts from; where they are sharded, so is the average.
+        decay: the share of the average that stays, at most: in the n-th update, (1 + n) / (10 + n) if that is less,
+            since the first weights are no good.
+        updates: how many there were.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, updates: int = 0):
+        self.decay = decay
+        self.updates = updates
+        self._weights = [_local(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        self._average = [weight.clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and average."""
+        kept = [weight.clone() for weight in self._weights]
+        torch._foreach_copy_(self._weights, self._average)
+        torch._foreach_copy_(self._average, kept)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the model has the average for weights."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+
+def _local(parameter: nn.Parameter) -> torch.Tensor:
+    """The memory of a parameter, or of this process's part of it."""
+    tensor = parameter.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+class AveragingTrainer(GuardedTrainer):
+    """With `ema_decay`, evaluates and saves an average of the weights."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.weight_average: WeightAverage | None = None
+        self._takes_step = False
+        self.add_callback(_AverageCallback(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        output = super().train(*args, **kwargs)
+        if self.weight_average is not None:
+            # The best checkpoint, where it was loaded, is an average already.
+            if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+                self.weight_average.swap()
+            self.weight_average = None
+        return output
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.weight_average = None
+        if self.args.ema_decay is not None:
+            updates = 0
+            if resume_from_checkpoint is not None:
+                updates = read_state(resume_from_checkpoint).get("average_updates", 0)
+                self._load_weights(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+            self.weight_average = WeightAverage(self.model, self.args.ema_decay, updates)
+            if resume_from_checkpoint is not None:
+                self._load_from_checkpoint(resume_from_checkpoint)
+        return prepared
+
+    def _load_weights(self, path: Path) -> None:
+        options = StateDictOptions(full_state_dict=True, strict=True)
+        set_model_state_dict(self.model, load_file(path), options=options)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        trained = Path(resume_from_checkpoint) / TRAINING_STATE / f"{_WEIGHTS}.safetensors"
+        if trained.is_file():
+            self._load_weights(trained)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def step_is_taken(self) -> None:
+        super().step_is_taken()
+        self._takes_step = True
+
+    def step_begins(self) -> None:
+        super().step_begins()
+        self._takes_step = False
+
+    def optimizer_has_stepped(self) -> None:
+        if self.weight_average is not None and self._takes_step:
+            self.weight_average.update()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the average for weights, if there is one."""
+        if self.weight_average is None:
+            yield
+        else:
+            with self.weight_average.in_place():
+                yield
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        with self.averaged():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _gathered_state(self) -> tuple[dict | None, dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+        weights, state, tensors = super()._gathered_state()
+        if self.weight_average is not None:
+            state["average_updates"] = self.weight_average.updates
+            tensors[_WEIGHTS] = self._whole_weights()
+            with self.averaged():
+                weights = self._whole_weights()
+        return weights, state, tensors
+
+    def _whole_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights on the main process, where they are sharded, gathered."""
+        whole = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return {name: weight.clone() for name, weight in whole.items()}
+
+
+class _AverageCallback(TrainerCallback):
+    def __init__(self, trainer: AveragingTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.optimizer_has_stepped()
