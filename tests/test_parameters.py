@@ -34,9 +34,8 @@ def folder(tmp_path_factory) -> Path:
 
 def make_trainer(folder: Path, output_dir: Path, **options) -> CoverTrainer:
     defaults = {"max_steps": 5, "learning_rate": 0.01, "save_steps": 3, "report_to": "none", "logging_steps": 1}
-    args = CoverTrainingArguments(
-        str(output_dir), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, **(defaults | options)
-    )
+    defaults |= {"per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+    args = CoverTrainingArguments(str(output_dir), **(defaults | options))
     torch.manual_seed(0)
     cotraining = prepare_cotraining(with_validation(build_recipe(folder)), args.seed, args.output_dir)
     return CoverTrainer(args=args, **cotraining.trainer_kwargs)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What co-training adds to the arguments of transformers' Trainer."""
 
+import importlib.util
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -117,6 +118,10 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay must be from 0 to below 1, got {self.ema_decay}")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
+        for reporter in ("tensorboard", "trackio"):
+            if reporter in self.report_to and importlib.util.find_spec(reporter) is None:
+                extra = "modeling-cover[tensorboard]" if reporter == "tensorboard" else "trackio"
+                raise ValueError(f"report_to: {reporter} is not installed, it comes with `pip install {extra}`")
         constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
         if self.learning_rate_drop_epochs:
             if self.lr_scheduler_type not in constant:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
@@ -33,6 +34,7 @@ from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
 from .labels import hits_of_heads, row_losses, smoothed_labels
 from .parameter_groups import freeze_all_but, parameter_groups
+from .progress import CoverProgressCallback, CurvesCallback
 from .weight_average import AveragingTrainer
 
 
@@ -192,6 +194,9 @@ class CoverTrainer(AveragingTrainer):
                 costs=train_dataset.costs,
             )
             self.add_callback(_MixtureCallback(self))
+            self.add_callback(CurvesCallback(heads))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(CoverProgressCallback)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -327,9 +332,11 @@ class CoverTrainer(AveragingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            seconds, steps = time.perf_counter() - self._logged_at, self.state.global_step - self._logged_step
             logs.update(self._data_set_logs())
             self._leave_out_skipped_steps(logs)
-            logs["data_wait"] = self._waited / (time.perf_counter() - self._logged_at)
+            logs["samples_per_second"] = steps * self.rows_per_step / seconds
+            logs["data_wait"] = self._waited / seconds
             self.start_the_clock()
         super().log(logs, start_time)
 

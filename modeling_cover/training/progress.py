@@ -1,0 +1,101 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a run shows of itself: a progress bar, and curves at its end."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+
+CURVES_NAME = "training_curves.png"
+
+_SMALL = 30  # points of a curve up to which each is marked
+
+
+class CoverProgressCallback(ProgressCallback):
+    """Beside the bar of steps, the newest loss of each data set, samples a second, and the share of waiting for data."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None and "data_wait" in (logs or {}):
+            self.training_bar.set_postfix_str(progress_line(logs))
+
+
+def progress_line(logs: Mapping[str, float]) -> str:
+    losses = [
+        f"{key.removesuffix('_loss')} {value:.3g}"
+        for key, value in logs.items()
+        if key.endswith("_loss") and not key.startswith("eval_")
+    ]
+    speed = f"{logs['samples_per_second']:.3g} samples/s"
+    return ", ".join(["loss " + " ".join(losses), speed, f"waiting for data {logs['data_wait']:.1%}"])
+
+
+class CurvesCallback(TrainerCallback):
+    """Draws `training_curves.png` in the output folder at the end of training."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
+            draw_training_curves(state.log_history, self.names, Path(args.output_dir) / CURVES_NAME)
+
+
+def draw_training_curves(
+    log_history: Sequence[Mapping[str, Any]], names: Sequence[str], path: str | os.PathLike
+) -> None:
+    """Loss and top-1 of each data set over the optimizer steps, in training and in evaluation, as a PNG.
+
+    Args:
+        log_history: of a Trainer's state.
+        names: of the data sets.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for axis, kind, title in zip(axes, ("loss", "top1"), ("Loss", "Top-1"), strict=True):
+        for index, name in enumerate(names):
+            color = f"C{index % 10}"
+            _draw(axis, log_history, f"{name}_{kind}", f"{name}, training", color=color, linewidth=1, alpha=0.55)
+            _draw(
+                axis, log_history, f"eval_{name}_{kind}", f"{name}, evaluation", color=color, linewidth=2, marker="o"
+            )
+        axis.set_title(title)
+        axis.set_xlabel("optimizer step")
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(fontsize="small")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_ylim(0, 1.02)
+    axes[1].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axis: Axes, log_history: Sequence[Mapping[str, Any]], key: str, label: str, **style: Any) -> None:
+    points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+    if points:
+        if len(points) > _SMALL:
+            style.pop("marker", None)
+        elif len(points) == 1:
+            style.setdefault("marker", ".")
+        axis.plot(*zip(*points, strict=True), label=label, **style)

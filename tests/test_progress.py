@@ -1,0 +1,96 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a run shows of itself."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from killed_runs import write_data
+from modeling_cover import CoverTrainingArguments
+from modeling_cover.training.progress import draw_training_curves, progress_line
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_parameters import make_trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+class TestTheBar:
+    def test_it_has_the_loss_of_each_data_set_samples_a_second_and_the_share_of_waiting(
+        self, folder, tmp_path, capsys
+    ):
+        make_trainer(folder, tmp_path, disable_tqdm=False).train()
+        shown = capsys.readouterr().err
+        assert "loss images " in shown
+        assert " videos " in shown
+        assert "samples/s, waiting for data " in shown
+
+    def test_an_evaluation_is_not_a_data_set(self):
+        logs = {"loss": 3.0, "k400_loss": 1.234, "eval_k400_loss": 9.0, "samples_per_second": 12.3, "data_wait": 0.021}
+        assert progress_line(logs) == "loss k400 1.23, 12.3 samples/s, waiting for data 2.1%"
+
+    def test_samples_a_second_are_those_of_all_steps_since_the_last_log(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, max_steps=4, logging_steps=4)
+        trainer.train()
+        (entry,) = [entry for entry in trainer.state.log_history if "samples_per_second" in entry]
+        summary = trainer.state.log_history[-1]
+        assert entry["samples_per_second"] >= summary["train_samples_per_second"]
+        assert entry["samples_per_second"] < 3 * summary["train_samples_per_second"]
+
+
+class TestTheCurves:
+    def test_they_are_drawn_at_the_end_also_of_a_resumed_run(self, folder, tmp_path):
+        make_trainer(folder, tmp_path).train()
+        first = (tmp_path / "training_curves.png").read_bytes()
+        (tmp_path / "training_curves.png").unlink()
+        make_trainer(folder, tmp_path).train(resume_from_checkpoint="auto")
+        assert (tmp_path / "training_curves.png").read_bytes() == first
+
+    def test_each_data_set_has_its_colour_in_both_panels(self, tmp_path):
+        history = [
+            {"step": step, f"{name}_{kind}": 0.5, f"eval_{name}_{kind}": 0.4}
+            for name in ("k400", "ssv2")
+            for kind in ("loss", "top1")
+            for step in range(10)
+        ]
+        draw_training_curves(history, ["k400", "ssv2"], tmp_path / "curves.png")
+        pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+        for half in np.array_split(pixels, 2, axis=1):
+            for color in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two
+                assert (np.abs(half - color).sum(axis=-1) < 12).sum() > 100
+
+    def test_a_metric_that_was_never_measured_leaves_its_panel_empty(self, tmp_path):
+        draw_training_curves([{"step": 1, "tags_loss": 0.5}], ["tags"], tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+class TestReporting:
+    def test_tensorboard_has_the_scalars_of_each_data_set(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+        make_trainer(folder, tmp_path, report_to="tensorboard").train()
+        events = EventAccumulator(str(tmp_path / "events")).Reload()
+        assert {"train/videos_loss", "train/images_top1", "train/data_wait"} <= set(events.Tags()["scalars"])
+        assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+    def test_one_that_is_not_installed_is_named_with_what_installs_it(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+        with pytest.raises(ValueError, match=r"tensorboard is not installed, .*modeling-cover\[tensorboard\]"):
+            CoverTrainingArguments(str(tmp_path), report_to="tensorboard")
