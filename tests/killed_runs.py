@@ -23,6 +23,7 @@ train on the same samples at each step. About 12 minutes on 2 CPU cores. `test_r
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -99,7 +100,14 @@ def build_recipe(folder: Path) -> Recipe:
 
 
 class RecordingTrainer(CoverTrainer):
-    """Writes down a digest of every batch it trains on, and of what it weighs."""
+    """Writes down a digest of every batch it trains on. At the step of `poisoned`, its process has a loss of NaN."""
+
+    poisoned: dict[str, int] | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        is_poisoned = self.poisoned == {"step": self.state.global_step, "process": self.args.process_index}
+        return loss * math.nan if is_poisoned else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         pixels = [hashlib.sha256(group.numpy().tobytes()).hexdigest()[:16] for group in inputs["pixel_values"]]
@@ -109,7 +117,7 @@ class RecordingTrainer(CoverTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
-def train(folder: Path, output_dir: Path, **options) -> RecordingTrainer:
+def train(folder: Path, output_dir: Path, poisoned: dict[str, int] | None = None, **options) -> RecordingTrainer:
     """Train, or go on with training, as examples/cotrain.py does."""
     defaults = {
         "per_device_train_batch_size": 4,
@@ -127,6 +135,8 @@ def train(folder: Path, output_dir: Path, **options) -> RecordingTrainer:
     set_seed(args.seed)
     cotraining = prepare_cotraining(build_recipe(folder), args.seed, args.output_dir)
     trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs)
+    trainer.poisoned = poisoned
+    (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model(str(output_dir / "final"))
     trainer.end()
@@ -223,17 +233,19 @@ def faults_of(output_dir: Path, whole: Path, processes: int = 1) -> list[str]:
     ]
 
 
-def run_killed(folder: Path, output_dir: Path, kills: int, rng: random.Random, processes: int = 1) -> list[str]:
+def run_killed(
+    folder: Path, output_dir: Path, kills: int, rng: random.Random, processes: int = 1, **options
+) -> list[str]:
     """Start a run, kill it some times, and let it end; returns what it was doing when it was killed."""
     output_dir.mkdir()
     moments = []
     for _ in range(kills):
         # The number of workers may differ: it changes nothing.
-        process = start(folder, output_dir, processes, dataloader_num_workers=rng.choice([0, 2]))
+        process = start(folder, output_dir, processes, dataloader_num_workers=rng.choice([0, 2]), **options)
         moments.append(kill_at_random(process, output_dir, rng))
         if process.returncode == 0:
             return moments
-    finish(start(folder, output_dir, processes), output_dir)
+    finish(start(folder, output_dir, processes, **options), output_dir)
     return moments
 
 
@@ -243,10 +255,10 @@ def finish(process: subprocess.Popen, output_dir: Path) -> None:
         raise RuntimeError(f"exit code {process.returncode}\n{log[-3000:]}")
 
 
-def run_whole(folder: Path, output_dir: Path, processes: int = 1) -> Path:
+def run_whole(folder: Path, output_dir: Path, processes: int = 1, **options) -> Path:
     """The run that is not stopped."""
     output_dir.mkdir()
-    finish(start(folder, output_dir, processes), output_dir)
+    finish(start(folder, output_dir, processes, **options), output_dir)
     return output_dir
 
 

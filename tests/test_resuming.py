@@ -14,6 +14,7 @@
 """Checkpoints that are whole or not there, and runs that go on from them as if they had not been stopped."""
 
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -24,7 +25,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import build_recipe, faults_of, run_killed, run_whole, start, train, wait_for, write_data
+from killed_runs import (
+    build_recipe,
+    faults_of,
+    finish,
+    run_killed,
+    run_whole,
+    start,
+    train,
+    trained_batches,
+    wait_for,
+    write_data,
+)
 from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from modeling_cover.recipe import Recipe
 from modeling_cover.training.checkpoints import (
@@ -35,6 +47,7 @@ from modeling_cover.training.checkpoints import (
     what_is_missing,
 )
 from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE, TrainingPreempted
+from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 
@@ -113,6 +126,55 @@ class TestKilledRuns:
         assert steps == len(trained.read_text().splitlines())
         assert start(folder, run, save_steps=1000).wait(60) == 0
         assert faults_of(run, whole) == []
+
+
+def labels_of_steps(run: Path, processes: int) -> dict[int, list[int]]:
+    """The labels of each step, of all processes together."""
+    labels = {}
+    for (_, step), lines in sorted(trained_batches(run, processes).items()):
+        (line,) = lines  # the same in each attempt
+        labels.setdefault(step, []).extend(json.loads(line)["labels"])
+    return {step: sorted(found) for step, found in labels.items()}
+
+
+class TestTwoProcesses:
+    """Each with half of the rows."""
+
+    options = {"per_device_train_batch_size": 2}
+
+    def test_killed_runs_end_as_one_that_was_not_stopped(self, folder):
+        whole = run_whole(folder, folder / "whole2", 2, **self.options)
+        run = folder / "killed2"
+        run_killed(folder, run, kills=1, rng=random.Random(0), processes=2, **self.options)
+        assert faults_of(run, whole, processes=2) == []
+
+    def test_one_that_is_told_to_stop_stops_the_other_and_a_single_one_goes_on(self, folder, whole):
+        run = folder / "stopped2"
+        run.mkdir()
+        process = start(folder, run, 2, **self.options, save_steps=1000)
+        trained = run / "trained-1.jsonl"
+        assert wait_for(lambda: trained.exists() and len(trained.read_text().splitlines()) > 2, process)
+        os.kill(int((run / "1.pid").read_text()), signal.SIGTERM)
+        assert process.wait(60) == 1  # torchrun's own; that of the processes is in its report
+        log = run.with_suffix(".log").read_text()
+        assert f"exitcode  : {PREEMPTED_EXIT_CODE}" in log
+        assert newest_checkpoint(run) is not None
+        before = labels_of_steps(run, 2)
+        for number in range(2):
+            (run / f"trained-{number}.jsonl").unlink()
+        finish(start(folder, run), run)
+        after = labels_of_steps(run, 1)
+        assert min(after) == max(before) + 1
+        assert {**before, **after} == labels_of_steps(whole, 1)
+
+    def test_a_loss_that_is_not_finite_on_one_is_skipped_by_both(self, folder):
+        run = folder / "poisoned2"
+        run.mkdir()
+        finish(start(folder, run, 2, **self.options, poisoned={"step": 2, "process": 1}, max_steps=4), run)
+        weights = load_file(run / "final" / "model.safetensors")
+        assert all(weight.isfinite().all() for weight in weights.values())
+        (line,) = (run / "skipped_steps.jsonl").read_text().splitlines()
+        assert json.loads(line)["step"] == 2
 
 
 class TestBeingToldToStop:
