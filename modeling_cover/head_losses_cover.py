@@ -25,6 +25,10 @@ from transformers.utils import is_torchdynamo_compiling
 from .configuration_cover import CoverConfig
 
 
+# The head of a row that belongs to none, as all over torch.
+NO_HEAD = -100
+
+
 def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean loss of rows that all belong to the head `name`.
 
@@ -62,7 +66,7 @@ def mixed_head_losses(
     Args:
         head_logits: (R, L) of each head, for all rows.
         labels: (R,), or a dict {head: labels of its rows, in order}.
-        head_ids: (R,), the head of each row as an index into `config.head_names`.
+        head_ids: (R,), the head of each row as an index into `config.head_names`; -100 for a row that counts for nothing.
 
     Raises:
         ValueError: if shapes, head ids, names or labels do not fit.
@@ -72,7 +76,7 @@ def mixed_head_losses(
     if tuple(head_ids.shape) != (num_rows,):
         raise ValueError(f"head_ids: expected shape ({num_rows},), one for each row, got {tuple(head_ids.shape)}")
     _check_integers("head_ids", head_ids)
-    _check_range("head_ids", head_ids, len(names))
+    _check_range("head_ids", head_ids.masked_fill(head_ids == NO_HEAD, 0), len(names))
     masks = {name: head_ids == index for index, name in enumerate(names)}
     if isinstance(labels, Mapping):
         for name in labels:

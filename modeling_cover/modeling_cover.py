@@ -247,7 +247,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         head (`str`, *optional*, defaults to the default head):
             The head that all rows belong to: `logits` are its logits, and `labels` its labels.
         head_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            The head of each row, as an index into `config.head_names`; needed with `labels` of several heads.
+            The head of each row, as an index into `config.head_names`; needed with `labels` of several heads. A row
+            with -100 counts for nothing.
         """
         if head is not None and head_ids is not None:
             raise ValueError("give `head` (one for all rows) or `head_ids` (one for each row), not both")

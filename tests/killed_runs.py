@@ -21,6 +21,7 @@ train on the same samples at each step. About 12 minutes on 2 CPU cores. `test_r
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -33,10 +34,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from clips import write_clip
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from modeling_cover.dataset_recipe import DatasetRecipe
@@ -117,7 +121,20 @@ class RecordingTrainer(CoverTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
-def train(folder: Path, output_dir: Path, poisoned: dict[str, int] | None = None, **options) -> RecordingTrainer:
+def shard_on_cpu(args: CoverTrainingArguments) -> None:
+    """Accelerate trains with DDP where it is told to use FSDP on CPUs, without a word: so it must not know."""
+    if args.device.type != "cpu":
+        raise RuntimeError("this is for a CPU")
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def train(
+    folder: Path,
+    output_dir: Path,
+    poisoned: dict[str, int] | None = None,
+    model: dict[str, Any] | None = None,
+    **options,
+) -> RecordingTrainer:
     """Train, or go on with training, as examples/cotrain.py does."""
     defaults = {
         "per_device_train_batch_size": 4,
@@ -132,9 +149,15 @@ def train(folder: Path, output_dir: Path, poisoned: dict[str, int] | None = None
         "use_cpu": True,
     }
     args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
+    if args.fsdp:
+        shard_on_cpu(args)
     set_seed(args.seed)
-    cotraining = prepare_cotraining(build_recipe(folder), args.seed, args.output_dir)
+    recipe = build_recipe(folder)
+    recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
+    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs)
+    if bool(args.fsdp) != trainer.accelerator.is_fsdp2:
+        raise RuntimeError(f"expected fsdp {args.fsdp}, got {trainer.accelerator.distributed_type}")
     trainer.poisoned = poisoned
     (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")

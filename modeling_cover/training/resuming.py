@@ -34,6 +34,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_cover import CoverConfig
 from ..mixture import MixtureSampler
+from ..modeling_cover import CoverForVideoClassification
 from .checkpoints import (
     CheckpointError,
     CheckpointWriter,
@@ -215,8 +216,25 @@ class ResumableTrainer(Trainer):
             quarantine.copy_to(folder / "training_state" / "quarantine.jsonl")
         writer.write_state(folder, state, tensors)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # Trainer writes nothing where the configuration asks for sharded state.
+        self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        model = self.model
+        if self.is_fsdp_enabled:
+            # A sharded model is of a class of torch's, whose source would be saved as the model's.
+            with torch.device("meta"):
+                self.model = CoverForVideoClassification(model.config)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model = model
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         if self.args.should_save:
             # A pickle, which nothing reads.

@@ -35,6 +35,7 @@ from .checkpoints import check_writable
 from .labels import hits_of_heads, row_losses, smoothed_labels
 from .parameter_groups import freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback, CurvesCallback
+from .sharding import is_sharded, with_equal_groups, wrap_layers
 from .weight_average import AveragingTrainer
 
 
@@ -169,6 +170,7 @@ class CoverTrainer(AveragingTrainer):
             kwargs["compute_metrics"] = compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        wrap_layers(self.accelerator)
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
         self.loss_weights = torch.tensor(weights, device=args.device)
@@ -176,7 +178,7 @@ class CoverTrainer(AveragingTrainer):
         # of the step that is being computed.
         self._logged_sums = torch.zeros(3, len(heads), device=args.device)
         self._step_sums = torch.zeros_like(self._logged_sums)
-        self._config = model.config
+        self._config, self._patch_size = model.config, model.cover.embeddings.patch_size
         self._pixel_processor = made_with or self.processing_class
         # Of an evaluation: the sum of losses of the rows that could be read, and their number.
         self._evaluated = torch.zeros(2, dtype=torch.float64, device=args.device)
@@ -217,7 +219,10 @@ class CoverTrainer(AveragingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | None]:
-        return super().get_batch_samples(self._timed(epoch_iterator), num_batches, device)
+        batches, counts = super().get_batch_samples(self._timed(epoch_iterator), num_batches, device)
+        if is_sharded(self.accelerator):
+            batches = with_equal_groups(batches, self.accelerator, self._patch_size)
+        return batches, counts
 
     def start_the_clock(self) -> None:
         """Count the time spent waiting for data and the steps from now on, until they are logged."""

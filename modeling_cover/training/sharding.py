@@ -1,0 +1,74 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What parameters that are sharded over processes (FSDP2, ZeRO-3) ask for.
+
+Each pass through the encoder gathers every layer's parameters from all processes, so all must make as many passes. A
+batch is as many as it has groups of clips of one shape, and one process may have videos where another has videos and
+images. Those with fewer make a pass with a clip as small as can be, whose row counts for nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from ..head_losses_cover import NO_HEAD
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether parameters are gathered from all processes as they are used."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.state.deepspeed_plugin.zero_stage == 3
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def wrap_layers(accelerator: Accelerator) -> None:
+    """Shard layer by layer unless the configuration says otherwise.
+
+    By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = ["CoverLayer"]
+
+
+def with_equal_groups(
+    batches: Sequence[dict[str, Any]], accelerator: Accelerator, patch_size: tuple[int, int]
+) -> list:
+    """The batches of an optimizer step, each with as many groups of clips as that of any other process."""
+    groups = torch.tensor([len(batch["pixel_values"]) for batch in batches], device=accelerator.device)
+    most = accelerator.gather(groups[None]).amax(dim=0).tolist()
+    return [padded(batch, count, patch_size) for batch, count in zip(batches, most, strict=True)]
+
+
+def padded(batch: dict[str, Any], num_groups: int, patch_size: tuple[int, int]) -> dict[str, Any]:
+    """The batch with clips of one patch at its end, each a group of its own."""
+    clips, missing = batch["pixel_values"], num_groups - len(batch["pixel_values"])
+    if missing == 0:
+        return batch
+    blank = clips[0].new_zeros(1, 1, clips[0].shape[2], *patch_size)
+    nothing = batch["head_ids"].new_full((missing,), NO_HEAD)
+    labels = batch["labels"]
+    if isinstance(labels, torch.Tensor):
+        labels = torch.cat([labels, labels.new_zeros(missing)])
+    return {
+        **batch,
+        "pixel_values": [*clips, *[blank] * missing],
+        "head_ids": torch.cat([batch["head_ids"], nothing]),
+        "labels": labels,
+    }
