@@ -14,6 +14,7 @@
 """Co-training with transformers' Trainer: the weighted sum of per-data-set losses (section 3.3 of the paper)."""
 
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -160,6 +161,8 @@ class CoverTrainer(AveragingTrainer):
             raise ValueError(f"loss weights must not be negative, got {negative}")
         if args.should_save:
             check_writable(args.output_dir)
+        if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+            raise ValueError("DeepSpeed is not supported: FSDP2 shards as much, see examples/accelerate_configs")
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         freeze_all_but(model, args.trained_part)
