@@ -107,11 +107,15 @@ class RecordingTrainer(CoverTrainer):
     """Writes down a digest of every batch it trains on. At the step of `poisoned`, its process has a loss of NaN."""
 
     poisoned: dict[str, int] | None = None
+    stalled: dict[str, int] | None = None  # where a process goes to sleep
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        is_poisoned = self.poisoned == {"step": self.state.global_step, "process": self.args.process_index}
-        return loss * math.nan if is_poisoned else loss
+        here = {"step": self.state.global_step, "process": self.args.process_index}
+        if self.stalled == here:
+            self.note("forward pass")
+            time.sleep(1000)
+        return loss * math.nan if self.poisoned == here else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         pixels = [hashlib.sha256(group.numpy().tobytes()).hexdigest()[:16] for group in inputs["pixel_values"]]
@@ -132,6 +136,7 @@ def train(
     folder: Path,
     output_dir: Path,
     poisoned: dict[str, int] | None = None,
+    stalled: dict[str, int] | None = None,
     model: dict[str, Any] | None = None,
     **options,
 ) -> RecordingTrainer:
@@ -158,7 +163,7 @@ def train(
     trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs)
     if bool(args.fsdp) != trainer.accelerator.is_fsdp2:
         raise RuntimeError(f"expected fsdp {args.fsdp}, got {trainer.accelerator.distributed_type}")
-    trainer.poisoned = poisoned
+    trainer.poisoned, trainer.stalled = poisoned, stalled
     (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model(str(output_dir / "final"))

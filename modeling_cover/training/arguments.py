@@ -104,6 +104,8 @@ class CoverTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "eval_mean_top1"
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros
         super().__post_init__()
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")

@@ -32,6 +32,7 @@ from ..video_decoding_cover import VideoDecodingError
 from .checkpoints import CheckpointWriter, newest_checkpoint
 from .preemption import StopSignals, TrainingPreempted
 from .resuming import ResumableTrainer
+from .watchdog import Watchdog
 
 
 logger = logging.get_logger(__name__)
@@ -57,6 +58,7 @@ class GuardedTrainer(ResumableTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.stop_signals = StopSignals()
+        self._watchdog: Watchdog | None = None
         self._must_stop = False  # which all processes know
         self._skipped_in_a_row = 0
         self._skipped_since_log = 0
@@ -67,11 +69,22 @@ class GuardedTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._must_stop, self._skipped_in_a_row, self._skipped_since_log = False, 0, 0
+        if self.accelerator.num_processes > 1:
+            self._watchdog = Watchdog(self.accelerator, self.args.ddp_timeout)
         with self.stop_signals:
             try:
                 return super().train(*args, **kwargs)
             except torch.OutOfMemoryError as error:
                 raise TrainingOutOfMemoryError(self._out_of_memory(error)) from error
+            finally:
+                if self._watchdog is not None:
+                    self._watchdog.end()
+                    self._watchdog = None
+
+    def note(self, phase: str) -> None:
+        """Say what this process begins to do, see [`Watchdog`]."""
+        if self._watchdog is not None:
+            self._watchdog.note(self.state.global_step, phase)
 
     def _out_of_memory(self, error: Exception) -> str:
         args = self.args
@@ -91,6 +104,7 @@ class GuardedTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
+        self.note("forward pass")
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_is_finite &= torch.isfinite(loss)
         return loss
@@ -99,6 +113,7 @@ class GuardedTrainer(ResumableTrainer):
         """Trainer's last hook before the optimizer's step, and the one that knows the norm."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         is_finite, self._must_stop = self._decided(grad_norm)
+        self.note("optimizer step")
         if is_finite:
             self._skipped_in_a_row = 0
             self.step_is_taken()
@@ -173,7 +188,12 @@ class GuardedTrainer(ResumableTrainer):
             logger.warning(str(preempted))
             raise preempted
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.note("writing a checkpoint")
+        super()._save_checkpoint(model, trial)
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+        self.note("evaluation")
         if self.is_in_train:
             vote = torch.tensor([float(self.stop_signals.received)], device=self.args.device)
             if self.accelerator.reduce(vote, reduction="sum").item():

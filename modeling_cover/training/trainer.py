@@ -235,6 +235,7 @@ class CoverTrainer(AveragingTrainer):
     def _timed(self, batches: Iterator) -> Iterator:
         """The batches, with the time that they keep the training loop waiting added up."""
         while True:
+            self.note("waiting for data")
             started = time.perf_counter()
             batch = next(batches, None)
             self._waited += time.perf_counter() - started
@@ -297,6 +298,7 @@ class CoverTrainer(AveragingTrainer):
         loss = (self.loss_weights * sums / divisor.clamp(min=1)).sum()
         # Gradients are averaged over processes, and this is a sum over them.
         loss = loss * self.accelerator.num_processes
+        self.note("backward pass")
         return (loss, outputs) if return_outputs else loss
 
     def _evaluation_loss(
