@@ -274,6 +274,12 @@ class TestCheckpoints:
         writer.keep(1)
         assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10"]
 
+    def test_a_run_that_has_ended_keeps_its_newest_beside_the_best(self, folder, tmp_path):
+        options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0, "max_steps": 3}
+        options |= {"load_best_model_at_end": True, "save_total_limit": 1}
+        make_trainer(folder, tmp_path, with_validation(build_recipe(folder)), **options).train()
+        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-3", "checkpoint-1"]
+
     def test_early_stopping_goes_on_counting_and_what_it_has_stopped_stays_so(self, folder, tmp_path):
         recipe = with_validation(build_recipe(folder))
         options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0, "max_steps": 9}

@@ -256,6 +256,15 @@ class ResumableTrainer(Trainer):
             name: states[0] if len(states) == 1 else states for name, states in exported.items()
         }
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # With a limit of 1, Trainer removes the newest checkpoint if another is the best: started again, the run would go
+        # back to that one.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     # ---- Going on ----
 
     def _load_callback_state(self) -> None:
