@@ -178,7 +178,7 @@ class TestTwoProcesses:
 
 
 class TestAStalledProcess:
-    options = {"per_device_train_batch_size": 2, "ddp_timeout": 10}
+    options = {"per_device_train_batch_size": 2, "ddp_timeout": 20}
 
     def test_it_is_named_and_the_run_ends(self, folder):
         run = folder / "stalled"
