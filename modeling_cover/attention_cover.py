@@ -101,10 +101,11 @@ class CoverAttention(nn.Module):
         """The same for S = 1: the one weight is 1 whatever query and key are, so the result is the projected value.
 
         Query and key project zero rows: that costs nothing and gives their parameters the gradient they have in the
-        general case, zero rather than none, so that distributed training does not wait for it.
+        general case, zero rather than none, so that distributed training does not wait for it. They come before the
+        value, as in the general case, since ZeRO asks for gradients in the same order on all processes.
         """
-        value = self.v_proj(hidden_states)
         no_rows = hidden_states[:0]
-        value = value + (self.q_proj(no_rows).sum() + self.k_proj(no_rows).sum())
+        nothing = self.q_proj(no_rows).sum() + self.k_proj(no_rows).sum()
+        value = self.v_proj(hidden_states) + nothing
         weights = value.new_ones(()).expand(hidden_states.shape[0], self.num_attention_heads, 1, 1)
         return self.o_proj(value), weights

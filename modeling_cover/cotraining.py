@@ -29,6 +29,7 @@ from .modeling_cover import CoverForVideoClassification
 from .quarantine import Quarantine
 from .recipe import STARTING_POINTS, Recipe, checked_keys
 from .sources import Source, StreamedSource, read_sources
+from .training.zero import whole_parameters
 from .video_processing_cover import CoverVideoProcessor
 
 
@@ -88,7 +89,8 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     sources = read_recipe_sources(recipe)
     train = {name: splits["train"] for name, splits in sources.items()}
     schedule = build_schedule(recipe, train, seed)
-    model = _build_model(recipe, train, recipe.model.get("default_head", recipe.datasets[0].name))
+    with whole_parameters():
+        model = _build_model(recipe, train, recipe.model.get("default_head", recipe.datasets[0].name))
     processor = build_processor(recipe)
     quarantine = None
     if output_dir is not None:

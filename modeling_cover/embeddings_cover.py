@@ -30,16 +30,21 @@ def resize_position_embeddings(
     `embeddings` is (1, 1 + rows * columns of the old grid, D), the result (1, 1 + rows * columns of the new grid, D).
     """
     if old_grid == new_grid:
-        return embeddings
+        return _in_the_graph(embeddings)
     grid = embeddings[:, 1:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
     return torch.cat([embeddings[:, :1], grid.flatten(2).transpose(1, 2).to(embeddings.dtype)], dim=1)
 
 
+def _in_the_graph(embeddings: torch.Tensor) -> torch.Tensor:
+    """The same, as the result of an operation: gradients then come in one order whether or not there was a resizing."""
+    return embeddings.view_as(embeddings)
+
+
 def resize_time_embeddings(embeddings: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Resize time embeddings (1, frames, D) linearly, in fp32, to (1, `num_frames`, D)."""
     if embeddings.shape[1] == num_frames:
-        return embeddings
+        return _in_the_graph(embeddings)
     resized = nn.functional.interpolate(embeddings.float().transpose(1, 2), size=num_frames, mode="linear")
     return resized.transpose(1, 2).to(embeddings.dtype)
 

@@ -132,6 +132,13 @@ def shard_on_cpu(args: CoverTrainingArguments) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def leave_out_compiled_collectives() -> None:
+    """DeepSpeed would compile its own for CPUs, which takes a minute and a compiler; torch's do the same."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def train(
     folder: Path,
     output_dir: Path,
@@ -156,13 +163,16 @@ def train(
     args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
     if args.fsdp:
         shard_on_cpu(args)
+    if args.deepspeed:
+        leave_out_compiled_collectives()
     set_seed(args.seed)
     recipe = build_recipe(folder)
     recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs)
-    if bool(args.fsdp) != trainer.accelerator.is_fsdp2:
-        raise RuntimeError(f"expected fsdp {args.fsdp}, got {trainer.accelerator.distributed_type}")
+    sharded = trainer.accelerator.is_fsdp2, trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
+    if (bool(args.fsdp), bool(args.deepspeed)) != sharded:
+        raise RuntimeError(f"fsdp {args.fsdp}, deepspeed {args.deepspeed}: got {trainer.accelerator.distributed_type}")
     trainer.poisoned, trainer.stalled = poisoned, stalled
     (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")
@@ -174,9 +184,11 @@ def train(
 def start(folder: Path, output_dir: Path, processes: int = 1, **options) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*(launcher if processes > 1 else []), __file__, "--child", str(folder), str(output_dir)]
+    # Told by accelerate's variable to use CPUs, it would train with DDP.
+    on_cpu = {"DS_ACCELERATOR": "cpu"} if options.get("deepspeed") else {"ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [sys.executable, *command, json.dumps(options)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **on_cpu, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=open(output_dir.with_suffix(".log"), "ab"),
         start_new_session=True,

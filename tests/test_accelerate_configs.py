@@ -13,6 +13,7 @@
 # limitations under the License.
 """The configurations under examples/accelerate_configs: accelerate reads them, and the SLURM script requeues."""
 
+import json
 import os
 import re
 import subprocess
@@ -30,7 +31,11 @@ FOLDER = Path(__file__).parent.parent / "examples" / "accelerate_configs"
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
 def test_accelerate_reads_it_and_its_first_lines_say_how_to_use_it(path):
     config = load_config_from_file(str(path))
-    assert config.mixed_precision == "bf16"
+    if config.deepspeed_config:
+        zero = json.loads((FOLDER.parent.parent / config.deepspeed_config["deepspeed_config_file"]).read_text())
+        assert zero["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    else:
+        assert config.mixed_precision == "bf16"
     assert re.search(rf"^# .*accelerate launch --config_file {re.escape(f'examples/accelerate_configs/{path.name}')}",
                      path.read_text(), re.MULTILINE)  # fmt: skip
 

@@ -59,9 +59,16 @@ class _InfiniteGradient(torch.autograd.Function):
 
 
 def make_trainer(folder: Path, output_dir: Path, poisoned: dict[int, str], **options) -> PoisonedTrainer:
-    defaults = {"max_steps": 6, "learning_rate": 0.01, "logging_steps": 3, "save_steps": 2, "report_to": "none"}
+    defaults = {
+        "max_steps": 6,
+        "learning_rate": 0.01,
+        "logging_steps": 3,
+        "save_steps": 2,
+        "report_to": "none",
+        "use_cpu": True,
+    }
     args = CoverTrainingArguments(
-        str(output_dir), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, **(defaults | options)
+        str(output_dir), per_device_train_batch_size=4, disable_tqdm=True, **(defaults | options)
     )
     torch.manual_seed(0)
     cotraining = prepare_cotraining(build_recipe(folder), args.seed, args.output_dir)

@@ -339,7 +339,7 @@ class TestEmbeddings:
     def test_time_embeddings_are_resized_linearly(self):
         embeddings = torch.arange(4.0).reshape(1, 4, 1)
         assert resize_time_embeddings(embeddings, 2).flatten().tolist() == [0.5, 2.5]
-        assert resize_time_embeddings(embeddings, 4) is embeddings
+        assert torch.equal(resize_time_embeddings(embeddings, 4), embeddings)
 
 
 class TestTraining:

@@ -11,8 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Parameters sharded over processes by FSDP2: the same weights as with DDP, and checkpoints that go from one to the other."""
+"""Parameters sharded over processes by FSDP2 or ZeRO: the same weights as with DDP, and checkpoints that go from one to the
+other."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,17 +22,29 @@ import pytest
 import torch
 from killed_runs import finish, start, write_data
 from modeling_cover import CoverForVideoClassification
+from modeling_cover.training.zero import check_options
 from safetensors.torch import load_file
 
 
+def zero(stage: int, **options) -> dict:
+    config = json.loads((CONFIGS / "zero3.json").read_text())
+    config["zero_optimization"]["stage"] = stage
+    del config["torch_autocast"]
+    return {"deepspeed": config | options}
+
+
+CONFIGS = Path(__file__).parent.parent / "examples" / "accelerate_configs"
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
-# Without dropout, whose masks would differ; in batches of 2, a process may have just videos, just images, or both.
+KINDS = {"ddp": {}, "fsdp": FSDP, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
 OPTIONS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "max_steps": 10,
     "save_steps": 5,
     "max_grad_norm": 1.0,
+    "ema_decay": 0.9,
+    "activation_checkpointing": True,
+    "poisoned": {"step": 3, "process": 1},
     # The default, 1e-8, would make much of gradients that are rounded to nothing.
     "adam_epsilon": 1e-3,
     "model": {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0},
@@ -46,45 +60,76 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> dict[str, Path]:
-    """One of 10 steps of each kind, with a checkpoint at 5."""
-    found = {"ddp": folder / "ddp", "fsdp": folder / "fsdp"}
-    for kind, run in found.items():
-        run.mkdir()
-        finish(start(folder, run, 2, **OPTIONS, **(FSDP if kind == "fsdp" else {})), run)
+    """One of 10 steps of each kind, with checkpoints at 5 and 10, and all that could go wrong together."""
+    found = {}
+    for kind, options in KINDS.items():
+        found[kind] = folder / kind
+        found[kind].mkdir()
+        finish(start(folder, found[kind], 2, **OPTIONS, **options), found[kind])
     return found
 
 
-def assert_close(run: Path, expected: Path) -> None:
-    weights, others = load_file(run / "final/model.safetensors"), load_file(expected / "final/model.safetensors")
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], atol=1e-5, rtol=1e-5)
+def assert_close(path: Path, expected: Path) -> None:
+    tensors, others = load_file(path), load_file(expected)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(
+            tensor, others[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
-def test_weights_after_ten_steps_agree_with_those_of_ddp(runs):
-    assert_close(runs["fsdp"], runs["ddp"])
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+@pytest.mark.parametrize("step", [5, 10])
+@pytest.mark.parametrize("file", ["model", "training_state/weights", "training_state/optimizer"])
+def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step, file):
+    path = f"checkpoint-{step}/{file}.safetensors"
+    assert_close(runs[kind] / path, runs["ddp"] / path)
 
 
-@pytest.mark.parametrize(("first", "second"), [("ddp", "fsdp"), ("fsdp", "ddp")])
-def test_a_checkpoint_of_either_goes_on_in_the_other(folder, runs, first, second):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("ddp", "fsdp"), ("ddp", "zero2"), ("ddp", "zero3"), ("fsdp", "ddp"), ("zero3", "ddp")],
+)
+def test_a_checkpoint_of_one_goes_on_in_another(folder, runs, first, second):
     run = folder / f"{first} then {second}"
     shutil.copytree(runs[first] / "checkpoint-5", run / "checkpoint-5")
-    finish(start(folder, run, 2, **OPTIONS, **(FSDP if second == "fsdp" else {})), run)
-    assert_close(run, runs["ddp"])
+    finish(start(folder, run, 2, **OPTIONS, **KINDS[second]), run)
+    for file in ("checkpoint-10/model", "checkpoint-10/training_state/weights", "final/model"):
+        assert_close(run / f"{file}.safetensors", runs["ddp"] / f"{file}.safetensors")
 
 
-def test_a_checkpoint_is_a_model_like_any_other(runs):
-    model = CoverForVideoClassification.from_pretrained(runs["fsdp"] / "checkpoint-10")
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+def test_a_checkpoint_is_a_model_like_any_other(runs, kind):
+    model = CoverForVideoClassification.from_pretrained(runs[kind] / "checkpoint-10")
     assert model.config.architectures == ["CoverForVideoClassification"]
-    sharded, whole = ({file.name for file in (run / "checkpoint-10").rglob("*")} for run in runs.values())
+    assert model.dtype == torch.float32
+    sharded, whole = ({file.name for file in (runs[name] / "checkpoint-10").rglob("*")} for name in (kind, "ddp"))
     assert sharded == whole
 
 
-def test_averages_are_sharded_too(folder, runs):
-    saved = {}
-    for kind in runs:
-        run = folder / f"{kind} averaged"
-        run.mkdir()
-        finish(start(folder, run, 2, **OPTIONS, ema_decay=0.9, **(FSDP if kind == "fsdp" else {})), run)
-        saved[kind] = run
-    assert_close(saved["fsdp"], saved["ddp"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_step_that_is_not_finite_is_skipped(runs, kind):
+    (line,) = (runs[kind] / "skipped_steps.jsonl").read_text().splitlines()
+    assert line == (runs["ddp"] / "skipped_steps.jsonl").read_text().strip()
+    states = [
+        json.loads((runs[name] / "checkpoint-5/training_state/state.json").read_text()) for name in (kind, "ddp")
+    ]
+    rates, expected = ([group["lr"] for group in state["optimizer"]["param_groups"]] for state in states)
+    assert rates == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"zero_optimization": {"stage": 0}}, "stage must be 1, 2 or 3, got 0"),
+        ({"optimizer": {"type": "AdamW"}}, "the optimizer is CoverTrainingArguments' business"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer is not"),
+        ({"bf16": {"enabled": True}}, "its bf16 keeps weights in bf16"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5 and max_grad_norm 1.0"),
+    ],
+)
+def test_what_deepspeed_would_do_otherwise_than_it_is_told_is_refused(options, culprit):
+    config = zero(3, gradient_clipping=1.0)["deepspeed"]
+    check_options(config, 1.0)
+    with pytest.raises(ValueError, match=culprit):
+        check_options(config | options, 1.0)

@@ -14,6 +14,7 @@
 """What co-training adds to the arguments of transformers' Trainer."""
 
 import importlib.util
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -106,6 +107,9 @@ class CoverTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "eval_mean_top1"
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros
+        uses_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+        if uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise ValueError("deepspeed is not installed, it comes with `pip install modeling-cover[deepspeed]`")
         super().__post_init__()
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")

@@ -112,23 +112,30 @@ class GuardedTrainer(ResumableTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
         """Trainer's last hook before the optimizer's step, and the one that knows the norm."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        is_finite, self._must_stop = self._decided(grad_norm)
+        loss_is_finite, gradient_is_finite, self._must_stop = self._decided(grad_norm)
         self.note("optimizer step")
-        if is_finite:
+        if loss_is_finite and gradient_is_finite:
             self._skipped_in_a_row = 0
             self.step_is_taken()
         else:
-            self._skip_step(model)
+            self._leave_out_step(model)
+            if not (loss_is_finite and self._scale_can_shrink()):
+                self._note_skipped_step()
         return grad_norm
 
-    def _decided(self, grad_norm: torch.Tensor | float) -> tuple[bool, bool]:
-        """Whether all is finite on every process, and whether any was told to stop."""
+    def _decided(self, grad_norm: torch.Tensor | float) -> tuple[bool, bool, bool]:
+        """Whether the loss is finite on every process, whether the gradient is, and whether any was told to stop."""
         norm = torch.as_tensor(grad_norm, device=self.args.device)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        finite = self._step_is_finite & torch.isfinite(norm)
-        votes = torch.stack([(~finite).float(), torch.full_like(finite, self.stop_signals.received).float()])
-        not_finite, stop = self.accelerator.reduce(votes, reduction="sum").tolist()
-        return not_finite == 0, stop > 0
+        stop = torch.full_like(self._step_is_finite, self.stop_signals.received)
+        votes = torch.stack([~self._step_is_finite, ~torch.isfinite(norm), stop]).float()
+        loss, gradient, stop = self.accelerator.reduce(votes, reduction="sum").tolist()
+        return loss == 0, gradient == 0, stop > 0
+
+    def _scale_can_shrink(self) -> bool:
+        """Whether the gradient may have overflown because of the scale that fp16 needs, which its scaler then lowers."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > 1
 
     def step_begins(self) -> None:
         """Called before the first batch of an optimizer step."""
@@ -138,12 +145,15 @@ class GuardedTrainer(ResumableTrainer):
     def step_is_taken(self) -> None:
         """Called before an optimizer step whose loss and gradient are finite."""
 
-    def _skip_step(self, model: nn.Module) -> None:
+    def _leave_out_step(self, model: nn.Module) -> None:
         # An optimizer leaves alone what has no gradient: neither weights nor its own state change.
-        model.zero_grad(set_to_none=True)
+        if not self.is_deepspeed_enabled:  # which has skipped it already
+            model.zero_grad(set_to_none=True)
         self._tr_loss.copy_(self._loss_before_step)
-        self._skipped_in_a_row += 1
         self._skipped_since_log += 1
+
+    def _note_skipped_step(self) -> None:
+        self._skipped_in_a_row += 1
         step, most = self.state.global_step, self.args.max_skipped_steps
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / SKIPPED_STEPS
@@ -231,3 +241,8 @@ class _GuardCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_begins()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        # Where the scaler, or DeepSpeed, has skipped the step, Trainer would have the schedule fall behind the steps.
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.lr_scheduler.step()

@@ -25,7 +25,6 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
@@ -46,14 +45,8 @@ from .checkpoints import (
     what_is_missing,
 )
 from .run_identity import check_same_run, run_identity
-from .training_state import (
-    joined_rng_states,
-    load_optimizer_state,
-    load_rng_state,
-    optimizer_state,
-    rng_state,
-    rng_state_of,
-)
+from .training_state import WholeState, joined_rng_states, load_rng_state, rng_state, rng_state_of
+from .zero import ZeroState, whole_parameters
 
 
 logger = logging.get_logger(__name__)
@@ -178,10 +171,15 @@ class ResumableTrainer(Trainer):
         faults = gather_object([None if error is None else str(error)])
         return next((fault for fault in faults if fault is not None), None)
 
-    def _gathered_state(self) -> tuple[dict | None, dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-        """The weights, if they are sharded; what state.json holds; and the tensors, by name of their file."""
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
-        optimizer_tensors, optimizer_rest = optimizer_state(self.model, self.optimizer.optimizer)
+    @property
+    def whole_state(self) -> WholeState:
+        kind = WholeState if self.deepspeed is None else ZeroState
+        return kind(self.model, getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate wraps it
+
+    def _gathered_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+        """The weights; what state.json holds; and the tensors, by name of their file."""
+        weights = self.whole_state.weights()
+        optimizer_tensors, optimizer_rest = self.whole_state.optimizer_state()
         rng_tensors, rng_rest = joined_rng_states(gather_object([rng_state()]))
         position = self.state.global_step * self.train_sampler.step_size
         draws = self.train_sampler.schedule.draws_before(position)
@@ -203,7 +201,7 @@ class ResumableTrainer(Trainer):
         self,
         folder: Path,
         writer: CheckpointWriter,
-        weights: dict | None,
+        weights: dict[str, torch.Tensor],
         state: dict[str, Any],
         tensors: dict[str, dict[str, torch.Tensor]],
     ) -> None:
@@ -217,19 +215,19 @@ class ResumableTrainer(Trainer):
         writer.write_state(folder, state, tensors)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_fsdp_enabled:
+        if not self._is_sharded:
             super().save_model(output_dir, _internal_call)
             return
         # Trainer writes nothing where the configuration asks for sharded state.
-        self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        self._save(output_dir, state_dict=self.whole_state.weights())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.model
-        if self.is_fsdp_enabled:
-            # A sharded model is of a class of torch's, whose source would be saved as the model's.
-            with torch.device("meta"):
+        if self._is_sharded:
+            # It is of a class of torch's, whose source would be saved as the model's, or its parameters are empty.
+            with torch.device("meta"), whole_parameters():
                 self.model = CoverForVideoClassification(model.config)
         try:
             super()._save(output_dir, state_dict)
@@ -240,6 +238,11 @@ class ResumableTrainer(Trainer):
             # A pickle, which nothing reads.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether the model in training may be a part of the whole."""
+        return self.is_fsdp_enabled or self.deepspeed is not None
 
     def _note_best(self, writer: CheckpointWriter) -> None:
         step = self.state.best_global_step
@@ -279,16 +282,32 @@ class ResumableTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # Trainer would look for a checkpoint of DeepSpeed's.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
-        model = self.model if model is None else model
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=True))
+        self._load_weights(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+
+    def _load_weights(self, path: Path) -> None:
+        self.whole_state.load_weights(load_file(path))
+
+    def _load_best_model(self) -> None:
+        if self._is_sharded:
+            self._load_weights(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
+        else:
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         state, tensors = read_state(checkpoint), read_tensors(checkpoint, "optimizer")
-        load_optimizer_state(self.model, self.optimizer.optimizer, tensors, state["optimizer"])
+        self.whole_state.load_optimizer_state(tensors, state["optimizer"])
         self.lr_scheduler.load_state_dict(state["learning_rate_schedule"])
         for name, stream in state["streams"].items():
             self.train_sampler.streams[name].load_state_dict(stream)

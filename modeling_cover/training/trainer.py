@@ -14,7 +14,6 @@
 """Co-training with transformers' Trainer: the weighted sum of per-data-set losses (section 3.3 of the paper)."""
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,6 +37,7 @@ from .parameter_groups import freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback, CurvesCallback
 from .sharding import is_sharded, with_equal_groups, wrap_layers
 from .weight_average import AveragingTrainer
+from .zero import check_options
 
 
 class _MixtureCallback(TrainerCallback):
@@ -161,8 +161,6 @@ class CoverTrainer(AveragingTrainer):
             raise ValueError(f"loss weights must not be negative, got {negative}")
         if args.should_save:
             check_writable(args.output_dir)
-        if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-            raise ValueError("DeepSpeed is not supported: FSDP2 shards as much, see examples/accelerate_configs")
         if args.n_gpu > 1:
             raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
         freeze_all_but(model, args.trained_part)
@@ -173,6 +171,8 @@ class CoverTrainer(AveragingTrainer):
             kwargs["compute_metrics"] = compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if self.is_deepspeed_enabled:
+            check_options(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.max_grad_norm)
         wrap_layers(self.accelerator)
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
@@ -298,6 +298,9 @@ class CoverTrainer(AveragingTrainer):
         loss = (self.loss_weights * sums / divisor.clamp(min=1)).sum()
         # Gradients are averaged over processes, and this is a sum over them.
         loss = loss * self.accelerator.num_processes
+        if self.is_deepspeed_enabled:
+            # Its optimizer steps inside of `backward`, and looks at gradients alone.
+            loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
         self.note("backward pass")
         return (loss, outputs) if return_outputs else loss
 

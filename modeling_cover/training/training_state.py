@@ -13,8 +13,8 @@
 # limitations under the License.
 """All that a run has in memory besides the weights, as what a checkpoint can hold: tensors by name, and JSON.
 
-Optimizer state is keyed by the names of parameters, each whole, so that a run may go on with its parameters sharded over
-processes (FSDP2) that were not, and the other way round.
+Weights and optimizer state are keyed by the names of parameters, each whole, so that a run may go on with its parameters
+sharded over processes that were not, and the other way round.
 """
 
 import random
@@ -27,47 +27,77 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 
 
-_OPTIONS = {"full_state_dict": True, "cpu_offload": True}
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of an optimizer's state, `<parameter>:<name>`, and the rest, JSON-able.
+class WholeState:
+    """Weights and optimizer state of a model in training, each tensor whole, whether or not it is sharded (FSDP2).
 
-    Every process must call it; only the first gets all.
+    Every process must call its methods; of what they return, only the first gets all, and on the CPU.
     """
-    whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**_OPTIONS))
-    entries = {
-        f"{parameter}:{name}": value
-        for parameter, state in whole.get("state", {}).items()
-        for name, value in state.items()
-    }
-    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
-    values = {key: value for key, value in entries.items() if key not in tensors}
-    return tensors, {"values": values, "param_groups": whole.get("param_groups", [])}
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+        self.model = model
+        self.optimizer = optimizer
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights, by name."""
+        whole = get_model_state_dict(self.model, options=_GATHERED)
+        return {name: weight.clone() for name, weight in whole.items()}
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        set_model_state_dict(self.model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=True))
+
+    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors of the optimizer's state, `<parameter>:<name>`, and the rest, JSON-able."""
+        whole = get_optimizer_state_dict(self.model, self.optimizer, options=_GATHERED)
+        entries = {
+            f"{parameter}:{name}": value
+            for parameter, state in whole.get("state", {}).items()
+            for name, value in state.items()
+        }
+        tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
+        values = {key: value for key, value in entries.items() if key not in tensors}
+        return tensors, {"values": values, "param_groups": whole.get("param_groups", [])}
+
+    def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
+        state = grouped_by_parameter(tensors, rest)
+        whole = {"state": state, "param_groups": parameter_groups_of(rest)}
+        set_optimizer_state_dict(self.model, self.optimizer, whole, options=_GATHERED)
+
+    def local_weights(self) -> list[torch.Tensor]:
+        """The memory of this process's part of the weights that are trained."""
+        trained = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
+        return [weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained]
+
+    def local_weights_have_changed(self) -> None:
+        """To be called where something else than the optimizer has written into `local_weights`."""
 
 
-def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
-) -> None:
-    """Every process must call it, with the whole state."""
+def grouped_by_parameter(
+    tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
+) -> dict[str, dict[str, torch.Tensor | Any]]:
+    """What [`WholeState.optimizer_state`] returned, by name of the parameter."""
     state = defaultdict(dict)
     for key, value in {**tensors, **rest["values"]}.items():
         parameter, name = key.rsplit(":", 1)
         state[parameter][name] = value
-    # JSON knows no tuples, and optimizers have some: betas.
-    groups = [
+    return dict(state)
+
+
+def parameter_groups_of(rest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The optimizer's groups, with the names of parameters. JSON knows no tuples, and optimizers have some: betas."""
+    return [
         {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
         for group in rest["param_groups"]
     ]
-    whole = {"state": dict(state), "param_groups": groups}
-    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(**_OPTIONS))
 
 
 def rng_state() -> dict[str, Any]:

@@ -25,15 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .checkpoints import TRAINING_STATE, read_state
 from .guarding import GuardedTrainer
+from .training_state import WholeState
 
 
 _WEIGHTS = "weights"
@@ -43,16 +42,17 @@ class WeightAverage:
     """The average of the parameters of a model that are trained.
 
     Args:
-        model: whose weights it starts from; where they are sharded, so is the average.
+        state: of the model whose weights it starts from; where they are sharded, so is the average.
         decay: the share of the average that stays, at most: in the n-th update, (1 + n) / (10 + n) if that is less,
             since the first weights are no good.
         updates: how many there were.
     """
 
-    def __init__(self, model: nn.Module, decay: float, updates: int = 0):
+    def __init__(self, state: WholeState, decay: float, updates: int = 0):
         self.decay = decay
         self.updates = updates
-        self._weights = [_local(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        self._state = state
+        self._weights = state.local_weights()
         self._average = [weight.clone() for weight in self._weights]
 
     @torch.no_grad()
@@ -67,6 +67,7 @@ class WeightAverage:
         kept = [weight.clone() for weight in self._weights]
         torch._foreach_copy_(self._weights, self._average)
         torch._foreach_copy_(self._average, kept)
+        self._state.local_weights_have_changed()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -76,12 +77,6 @@ class WeightAverage:
             yield
         finally:
             self.swap()
-
-
-def _local(parameter: nn.Parameter) -> torch.Tensor:
-    """The memory of a parameter, or of this process's part of it."""
-    tensor = parameter.detach()
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class AveragingTrainer(GuardedTrainer):
@@ -110,14 +105,10 @@ class AveragingTrainer(GuardedTrainer):
             if resume_from_checkpoint is not None:
                 updates = read_state(resume_from_checkpoint).get("average_updates", 0)
                 self._load_weights(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
-            self.weight_average = WeightAverage(self.model, self.args.ema_decay, updates)
+            self.weight_average = WeightAverage(self.whole_state, self.args.ema_decay, updates)
             if resume_from_checkpoint is not None:
                 self._load_from_checkpoint(resume_from_checkpoint)
         return prepared
-
-    def _load_weights(self, path: Path) -> None:
-        options = StateDictOptions(full_state_dict=True, strict=True)
-        set_model_state_dict(self.model, load_file(path), options=options)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trained = Path(resume_from_checkpoint) / TRAINING_STATE / f"{_WEIGHTS}.safetensors"
@@ -151,19 +142,14 @@ class AveragingTrainer(GuardedTrainer):
         with self.averaged():
             return super().evaluation_loop(*args, **kwargs)
 
-    def _gathered_state(self) -> tuple[dict | None, dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    def _gathered_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
         weights, state, tensors = super()._gathered_state()
         if self.weight_average is not None:
             state["average_updates"] = self.weight_average.updates
-            tensors[_WEIGHTS] = self._whole_weights()
+            tensors[_WEIGHTS] = weights
             with self.averaged():
-                weights = self._whole_weights()
+                weights = self.whole_state.weights()
         return weights, state, tensors
-
-    def _whole_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights on the main process, where they are sharded, gathered."""
-        whole = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        return {name: weight.clone() for name, weight in whole.items()}
 
 
 class _AverageCallback(TrainerCallback):

@@ -1,0 +1,388 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What training Large takes, measured on one GPU, and what that predicts for many.
+
+    python examples/benchmark_scaling.py measure docs/scaling.json
+    python examples/benchmark_scaling.py predict docs/scaling.json
+
+`measure` times the parts of a step of the paper's largest run (16 frames of 448 x 448 pixels, bf16, 4 rows a GPU), the
+writing of a checkpoint and the making of samples on one core, and counts what two processes send one another; some 3
+minutes on an H100. `predict` prints the tables of docs/scaling.md, which has the formulas.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from benchmark_data import draw_frames, encode, entry, texture
+from modeling_cover import CoTrainingDataset, CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.dataset_tools.preparation import prepare_dataset
+from modeling_cover.dataset_tools.prepared_rows import PreparationSettings
+from modeling_cover.mixture import MixtureSchedule, SampleReference, dealt_out
+from modeling_cover.sources import read_sources
+from modeling_cover.training.checkpoints import CheckpointWriter
+from modeling_cover.training.training_state import WholeState
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+
+# Rows of an epoch: what the paper says of its data sets (section 4.1), ImageNet-1k's training split, and Kinetics-400's.
+ROWS = {"k400": 240_000, "ssv2": 168_000, "mit": 791_000, "imagenet": 1_281_167}
+NUM_LABELS = {"k400": 400, "ssv2": 174, "mit": 305, "imagenet": 1000}
+IMAGES = "imagenet"
+ROWS_PER_GPU = 4
+PRESETS = {
+    "large": {
+        "num_frames": 16,
+        "image_size": 448,
+        "config": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    },
+    "tiny": {
+        "num_frames": 4,
+        "image_size": 32,
+        "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    },
+}
+GPUS = (1, 8, 64, 512)
+GB = 1e9
+# All-reduce bus bandwidths, in GB/s, as NVIDIA's nccl-tests report them.
+BUS_BANDWIDTHS = (300.0, 40.0, 10.0)
+FP32, BF16 = 4, 2  # bytes
+DDP_BUCKET = 25 * 2**20
+SIMULATED_STEPS = 50
+
+
+def build_model(preset: str) -> CoverForVideoClassification:
+    fields = PRESETS[preset]
+    heads = {
+        name: {"labels": [str(label) for label in range(count)], "modality": "image" if name == IMAGES else "video"}
+        for name, count in NUM_LABELS.items()
+    }
+    sizes = {"num_frames": fields["num_frames"], "image_size": fields["image_size"]}
+    return CoverForVideoClassification(CoverConfig(heads=heads, default_head="k400", **sizes, **fields["config"]))
+
+
+def batch_of(preset: str, num_clips: int, num_images: int, device: str) -> dict[str, Any]:
+    """A batch of clips and images, as the Trainer has it."""
+    frames, size = PRESETS[preset]["num_frames"], PRESETS[preset]["image_size"]
+    shapes = [(count, length) for count, length in ((num_clips, frames), (num_images, 1)) if count]
+    names = sorted(NUM_LABELS)
+    ids = [names.index("k400")] * num_clips + [names.index(IMAGES)] * num_images
+    return {
+        "pixel_values": [torch.randn(count, length, 3, size, size, device=device) for count, length in shapes],
+        "head_ids": torch.tensor(ids, device=device),
+        "labels": torch.zeros(len(ids), dtype=torch.long, device=device),
+    }
+
+
+def seconds_of(run: Callable[[], Any], rounds: int, device: str) -> float:
+    """The median of `rounds`, after two to warm up."""
+    times = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+# ---- Measuring ----
+
+
+def measure_steps(preset: str, device: str, rounds: int) -> dict[str, Any]:
+    """Seconds of forward and backward pass of each mixture of clips and images, and of the optimizer's step."""
+    model = build_model(preset).to(device).train()
+    model.activation_checkpointing_enable()
+    found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+    def run(batch: dict[str, Any], backward: bool = True) -> None:
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(**batch).loss
+        if backward:
+            loss.backward()
+
+    mixtures = [(clips, ROWS_PER_GPU - clips) for clips in range(ROWS_PER_GPU + 1)]
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    found["step"] = []
+    for clips, images in tqdm(mixtures, desc="mixtures of clips and images"):
+        batch = batch_of(preset, clips, images, device)
+        found["step"].append(seconds_of(lambda batch=batch: run(batch), rounds, device))
+    found["forward"] = seconds_of(lambda: run(batch, backward=False), rounds, device)  # of clips alone
+    if device == "cuda":
+        found["peak_memory"] = torch.cuda.max_memory_allocated()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=device == "cuda")
+    found["optimizer"] = seconds_of(optimizer.step, rounds, device)
+    del optimizer
+    found["checkpoint"] = measure_checkpoint(model)
+    return found
+
+
+def measure_checkpoint(model: CoverForVideoClassification) -> dict[str, float]:
+    """Seconds and bytes of a checkpoint with AdamW's two moments, flushed to the disk."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=next(model.parameters()).is_cuda)
+    optimizer.step()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        started = time.perf_counter()
+        state = WholeState(model, optimizer)
+        weights, (tensors, rest) = state.weights(), state.optimizer_state()
+        gathered = time.perf_counter()
+        writer = CheckpointWriter(name)
+        with writer.writing(1) as folder:
+            model.save_pretrained(folder, state_dict=weights)
+            writer.write_state(folder, {"optimizer": rest}, {"optimizer": tensors})
+        written = time.perf_counter()
+        size = sum(file.stat().st_size for file in Path(name).rglob("*") if file.is_file())
+    return {"gather": gathered - started, "write": written - gathered, "bytes": size}
+
+
+def count_communication(kind: str) -> dict[str, float]:
+    """What a process sends and receives in a step with clips and images, in elements for each parameter."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_count_communication, (kind, folder), nprocs=2)
+        return json.loads((Path(folder) / "counts.json").read_text())
+
+
+def _count_communication(rank: int, kind: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model, counts = build_model("tiny").train(), Counter()
+    model.activation_checkpointing_enable()
+    layer = sum(parameter.numel() for parameter in model.cover.layers[0].parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if kind == "ddp":
+        model = DistributedDataParallel(model)
+
+        def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            counts["reduced"] += bucket.buffer().numel()
+            work = dist.all_reduce(bucket.buffer(), async_op=True)
+            return work.get_future().then(lambda future: future.value()[0] / 2)
+
+        model.register_comm_hook(None, reduce)
+    else:
+        # Of layers alone, which have 99% of Large's parameters and 30% of this model's.
+        parameters = layer * len(model.cover.layers)
+        for module in model.cover.layers:
+            fully_shard(module)
+        fully_shard(model)
+        for name in ("all_gather_single", "all_gather_into_tensor", "reduce_scatter_single", "reduce_scatter_tensor"):
+            if hasattr(dist, name):  # torch has renamed them
+                which = "gathered" if name.startswith("all_gather") else "scattered"
+                setattr(dist, name, _counting(getattr(dist, name), counts, which, layer))
+    model(**batch_of("tiny", 2, 2, "cpu")).loss.backward()
+    if rank == 0:
+        found = {name: count / parameters for name, count in counts.items()}
+        (Path(folder) / "counts.json").write_text(json.dumps(found))
+    dist.barrier()  # neither may leave while the other still communicates
+    dist.destroy_process_group()
+
+
+def _counting(function: Callable, counts: Counter, which: str, layer: int) -> Callable:
+    """A collective that counts its elements if it is one of a layer, which has `layer` parameters."""
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        size = max(tensor.numel() for tensor in [*args, *kwargs.values()] if isinstance(tensor, torch.Tensor))
+        counts[which] += size if size == layer else 0
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def measure_samples(preset: str, rounds: int) -> dict[str, float]:
+    """Seconds of one core for a sample: of a clip (10 s, 640 x 360, H.264), raw and compact, and of an image."""
+    torch.set_num_threads(1)
+    frames, size = PRESETS[preset]["num_frames"], PRESETS[preset]["image_size"]
+    short_side = size * 8 // 7
+    processor = CoverVideoProcessor(
+        num_frames=frames, size={"shortest_edge": short_side}, crop_size={"height": size, "width": size}
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in (folder / "raw" / "train" / "clip" / "0.mp4", folder / "image" / "train" / "picture" / "0.jpeg"):
+            path.parent.mkdir(parents=True)
+        encode(
+            str(folder / "raw/train/clip/0.mp4"), draw_frames(np.random.default_rng(0), 640, 360, 300), "libx264", 30
+        )
+        texture(np.random.default_rng(0), 375, 500).save(folder / "image/train/picture/0.jpeg", quality=95)
+        raw = entry("class_folders", folder / "raw" / "train")
+        prepare_dataset(raw, folder / "compact", PreparationSettings(modality="video", short_side=short_side))
+        images = DatasetRecipe(
+            name="clips", format="class_folders", modality="image", splits={"train": str(folder / "image" / "train")}
+        )
+        data_sets = {
+            "raw clip": raw,
+            "compact clip": entry("webdataset", folder / "compact" / "train"),
+            "image": images,
+        }
+        found = {}
+        for what, data_set in data_sets.items():
+            samples = CoTrainingDataset([read_sources(data_set)["train"]], ["clips"], processor, seed=0)
+            positions = itertools.count()
+            found[what] = seconds_of(
+                lambda samples=samples, positions=positions: samples[
+                    SampleReference("clips", 0, position := next(positions), position)
+                ],
+                rounds,
+                "cpu",
+            )
+    return found
+
+
+def measure(path: Path, preset: str, rounds: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if preset == "large" and device == "cpu":
+        raise SystemExit("large needs a GPU; tiny, which shows that the script works, does not")
+    # The samples come first: measuring them is for one core, and so are its threads.
+    threads = torch.get_num_threads()
+    found: dict[str, Any] = {"preset": preset, "torch": torch.__version__}
+    found["device"] = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} threads"
+    found["samples"] = measure_samples(preset, rounds)
+    torch.set_num_threads(threads)
+    found["communication"] = {kind: count_communication(kind) for kind in ("ddp", "fsdp")}
+    found |= measure_steps(preset, device, rounds)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(path.read_text())
+
+
+# ---- Predicting ----
+
+
+def compute_seconds(steps: list[float], gpus: int, rows: int) -> tuple[float, float]:
+    """Forward and backward passes of an optimizer step: until the last process is done, and if all took equally long.
+
+    `steps` are the seconds of 0, 1, ... clips among the rows of a GPU.
+    """
+    references = MixtureSchedule(ROWS, seed=0).references()
+    slowest = mean = 0.0
+    for _ in range(SIMULATED_STEPS):
+        drawn = list(itertools.islice(references, rows))
+        # What the sampler deals out by: the number of frames.
+        dealt = dealt_out(drawn, [1 if row.dataset == IMAGES else 16 for row in drawn], ROWS_PER_GPU)
+        clips = np.array([row.dataset != IMAGES for row in dealt]).reshape(-1, gpus, ROWS_PER_GPU).sum(axis=2)
+        seconds = np.array(steps)[clips]
+        slowest += seconds.max(axis=1).sum()
+        mean += seconds.mean(axis=1).sum()
+    return slowest / SIMULATED_STEPS, mean / SIMULATED_STEPS
+
+
+def exposed_seconds(found: dict[str, Any], gpus: int, bandwidth: float) -> dict[str, float]:
+    """Communication that a step waits for: what does not fit beside computing."""
+    parameters, share = found["parameters"], (gpus - 1) / gpus
+    counts, clips = found["communication"], found["step"][-1]
+    reduced = 2 * share * counts["ddp"]["reduced"] * parameters * FP32 / (bandwidth * GB)
+    last_bucket = 2 * share * DDP_BUCKET / (bandwidth * GB)
+    sharded = sum(counts["fsdp"].values()) * share * parameters * BF16 / (bandwidth * GB)
+    return {"ddp": max(last_bucket, reduced - (clips - found["forward"])), "fsdp": max(0.0, sharded - clips)}
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def predict(path: Path) -> None:
+    found = json.loads(path.read_text())
+    steps, samples, parameters = found["step"], found["samples"], found["parameters"]
+    checkpoint, counts = found["checkpoint"], found["communication"]
+    print(f"{found['device']}, torch {found['torch']}, {parameters / 1e6:.0f} million parameters")
+    clip_share = 1 - ROWS[IMAGES] / sum(ROWS.values())
+    print_table(
+        ["measured", ""],
+        [
+            *(
+                [f"step of {clips} clips, {ROWS_PER_GPU - clips} images", f"{1e3 * s:.0f} ms"]
+                for clips, s in enumerate(steps)
+            ),
+            [f"of {ROWS_PER_GPU} clips, the forward pass", f"{1e3 * found['forward']:.0f} ms"],
+            ["optimizer (SGD with momentum)", f"{1e3 * found['optimizer']:.1f} ms"],
+            *([["peak memory", f"{found['peak_memory'] / GB:.1f} GB"]] if "peak_memory" in found else []),
+            ["DDP: reduced in a step", f"{counts['ddp']['reduced'] * parameters * FP32 / GB:.2f} GB"],
+            ["FSDP2: gathered in a step", f"{counts['fsdp']['gathered'] * parameters * BF16 / GB:.2f} GB"],
+            ["FSDP2: reduced and scattered", f"{counts['fsdp']['scattered'] * parameters * BF16 / GB:.2f} GB"],
+            ["checkpoint", f"{checkpoint['bytes'] / GB:.2f} GB"],
+            ["copied to the CPU", f"{checkpoint['gather']:.1f} s"],
+            ["written and flushed", f"{checkpoint['write']:.1f} s"],
+            *([f"{what}, one core", f"{1e3 * seconds:.0f} ms"] for what, seconds in samples.items()),
+        ],
+    )
+    epochs, waits = [], []
+    for gpus in GPUS:
+        # As many rows as the paper's 128, or more where the GPUs take more at once.
+        rows = max(128, ROWS_PER_GPU * gpus)
+        num_steps = -(-sum(ROWS.values()) // rows)
+        slowest, mean = compute_seconds(steps, gpus, rows)
+        compact, raw = (
+            clip_share * samples[f"{kind} clip"] + (1 - clip_share) * samples["image"] for kind in ("compact", "raw")
+        )
+        cores = [rows / gpus * seconds / slowest for seconds in (raw, compact)]
+        hours, exposed = [], []
+        for bandwidth in BUS_BANDWIDTHS:
+            waiting = exposed_seconds(found, gpus, bandwidth)
+            epoch = num_steps * (slowest + waiting["ddp"] + found["optimizer"]) + sum(
+                checkpoint[key] for key in ("gather", "write")
+            )
+            hours.append(epoch / 3600)
+            exposed.append("".join(f"{1e3 * waiting[kind]:.0f} / " for kind in ("ddp", "fsdp"))[:-3])
+        epochs.append(
+            [
+                f"{gpus}",
+                f"{rows}",
+                f"{num_steps:,}",
+                f"{slowest:.2f} s",
+                f"{mean / slowest:.1%}",
+                *(f"{value:.2f} h" for value in hours),
+                f"{cores[0]:.1f} / {cores[1]:.1f}",
+            ]
+        )
+        waits.append([f"{gpus}", *exposed])
+    print_table(
+        ["GPUs", "rows a step", "steps", "computing", "balance"]
+        + [f"epoch at {bandwidth:g} GB/s" for bandwidth in BUS_BANDWIDTHS]
+        + ["cores a GPU, raw / compact"],
+        epochs,
+    )
+    print_table(
+        ["GPUs"] + [f"waited for at {bandwidth:g} GB/s, ms, DDP / FSDP2" for bandwidth in BUS_BANDWIDTHS], waits
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("measure", "predict"))
+    parser.add_argument("path", type=Path, help="the measurements, JSON")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="large")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    if arguments.action == "measure":
+        measure(arguments.path, arguments.preset, arguments.rounds)
+    else:
+        predict(arguments.path)
+
+
+if __name__ == "__main__":
+    main()
