@@ -16,9 +16,9 @@
     python examples/benchmark_scaling.py measure docs/scaling.json
     python examples/benchmark_scaling.py predict docs/scaling.json
 
-`measure` times the parts of a step of the paper's largest run (16 frames of 448 x 448 pixels, bf16, 4 rows a GPU), the
-writing of a checkpoint and the making of samples on one core, and counts what two processes send one another; some 3
-minutes on an H100. `predict` prints the tables of docs/scaling.md, which has the formulas.
+`measure` times the parts of a step of the paper's largest run (16 frames of 448 x 448 pixels, bf16), the writing of a
+checkpoint and the making of samples on one core, and counts what two processes send one another; some 3 minutes on an
+H200. `predict` prints the tables of docs/scaling.md, which has the formulas.
 """
 
 import argparse
@@ -53,7 +53,11 @@ from tqdm import tqdm
 ROWS = {"k400": 240_000, "ssv2": 168_000, "mit": 791_000, "imagenet": 1_281_167}
 NUM_LABELS = {"k400": 400, "ssv2": 174, "mit": 305, "imagenet": 1000}
 IMAGES = "imagenet"
-ROWS_PER_GPU = 4
+FRAMES_OF_A_CLIP = 16
+# Of the rows of a GPU, how many are clips, where steps are timed; between them, times are interpolated.
+MEASURED_CLIPS = {2: (0, 1, 2), 4: (0, 2, 4), 16: (0, 4, 8, 12, 16)}
+# GPUs, rows of each in a pass, and passes of an optimizer step: the paper's 128 rows a step first, then what keeps GPUs busy.
+SETTINGS = ((1, 16, 8), (8, 16, 1), (64, 2, 1), (64, 16, 1), (512, 4, 1), (512, 16, 1))
 PRESETS = {
     "large": {
         "num_frames": 16,
@@ -66,7 +70,6 @@ PRESETS = {
         "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     },
 }
-GPUS = (1, 8, 64, 512)
 GB = 1e9
 # All-reduce bus bandwidths, in GB/s, as NVIDIA's nccl-tests report them.
 BUS_BANDWIDTHS = (300.0, 40.0, 10.0)
@@ -125,16 +128,18 @@ def measure_steps(preset: str, device: str, rounds: int) -> dict[str, Any]:
         if backward:
             loss.backward()
 
-    mixtures = [(clips, ROWS_PER_GPU - clips) for clips in range(ROWS_PER_GPU + 1)]
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    found["step"] = []
-    for clips, images in tqdm(mixtures, desc="mixtures of clips and images"):
-        batch = batch_of(preset, clips, images, device)
-        found["step"].append(seconds_of(lambda batch=batch: run(batch), rounds, device))
-    found["forward"] = seconds_of(lambda: run(batch, backward=False), rounds, device)  # of clips alone
-    if device == "cuda":
-        found["peak_memory"] = torch.cuda.max_memory_allocated()
+    found["step"], found["forward"], found["peak_memory"] = {}, {}, {}
+    for rows, measured in MEASURED_CLIPS.items():
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        found["step"][rows] = {}
+        for clips in tqdm(measured, desc=f"{rows} rows, of which clips"):
+            batch = batch_of(preset, clips, rows - clips, device)
+            found["step"][rows][clips] = seconds_of(lambda batch=batch: run(batch), rounds, device)
+        # Of clips alone.
+        found["forward"][rows] = seconds_of(lambda batch=batch: run(batch, backward=False), rounds, device)
+        if device == "cuda":
+            found["peak_memory"][rows] = torch.cuda.max_memory_allocated()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=device == "cuda")
     found["optimizer"] = seconds_of(optimizer.step, rounds, device)
     del optimizer
@@ -271,32 +276,36 @@ def measure(path: Path, preset: str, rounds: int) -> None:
 # ---- Predicting ----
 
 
-def compute_seconds(steps: list[float], gpus: int, rows: int) -> tuple[float, float]:
+def compute_seconds(steps: dict[str, float], gpus: int, rows: int, passes: int) -> tuple[float, float]:
     """Forward and backward passes of an optimizer step: until the last process is done, and if all took equally long.
 
-    `steps` are the seconds of 0, 1, ... clips among the rows of a GPU.
+    `steps` are the seconds for numbers of clips among the `rows` of a GPU.
     """
     references = MixtureSchedule(ROWS, seed=0).references()
+    measured, times = [int(clips) for clips in steps], list(steps.values())
     slowest = mean = 0.0
     for _ in range(SIMULATED_STEPS):
-        drawn = list(itertools.islice(references, rows))
+        drawn = list(itertools.islice(references, rows * gpus * passes))
         # What the sampler deals out by: the number of frames.
-        dealt = dealt_out(drawn, [1 if row.dataset == IMAGES else 16 for row in drawn], ROWS_PER_GPU)
-        clips = np.array([row.dataset != IMAGES for row in dealt]).reshape(-1, gpus, ROWS_PER_GPU).sum(axis=2)
-        seconds = np.array(steps)[clips]
+        dealt = dealt_out(drawn, [1 if row.dataset == IMAGES else FRAMES_OF_A_CLIP for row in drawn], rows)
+        clips = np.array([row.dataset != IMAGES for row in dealt]).reshape(passes, gpus, rows).sum(axis=2)
+        seconds = np.interp(clips, measured, times)
         slowest += seconds.max(axis=1).sum()
         mean += seconds.mean(axis=1).sum()
     return slowest / SIMULATED_STEPS, mean / SIMULATED_STEPS
 
 
-def exposed_seconds(found: dict[str, Any], gpus: int, bandwidth: float) -> dict[str, float]:
-    """Communication that a step waits for: what does not fit beside computing."""
-    parameters, share = found["parameters"], (gpus - 1) / gpus
-    counts, clips = found["communication"], found["step"][-1]
+def exposed_seconds(
+    found: dict[str, Any], gpus: int, rows: int, computing: float, bandwidth: float
+) -> dict[str, float]:
+    """Communication that a step waits for: what does not fit beside the `computing` of its last pass."""
+    parameters, share, counts = found["parameters"], (gpus - 1) / gpus, found["communication"]
+    clips_alone = found["step"][f"{rows}"][f"{rows}"]
+    backward = computing * (1 - found["forward"][f"{rows}"] / clips_alone)
     reduced = 2 * share * counts["ddp"]["reduced"] * parameters * FP32 / (bandwidth * GB)
     last_bucket = 2 * share * DDP_BUCKET / (bandwidth * GB)
-    sharded = sum(counts["fsdp"].values()) * share * parameters * BF16 / (bandwidth * GB)
-    return {"ddp": max(last_bucket, reduced - (clips - found["forward"])), "fsdp": max(0.0, sharded - clips)}
+    sharded = share * sum(counts["fsdp"].values()) * parameters * BF16 / (bandwidth * GB)
+    return {"ddp": max(last_bucket, reduced - backward), "fsdp": max(0.0, sharded - computing)}
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -305,70 +314,71 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         print(f"| {' | '.join(row)} |")
 
 
-def predict(path: Path) -> None:
-    found = json.loads(path.read_text())
-    steps, samples, parameters = found["step"], found["samples"], found["parameters"]
-    checkpoint, counts = found["checkpoint"], found["communication"]
+def print_measurements(found: dict[str, Any]) -> None:
+    parameters, checkpoint, counts = found["parameters"], found["checkpoint"], found["communication"]
     print(f"{found['device']}, torch {found['torch']}, {parameters / 1e6:.0f} million parameters")
-    clip_share = 1 - ROWS[IMAGES] / sum(ROWS.values())
-    print_table(
-        ["measured", ""],
+    rows = [
         [
-            *(
-                [f"step of {clips} clips, {ROWS_PER_GPU - clips} images", f"{1e3 * s:.0f} ms"]
-                for clips, s in enumerate(steps)
-            ),
-            [f"of {ROWS_PER_GPU} clips, the forward pass", f"{1e3 * found['forward']:.0f} ms"],
-            ["optimizer (SGD with momentum)", f"{1e3 * found['optimizer']:.1f} ms"],
-            *([["peak memory", f"{found['peak_memory'] / GB:.1f} GB"]] if "peak_memory" in found else []),
-            ["DDP: reduced in a step", f"{counts['ddp']['reduced'] * parameters * FP32 / GB:.2f} GB"],
-            ["FSDP2: gathered in a step", f"{counts['fsdp']['gathered'] * parameters * BF16 / GB:.2f} GB"],
-            ["FSDP2: reduced and scattered", f"{counts['fsdp']['scattered'] * parameters * BF16 / GB:.2f} GB"],
-            ["checkpoint", f"{checkpoint['bytes'] / GB:.2f} GB"],
+            rows,
+            *(f"{1e3 * steps[f'{clips}']:.0f} ms" for clips in (0, int(rows) // 2, int(rows))),
+            f"{1e3 * found['forward'][rows]:.0f} ms",
+            f"{found['peak_memory'].get(rows, 0) / GB:.1f} GB",
+        ]
+        for rows, steps in found["step"].items()
+    ]
+    header = ["rows", "no clips", "half of them clips", "all of them clips", "of which forward", "peak memory"]
+    print_table(header, rows)
+    print_table(
+        ["", ""],
+        [
+            ["optimizer's step (SGD with momentum)", f"{1e3 * found['optimizer']:.1f} ms"],
+            ["DDP: gradients reduced in a step, fp32", f"{counts['ddp']['reduced'] * parameters * FP32 / GB:.2f} GB"],
+            ["FSDP2: gathered, bf16", f"{counts['fsdp']['gathered'] * parameters * BF16 / GB:.2f} GB"],
+            ["FSDP2: reduced and scattered, bf16", f"{counts['fsdp']['scattered'] * parameters * BF16 / GB:.2f} GB"],
+            ["checkpoint, with AdamW's moments", f"{checkpoint['bytes'] / GB:.2f} GB"],
             ["copied to the CPU", f"{checkpoint['gather']:.1f} s"],
             ["written and flushed", f"{checkpoint['write']:.1f} s"],
-            *([f"{what}, one core", f"{1e3 * seconds:.0f} ms"] for what, seconds in samples.items()),
+            *([f"{what}, one core", f"{1e3 * seconds:.0f} ms"] for what, seconds in found["samples"].items()),
         ],
     )
+
+
+def predict(path: Path) -> None:
+    found = json.loads(path.read_text())
+    print_measurements(found)
+    samples, clip_share = found["samples"], 1 - ROWS[IMAGES] / sum(ROWS.values())
+    raw, compact = (
+        clip_share * samples[f"{kind} clip"] + (1 - clip_share) * samples["image"] for kind in ("raw", "compact")
+    )
+    checkpoint = found["checkpoint"]["gather"] + found["checkpoint"]["write"]
     epochs, waits = [], []
-    for gpus in GPUS:
-        # As many rows as the paper's 128, or more where the GPUs take more at once.
-        rows = max(128, ROWS_PER_GPU * gpus)
-        num_steps = -(-sum(ROWS.values()) // rows)
-        slowest, mean = compute_seconds(steps, gpus, rows)
-        compact, raw = (
-            clip_share * samples[f"{kind} clip"] + (1 - clip_share) * samples["image"] for kind in ("compact", "raw")
-        )
-        cores = [rows / gpus * seconds / slowest for seconds in (raw, compact)]
-        hours, exposed = [], []
-        for bandwidth in BUS_BANDWIDTHS:
-            waiting = exposed_seconds(found, gpus, bandwidth)
-            epoch = num_steps * (slowest + waiting["ddp"] + found["optimizer"]) + sum(
-                checkpoint[key] for key in ("gather", "write")
-            )
-            hours.append(epoch / 3600)
-            exposed.append("".join(f"{1e3 * waiting[kind]:.0f} / " for kind in ("ddp", "fsdp"))[:-3])
+    for gpus, rows, passes in SETTINGS:
+        num_steps = -(-sum(ROWS.values()) // (rows * gpus * passes))
+        slowest, mean = compute_seconds(found["step"][f"{rows}"], gpus, rows, passes)
+        waiting = [exposed_seconds(found, gpus, rows, slowest / passes, bandwidth) for bandwidth in BUS_BANDWIDTHS]
+        hours = [(num_steps * (slowest + wait["ddp"] + found["optimizer"]) + checkpoint) / 3600 for wait in waiting]
+        name = [f"{gpus}", f"{rows}" if passes == 1 else f"{rows} x {passes}"]
         epochs.append(
             [
-                f"{gpus}",
-                f"{rows}",
+                *name,
+                f"{rows * gpus * passes}",
                 f"{num_steps:,}",
                 f"{slowest:.2f} s",
-                f"{mean / slowest:.1%}",
-                *(f"{value:.2f} h" for value in hours),
-                f"{cores[0]:.1f} / {cores[1]:.1f}",
+                f"{mean / slowest:.0%}",
+                *(f"{value:.3g} h" for value in hours),
+                " / ".join(f"{rows * passes * seconds / slowest:.1f}" for seconds in (raw, compact)),
             ]
         )
-        waits.append([f"{gpus}", *exposed])
+        waits.append([*name, *(f"{1e3 * wait['ddp']:.0f} / {1e3 * wait['fsdp']:.0f}" for wait in waiting)])
+    header = ["GPUs", "rows of each"]
     print_table(
-        ["GPUs", "rows a step", "steps", "computing", "balance"]
-        + [f"epoch at {bandwidth:g} GB/s" for bandwidth in BUS_BANDWIDTHS]
+        header
+        + ["rows a step", "steps", "computing", "balance"]
+        + [f"epoch, {bandwidth:g} GB/s" for bandwidth in BUS_BANDWIDTHS]
         + ["cores a GPU, raw / compact"],
         epochs,
     )
-    print_table(
-        ["GPUs"] + [f"waited for at {bandwidth:g} GB/s, ms, DDP / FSDP2" for bandwidth in BUS_BANDWIDTHS], waits
-    )
+    print_table(header + [f"waiting, {bandwidth:g} GB/s, ms, DDP / FSDP2" for bandwidth in BUS_BANDWIDTHS], waits)
 
 
 def main() -> None:

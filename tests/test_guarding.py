@@ -13,6 +13,7 @@
 # limitations under the License.
 """Steps that are not finite: skipped by all processes together, written down, and too many of them the end."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -58,7 +59,9 @@ class _InfiniteGradient(torch.autograd.Function):
         return gradient * math.inf
 
 
-def make_trainer(folder: Path, output_dir: Path, poisoned: dict[int, str], **options) -> PoisonedTrainer:
+def make_trainer(
+    folder: Path, output_dir: Path, poisoned: dict[int, str], model: dict | None = None, **options
+) -> PoisonedTrainer:
     defaults = {
         "max_steps": 6,
         "learning_rate": 0.01,
@@ -71,7 +74,9 @@ def make_trainer(folder: Path, output_dir: Path, poisoned: dict[int, str], **opt
         str(output_dir), per_device_train_batch_size=4, disable_tqdm=True, **(defaults | options)
     )
     torch.manual_seed(0)
-    cotraining = prepare_cotraining(build_recipe(folder), args.seed, args.output_dir)
+    recipe = build_recipe(folder)
+    recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
+    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     trainer = PoisonedTrainer(args=args, **cotraining.trainer_kwargs)
     trainer.poisoned = poisoned
     return trainer

@@ -17,6 +17,7 @@ import importlib.util
 import os
 from dataclasses import dataclass, field
 
+import torch._inductor.config
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -111,6 +112,9 @@ class CoverTrainingArguments(TrainingArguments):
         if uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
             raise ValueError("deepspeed is not installed, it comes with `pip install modeling-cover[deepspeed]`")
         super().__post_init__()
+        if self.torch_compile:
+            # Inductor's analysis fails on a GPU with an assertion about the index of a token behind the class token.
+            torch._inductor.config.triton.coalesce_tiling_analysis = False
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
         if not 0 <= self.label_smoothing_factor < 1:
