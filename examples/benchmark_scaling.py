@@ -351,12 +351,13 @@ def predict(path: Path) -> None:
         clip_share * samples[f"{kind} clip"] + (1 - clip_share) * samples["image"] for kind in ("raw", "compact")
     )
     checkpoint = found["checkpoint"]["gather"] + found["checkpoint"]["write"]
-    epochs, waits = [], []
+    epochs, waits, alone = [], [], None
     for gpus, rows, passes in SETTINGS:
         num_steps = -(-sum(ROWS.values()) // (rows * gpus * passes))
         slowest, mean = compute_seconds(found["step"][f"{rows}"], gpus, rows, passes)
         waiting = [exposed_seconds(found, gpus, rows, slowest / passes, bandwidth) for bandwidth in BUS_BANDWIDTHS]
         hours = [(num_steps * (slowest + wait["ddp"] + found["optimizer"]) + checkpoint) / 3600 for wait in waiting]
+        alone = alone or hours[0]  # of one GPU, which comes first
         name = [f"{gpus}", f"{rows}" if passes == 1 else f"{rows} x {passes}"]
         epochs.append(
             [
@@ -366,6 +367,7 @@ def predict(path: Path) -> None:
                 f"{slowest:.2f} s",
                 f"{mean / slowest:.0%}",
                 *(f"{value:.3g} h" for value in hours),
+                f"{alone / gpus / hours[0]:.0%}",
                 " / ".join(f"{rows * passes * seconds / slowest:.1f}" for seconds in (raw, compact)),
             ]
         )
@@ -375,7 +377,7 @@ def predict(path: Path) -> None:
         header
         + ["rows a step", "steps", "computing", "balance"]
         + [f"epoch, {bandwidth:g} GB/s" for bandwidth in BUS_BANDWIDTHS]
-        + ["cores a GPU, raw / compact"],
+        + ["of linear", "cores a GPU, raw / compact"],
         epochs,
     )
     print_table(header + [f"waiting, {bandwidth:g} GB/s, ms, DDP / FSDP2" for bandwidth in BUS_BANDWIDTHS], waits)

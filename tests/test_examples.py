@@ -174,3 +174,21 @@ def test_the_benchmark_prints_both_models_side_by_side():
         assert "transformers TimeSformer" in section
         assert "CoVeR" in section
     assert "an image takes" in finished.stdout
+
+
+def test_what_many_gpus_take_is_predicted_from_what_is_measured(tmp_path):
+    script, found = str(EXAMPLES / "benchmark_scaling.py"), tmp_path / "found.json"
+    command = [sys.executable, script, "measure", str(found), "--preset", "tiny", "--rounds", "1"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=300)
+    counts = json.loads(found.read_text())["communication"]
+    assert counts == {"ddp": {"reduced": 1.0}, "fsdp": {"gathered": 4.0, "scattered": 1.0}}
+    page = (EXAMPLES.parent / "docs" / "scaling.md").read_text()
+    printed = subprocess.run(
+        [sys.executable, script, "predict", str(EXAMPLES.parent / "docs" / "scaling.json")],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    ).stdout
+    for line in printed.splitlines():
+        assert line in page.splitlines()

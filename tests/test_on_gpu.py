@@ -61,18 +61,16 @@ def test_a_run_goes_on_where_it_was_stopped(folder, tmp_path, precision, options
 
 
 def test_a_compiled_model_trains_as_any_other(folder, tmp_path):
+    options = {
+        "max_steps": 3,
+        "adam_epsilon": 1e-3,  # the default, 1e-8, would make much of gradients that are rounded to nothing
+        "model": {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0},
+    }
     plain, compiled = (
-        trained(
-            folder,
-            tmp_path / name,
-            torch_compile=name == "compiled",
-            max_steps=3,
-            model={"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0},
-        )
-        for name in ("plain", "compiled")
+        trained(folder, tmp_path / name, torch_compile=name == "compiled", **options) for name in ("plain", "compiled")
     )
     for name, weight in compiled.model.state_dict().items():
-        torch.testing.assert_close(weight, plain.model.state_dict()[name], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(weight, plain.model.state_dict()[name], atol=1e-4, rtol=1e-3)
 
 
 class TestFp16:
@@ -148,8 +146,7 @@ def loss_and_gradients(model, batch) -> tuple[torch.Tensor, dict[str, torch.Tens
     return loss.detach().cpu(), {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("implementation", "compiled"), [("eager", False), ("sdpa", False), ("sdpa", True)])
 def test_loss_and_gradients_are_those_of_a_cpu(batch, monkeypatch, implementation, compiled):
     expected, gradients = loss_and_gradients(build_model("eager"), batch)
     model = build_model(implementation).cuda()
