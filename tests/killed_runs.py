@@ -47,7 +47,7 @@ from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.quarantine import BadFilesRecipe
 from modeling_cover.recipe import ClipRecipe, Recipe
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -77,7 +77,10 @@ def build_recipe(folder: Path) -> Recipe:
     return Recipe(
         datasets=(
             DatasetRecipe(
-                name="videos", format="class_folders", modality="video", splits={"train": str(folder / "videos")}
+                name="videos",
+                format="class_folders",
+                modality="video",
+                splits=dict.fromkeys(("train", "validation"), str(folder / "videos")),
             ),
             DatasetRecipe(
                 name="images",
@@ -177,6 +180,8 @@ def train(
     (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model(str(output_dir / "final"))
+    if trainer.accelerator.distributed_type == DistributedType.MULTI_CPU:
+        save_file(trainer.model.state_dict(), output_dir / f"final-{args.process_index}.safetensors")
     trainer.end()
     return trainer
 

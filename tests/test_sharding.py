@@ -44,6 +44,9 @@ OPTIONS = {
     "max_grad_norm": 1.0,
     "ema_decay": 0.9,
     "activation_checkpointing": True,
+    "eval_strategy": "steps",
+    "eval_steps": 5,
+    "load_best_model_at_end": True,
     "poisoned": {"step": 3, "process": 1},
     # The default, 1e-8, would make much of gradients that are rounded to nothing.
     "adam_epsilon": 1e-3,
@@ -105,6 +108,17 @@ def test_a_checkpoint_is_a_model_like_any_other(runs, kind):
     assert model.dtype == torch.float32
     sharded, whole = ({file.name for file in (runs[name] / "checkpoint-10").rglob("*")} for name in (kind, "ddp"))
     assert sharded == whole
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_all_processes_have_the_best_model_at_the_end(runs, kind):
+    state = json.loads((runs[kind] / "checkpoint-10/trainer_state.json").read_text())
+    best = load_file(Path(state["best_model_checkpoint"]) / "model.safetensors")
+    copies = ["final/model", "final-0", "final-1"] if kind == "ddp" else ["final/model"]
+    for copy in copies:
+        final = load_file(runs[kind] / f"{copy}.safetensors")
+        assert final.keys() == best.keys()
+        assert all(torch.equal(final[name], weight) for name, weight in best.items())
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

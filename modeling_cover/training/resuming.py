@@ -151,6 +151,7 @@ class ResumableTrainer(Trainer):
             self.store_flos()
         writer = CheckpointWriter(self._get_output_dir(trial=trial))
         # What all processes must do together comes first: then the one that writes can fail without the others waiting.
+        self._note_best(writer)
         weights, state, tensors = self._gathered_state()
         error = None
         try:
@@ -206,7 +207,6 @@ class ResumableTrainer(Trainer):
         tensors: dict[str, dict[str, torch.Tensor]],
     ) -> None:
         self._save(str(folder), state_dict=weights)
-        self._note_best(writer)
         self._export_callbacks()
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         quarantine = self.train_dataset.quarantine
@@ -245,9 +245,11 @@ class ResumableTrainer(Trainer):
         return self.is_fsdp_enabled or self.deepspeed is not None
 
     def _note_best(self, writer: CheckpointWriter) -> None:
-        step = self.state.best_global_step
+        """Every process must call it: what the main one sees holds for all, which load the best model together."""
+        step, best = self.state.best_global_step, self.state.best_model_checkpoint
         if step and (step == self.state.global_step or writer.path(step).is_dir()):
-            self.state.best_model_checkpoint = str(writer.path(step))
+            best = str(writer.path(step))
+        (self.state.best_model_checkpoint,) = broadcast_object_list([best])
 
     def _export_callbacks(self) -> None:
         exported = {}
