@@ -42,7 +42,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from clips import write_clip
-from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover import CoverTrainer, CoverTrainingArguments, collate_clips, prepare_cotraining
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.quarantine import BadFilesRecipe
 from modeling_cover.recipe import ClipRecipe, Recipe
@@ -128,6 +128,18 @@ class RecordingTrainer(CoverTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
+def collate_mixed_sizes(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """In training, clips and images of one label are twice as high and wide as the others."""
+    if "head" in samples[0]:
+        return collate_clips(samples)
+    factors = [2 if sample["labels"] == 1 else 1 for sample in samples]
+    enlarged = [
+        sample["pixel_values"].repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+        for sample, factor in zip(samples, factors, strict=True)
+    ]
+    return collate_clips([{**sample, "pixel_values": clip} for sample, clip in zip(samples, enlarged, strict=True)])
+
+
 def shard_on_cpu(args: CoverTrainingArguments) -> None:
     """Accelerate trains with DDP where it is told to use FSDP on CPUs, without a word: so it must not know."""
     if args.device.type != "cpu":
@@ -148,6 +160,7 @@ def train(
     poisoned: dict[str, int] | None = None,
     stalled: dict[str, int] | None = None,
     model: dict[str, Any] | None = None,
+    mixed_sizes: bool = False,
     **options,
 ) -> RecordingTrainer:
     """Train, or go on with training, as examples/cotrain.py does."""
@@ -172,7 +185,8 @@ def train(
     recipe = build_recipe(folder)
     recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
-    trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs)
+    kwargs = {"data_collator": collate_mixed_sizes} if mixed_sizes else {}
+    trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs, **kwargs)
     sharded = trainer.accelerator.is_fsdp2, trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
     if (bool(args.fsdp), bool(args.deepspeed)) != sharded:
         raise RuntimeError(f"fsdp {args.fsdp}, deepspeed {args.deepspeed}: got {trainer.accelerator.distributed_type}")

@@ -35,7 +35,8 @@ def zero(stage: int, **options) -> dict:
 
 CONFIGS = Path(__file__).parent.parent / "examples" / "accelerate_configs"
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
-KINDS = {"ddp": {}, "fsdp": FSDP, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
+ALONE = {"processes": 1, "per_device_train_batch_size": 4, "poisoned": {"step": 3, "process": 0}}
+KINDS = {"ddp": {}, "one process": ALONE, "fsdp": FSDP, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
 OPTIONS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -47,6 +48,7 @@ OPTIONS = {
     "eval_strategy": "steps",
     "eval_steps": 5,
     "load_best_model_at_end": True,
+    "mixed_sizes": True,
     "poisoned": {"step": 3, "process": 1},
     # The default, 1e-8, would make much of gradients that are rounded to nothing.
     "adam_epsilon": 1e-3,
@@ -68,7 +70,7 @@ def runs(folder) -> dict[str, Path]:
     for kind, options in KINDS.items():
         found[kind] = folder / kind
         found[kind].mkdir()
-        finish(start(folder, found[kind], 2, **OPTIONS, **options), found[kind])
+        finish(start(folder, found[kind], **{"processes": 2, **OPTIONS, **options}), found[kind])
     return found
 
 
