@@ -304,7 +304,8 @@ def exposed_seconds(
     backward = computing * (1 - found["forward"][f"{rows}"] / clips_alone)
     reduced = 2 * share * counts["ddp"]["reduced"] * parameters * FP32 / (bandwidth * GB)
     last_bucket = 2 * share * DDP_BUCKET / (bandwidth * GB)
-    sharded = share * sum(counts["fsdp"].values()) * parameters * BF16 / (bandwidth * GB)
+    elements = counts["fsdp"]["gathered"] * BF16 + counts["fsdp"]["scattered"] * FP32
+    sharded = share * elements * parameters / (bandwidth * GB)
     return {"ddp": max(last_bucket, reduced - backward), "fsdp": max(0.0, sharded - computing)}
 
 
@@ -334,7 +335,7 @@ def print_measurements(found: dict[str, Any]) -> None:
             ["optimizer's step (SGD with momentum)", f"{1e3 * found['optimizer']:.1f} ms"],
             ["DDP: gradients reduced in a step, fp32", f"{counts['ddp']['reduced'] * parameters * FP32 / GB:.2f} GB"],
             ["FSDP2: gathered, bf16", f"{counts['fsdp']['gathered'] * parameters * BF16 / GB:.2f} GB"],
-            ["FSDP2: reduced and scattered, bf16", f"{counts['fsdp']['scattered'] * parameters * BF16 / GB:.2f} GB"],
+            ["FSDP2: reduced and scattered, fp32", f"{counts['fsdp']['scattered'] * parameters * FP32 / GB:.2f} GB"],
             ["checkpoint, with AdamW's moments", f"{checkpoint['bytes'] / GB:.2f} GB"],
             ["copied to the CPU", f"{checkpoint['gather']:.1f} s"],
             ["written and flushed", f"{checkpoint['write']:.1f} s"],

@@ -42,6 +42,7 @@ OPTIONS = {
     "gradient_accumulation_steps": 2,
     "max_steps": 10,
     "save_steps": 5,
+    "lr_scheduler_type": "constant",
     "max_grad_norm": 1.0,
     "ema_decay": 0.9,
     "activation_checkpointing": True,
@@ -132,6 +133,28 @@ def test_a_step_that_is_not_finite_is_skipped(runs, kind):
     ]
     rates, expected = ([group["lr"] for group in state["optimizer"]["param_groups"]] for state in states)
     assert rates == expected
+
+
+BF16 = {
+    "ddp": {"bf16": True},
+    "fsdp": {**FSDP, "bf16": True},
+    "zero3": zero(3, torch_autocast={"enabled": True, "dtype": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("kind", list(BF16))
+def test_in_bf16_weights_stay_in_fp32_and_go_the_same_way(folder, runs, kind):
+    run = folder / f"{kind} in bf16"
+    run.mkdir()
+    finish(start(folder, run, 2, **(OPTIONS | {"max_steps": 5}), **BF16[kind]), run)
+    found = load_file(run / "checkpoint-5/training_state/weights.safetensors")
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    expected, later = (load_file(runs["ddp"] / f"checkpoint-{n}/training_state/weights.safetensors") for n in (5, 10))
+    assert distance(found, expected) < 0.2 * distance(later, expected)
+
+
+def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    return sum((weight - others[name]).square().sum().item() for name, weight in weights.items()) ** 0.5
 
 
 @pytest.mark.parametrize(

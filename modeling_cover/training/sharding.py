@@ -18,6 +18,7 @@ batch is as many as it has groups of clips of one shape, and one process may hav
 images. Those with fewer make a pass with a clip as small as can be, whose row counts for nothing.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,16 +36,19 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def wrap_layers(accelerator: Accelerator) -> None:
-    """Shard layer by layer unless the configuration says otherwise.
+def configure_sharding(accelerator: Accelerator) -> None:
+    """Shard layer by layer unless the configuration says otherwise, and reduce gradients in fp32, as DDP does.
 
-    By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails.
+    By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails; and
+    with bf16 it rounds gradients before they are added up.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = ["CoverLayer"]
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
 
 def with_equal_groups(

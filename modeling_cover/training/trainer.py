@@ -35,7 +35,7 @@ from .checkpoints import check_writable
 from .labels import hits_of_heads, row_losses, smoothed_labels
 from .parameter_groups import freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback, CurvesCallback
-from .sharding import is_sharded, with_equal_groups, wrap_layers
+from .sharding import configure_sharding, is_sharded, with_equal_groups
 from .weight_average import AveragingTrainer
 from .zero import check_options
 
@@ -173,7 +173,7 @@ class CoverTrainer(AveragingTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_deepspeed_enabled:
             check_options(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.max_grad_norm)
-        wrap_layers(self.accelerator)
+        configure_sharding(self.accelerator)
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
         self.loss_weights = torch.tensor(weights, device=args.device)
