@@ -90,7 +90,15 @@ class TestReporting:
         assert {"train/videos_loss", "train/images_top1", "train/data_wait"} <= set(events.Tags()["scalars"])
         assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
 
-    def test_one_that_is_not_installed_is_named_with_what_installs_it(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "tensorboard", None)
-        with pytest.raises(ValueError, match=r"tensorboard is not installed, .*modeling-cover\[tensorboard\]"):
-            CoverTrainingArguments(str(tmp_path), report_to="tensorboard")
+    @pytest.mark.parametrize(
+        ("extra", "options"),
+        [
+            ("tensorboard", {"report_to": "tensorboard"}),
+            ("trackio", {"report_to": "trackio"}),
+            ("deepspeed", {"deepspeed": {"zero_optimization": {"stage": 1}}}),
+        ],
+    )
+    def test_what_is_not_installed_is_named_with_what_installs_it(self, tmp_path, monkeypatch, extra, options):
+        monkeypatch.setitem(sys.modules, extra, None)
+        with pytest.raises(ValueError, match=rf"{extra} is not installed, .*modeling-cover\[{extra}\]"):
+            CoverTrainingArguments(str(tmp_path), **options)

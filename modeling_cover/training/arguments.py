@@ -130,8 +130,9 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
         for reporter in ("tensorboard", "trackio"):
             if reporter in self.report_to and importlib.util.find_spec(reporter) is None:
-                extra = "modeling-cover[tensorboard]" if reporter == "tensorboard" else "trackio"
-                raise ValueError(f"report_to: {reporter} is not installed, it comes with `pip install {extra}`")
+                raise ValueError(
+                    f"report_to: {reporter} is not installed, it comes with `pip install modeling-cover[{reporter}]`"
+                )
         constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
         if self.learning_rate_drop_epochs:
             if self.lr_scheduler_type not in constant:
