@@ -17,7 +17,6 @@ import importlib.util
 import os
 from dataclasses import dataclass, field
 
-import torch._inductor.config
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -113,6 +112,8 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError("deepspeed is not installed, it comes with `pip install modeling-cover[deepspeed]`")
         super().__post_init__()
         if self.torch_compile:
+            import torch._inductor.config  # which takes a while
+
             # Inductor's analysis fails on a GPU with an assertion about the index of a token behind the class token.
             torch._inductor.config.triton.coalesce_tiling_analysis = False
         if self.loss_reduction not in LOSS_REDUCTIONS:
