@@ -106,8 +106,21 @@ def build_recipe(folder: Path) -> Recipe:
     )
 
 
+class InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * math.inf
+
+
 class RecordingTrainer(CoverTrainer):
-    """Writes down a digest of every batch it trains on. At the step of `poisoned`, its process has a loss of NaN."""
+    """Writes down a digest of every batch it trains on.
+
+    At the `step` of `poisoned`, its `process` has a loss of NaN; at its `gradient_step`, an infinite gradient of a finite loss.
+    """
 
     poisoned: dict[str, int] | None = None
     stalled: dict[str, int] | None = None  # where a process goes to sleep
@@ -118,7 +131,12 @@ class RecordingTrainer(CoverTrainer):
         if self.stalled == here:
             self.note("forward pass")
             time.sleep(1000)
-        return loss * math.nan if self.poisoned == here else loss
+        if self.poisoned is not None and self.poisoned["process"] == here["process"]:
+            if self.poisoned["step"] == here["step"]:
+                return loss * math.nan
+            if self.poisoned.get("gradient_step") == here["step"]:
+                return InfiniteGradient.apply(loss)
+        return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         pixels = [hashlib.sha256(group.numpy().tobytes()).hexdigest()[:16] for group in inputs["pixel_values"]]

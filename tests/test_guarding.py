@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import build_recipe, write_data
+from killed_runs import InfiniteGradient, build_recipe, write_data
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from modeling_cover.training.guarding import NonFiniteTrainingError, TrainingOutOfMemoryError
 
@@ -43,20 +43,10 @@ class PoisonedTrainer(CoverTrainer):
         if kind == "loss":
             return loss * math.nan
         if kind == "gradient":
-            return _InfiniteGradient.apply(loss)
+            return InfiniteGradient.apply(loss)
         if kind == "memory":
             raise torch.OutOfMemoryError("no room for 3 GiB")
         return loss
-
-
-class _InfiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(context, loss):
-        return loss.clone()
-
-    @staticmethod
-    def backward(context, gradient):
-        return gradient * math.inf
 
 
 def make_trainer(

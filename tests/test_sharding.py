@@ -35,7 +35,8 @@ def zero(stage: int, **options) -> dict:
 
 CONFIGS = Path(__file__).parent.parent / "examples" / "accelerate_configs"
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
-ALONE = {"processes": 1, "per_device_train_batch_size": 4, "poisoned": {"step": 3, "process": 0}}
+POISONED = {"step": 2, "gradient_step": 3}
+ALONE = {"processes": 1, "per_device_train_batch_size": 4, "poisoned": {**POISONED, "process": 0}}
 KINDS = {"ddp": {}, "one process": ALONE, "fsdp": FSDP, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
 OPTIONS = {
     "per_device_train_batch_size": 2,
@@ -50,7 +51,7 @@ OPTIONS = {
     "eval_steps": 5,
     "load_best_model_at_end": True,
     "mixed_sizes": True,
-    "poisoned": {"step": 3, "process": 1},
+    "poisoned": {**POISONED, "process": 1},
     # The default, 1e-8, would make much of gradients that are rounded to nothing.
     "adam_epsilon": 1e-3,
     "model": {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0},
@@ -125,9 +126,10 @@ def test_all_processes_have_the_best_model_at_the_end(runs, kind):
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_step_that_is_not_finite_is_skipped(runs, kind):
-    (line,) = (runs[kind] / "skipped_steps.jsonl").read_text().splitlines()
-    assert line == (runs["ddp"] / "skipped_steps.jsonl").read_text().strip()
+def test_steps_that_are_not_finite_are_skipped(runs, kind):
+    skipped, expected = ((runs[name] / "skipped_steps.jsonl").read_text() for name in (kind, "ddp"))
+    assert skipped == expected
+    assert [json.loads(line)["step"] for line in skipped.splitlines()] == list(POISONED.values())
     states = [
         json.loads((runs[name] / "checkpoint-5/training_state/state.json").read_text()) for name in (kind, "ddp")
     ]
