@@ -66,6 +66,15 @@ def whole_parameters() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = reference
 
 
+def _kept(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A copy on the CPU, of the first process alone: those of all would fill the memory of the machine."""
+    return tensor.detach().cpu().clone() if torch.distributed.get_rank() == 0 else None
+
+
+def _without_none(tensors: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
 class ZeroState(WholeState):
     """[`WholeState`] of a model under ZeRO, stages 1 to 3; `optimizer` is DeepSpeed's.
 
@@ -90,14 +99,14 @@ class ZeroState(WholeState):
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        weights = {name: buffer.detach().cpu().clone() for name, buffer in self.model.named_buffers()}
+        weights = {name: _kept(buffer) for name, buffer in self.model.named_buffers()}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                weights[name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
+                weights[name] = _kept(safe_get_full_fp32_param(parameter))
             else:
                 with GatheredParameters([parameter]):
-                    weights[name] = parameter.detach().cpu().clone()
-        return weights
+                    weights[name] = _kept(parameter)
+        return _without_none(weights)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         from deepspeed.runtime.zero import GatheredParameters
@@ -143,12 +152,12 @@ class ZeroState(WholeState):
                 for parameter in parameters:
                     is_spread = value.shape == part.shape
                     whole = safe_get_full_optimizer_state(parameter, key) if is_spread else value
-                    tensors[f"{names[parameter]}:{key}"] = whole.detach().cpu().clone()
+                    tensors[f"{names[parameter]}:{key}"] = _kept(whole)
         groups = [
             {**{key: value for key, value in group.items() if key != "params"}, "params": of_group[index]}
             for index, group in enumerate(base.param_groups)
         ]
-        return tensors, {"values": {}, "param_groups": groups}
+        return _without_none(tensors), {"values": {}, "param_groups": groups}
 
     def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
         names, base = self._names, self.optimizer.optimizer
