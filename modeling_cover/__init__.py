@@ -16,11 +16,13 @@
 from . import _torchvision as _torchvision  # isort: skip  (before anything that imports torchvision)
 
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_cover import CoverConfig
+from .configuration_cover import PIPELINE_TASK, CoverConfig
 from .cotraining import CoTraining, prepare_cotraining
 from .data import CoTrainingDataset, EvaluationDataset, collate_clips
 from .modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
+from .pipeline_cover import CoverVideoClassificationPipeline
 from .recipe import Recipe, load_recipe
 from .training import CoverTrainer, CoverTrainingArguments
 from .video_decoding_cover import VideoDecodingError, read_video
@@ -32,6 +34,10 @@ AutoConfig.register("cover", CoverConfig)
 AutoModel.register(CoverConfig, CoverModel)
 AutoModelForVideoClassification.register(CoverConfig, CoverForVideoClassification)
 AutoVideoProcessor.register(CoverConfig, CoverVideoProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    PIPELINE_TASK, CoverVideoClassificationPipeline, pt_model=AutoModelForVideoClassification, type="video"
+)
+CoverConfig._has_known_pipeline = True
 
 # `save_pretrained` and `push_to_hub` write the code beside the weights, so that checkpoints load without the package.
 CoverConfig.register_for_auto_class()
@@ -49,6 +55,7 @@ __all__ = [
     "CoverPreTrainedModel",
     "CoverTrainer",
     "CoverTrainingArguments",
+    "CoverVideoClassificationPipeline",
     "CoverVideoProcessor",
     "EvaluationDataset",
     "Recipe",

@@ -25,6 +25,7 @@ from transformers.utils import auto_docstring
 
 MODALITIES = ("video", "image")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+PIPELINE_TASK = "cover-video-classification"
 HEAD_DEFAULTS = {"modality": "video", "problem_type": "single_label_classification"}
 # A head's name becomes part of parameter names and of metric names.
 HEAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -97,6 +98,8 @@ class CoverConfig(PreTrainedConfig):
     ```"""
 
     model_type = "cover"
+    # Where the package is installed, transformers knows its pipeline, and must not ask for consent to run a stored one.
+    _has_known_pipeline = False
     # One head's logits are what a Trainer gathers as predictions.
     keys_to_ignore_at_inference = [
         "head_logits",
@@ -151,6 +154,8 @@ class CoverConfig(PreTrainedConfig):
                 f"expected a checkpoint of model type '{cls.model_type}', got '{model_type}'. To start from a ViT use "
                 "CoverForVideoClassification.from_image_checkpoint, from a TimeSformer from_timesformer."
             )
+        if cls._has_known_pipeline:
+            config_dict = {name: value for name, value in config_dict.items() if name != "custom_pipelines"}
         config_dict = {
             **config_dict,
             **{name: kwargs.pop(name) for name in ("heads", "default_head") if name in kwargs},
@@ -199,6 +204,18 @@ class CoverConfig(PreTrainedConfig):
         self.id2label = dict(enumerate(default["labels"]))
         self.label2id = {label: index for index, label in enumerate(default["labels"])}
         self.problem_type = default["problem_type"]
+
+    def register_code(self) -> None:
+        """Note where, in the code that is saved beside a checkpoint, the encoder and the pipeline are."""
+        stored = self.auto_map if hasattr(self, "auto_map") else {}
+        self.auto_map = {**stored, "AutoModel": "modeling_cover.CoverModel"}
+        self.custom_pipelines = {
+            PIPELINE_TASK: {
+                "impl": "pipeline_cover.CoverVideoClassificationPipeline",
+                "pt": ["AutoModelForVideoClassification"],
+                "type": "video",
+            }
+        }
 
     def validate_architecture(self):
         """Part of `@strict`: checks what depends on several fields."""

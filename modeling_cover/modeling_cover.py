@@ -22,7 +22,7 @@ one frame. Axes, in the shapes below:
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -48,6 +48,10 @@ from .embeddings_cover import CoverEmbeddings, resize_position_embeddings, resiz
 from .head_losses_cover import head_loss, mixed_head_losses
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
 
+
+if TYPE_CHECKING:
+    from .pipeline_cover import CoverVideoClassificationPipeline
+    from .video_processing_cover import CoverVideoProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -328,6 +332,19 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         """
         self.cover.embeddings.resize(num_frames, image_size)
         self.config.num_frames, self.config.image_size = num_frames, image_size
+
+    def pipeline(self, video_processor: "CoverVideoProcessor", **kwargs: Any) -> "CoverVideoClassificationPipeline":
+        """A [`CoverVideoClassificationPipeline`] of this model; `kwargs` are options of its calls, or of any pipeline."""
+        # This line is also what makes transformers save the pipeline's code with the model's.
+        from .pipeline_cover import CoverVideoClassificationPipeline
+
+        return CoverVideoClassificationPipeline(self, video_processor=video_processor, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in the base class; what is saved can also be loaded as `AutoModel`, and as the custom pipeline."""
+        if self.is_remote_code():
+            self.config.register_code()
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def freeze_backbone(self) -> None:
         """Train the heads only (section 3.2 of the paper: transfer with frozen features)."""

@@ -108,16 +108,16 @@ def read_video(
     with ExitStack() as stack:
         with reading(source):
             container, stream = stack.enter_context(open_video(source, num_threads, strict=True))
-            outline = _outline(source, container, stream, short_side)
+            outline = outline_of(source, container, stream, short_side)
             clip = outline.clip(start, end)
         indices = _checked_indices(sample_indices(clip.metadata), len(clip.frames))
         with reading(source):
-            images = _decode_planned(container, stream, outline, [clip.frames[index] for index in indices])
+            images = decode_planned(container, stream, outline, [clip.frames[index] for index in indices])
     num_counts = 0
     while images is None:
         with reading(source):
             frames = [clip.frames[index] for index in indices]
-            images, outline = _decode_in_order(source, outline, frames, num_threads)
+            images, outline = decode_in_order(source, outline, frames, num_threads)
             counted = outline.clip(start, end)
             if counted.frames != clip.frames and num_counts == 1:
                 raise ValueError("it yields another number of frames each time it is decoded")
@@ -184,7 +184,7 @@ class _Clip(NamedTuple):
     metadata: VideoMetadata
 
 
-class _Beginning(NamedTuple):
+class Beginning(NamedTuple):
     """What the decoder has yielded so far, and after how many packets; 0 if it cannot go on from there."""
 
     pictures: list[VideoFrame]
@@ -192,11 +192,11 @@ class _Beginning(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Outline:
+class Outline:
     """What a file tells without being decoded beyond its first frame."""
 
     index: VideoIndex
-    beginning: _Beginning
+    beginning: Beginning
     orientation: _Orientation
     # Of a frame as it is stored, before it is turned.
     width: int
@@ -205,14 +205,16 @@ class _Outline:
     size: tuple[int, int]
 
     def clip(self, start: float | None, end: float | None) -> _Clip:
-        first, stop = self.index.between(start, end)
+        return self.clip_of(*self.index.between(start, end))
+
+    def clip_of(self, first: int, stop: int) -> _Clip:
         width, height = (self.height, self.width) if self.orientation.transposed else (self.width, self.height)
         duration = self.index.duration(first, stop)
         metadata = VideoMetadata(stop - first, self.index.fps, width, height, duration, video_backend="pyav")
         return _Clip(range(first, stop), metadata)
 
 
-def _outline(source: VideoSource, container: InputContainer, stream: VideoStream, short_side: int | None) -> _Outline:
+def outline_of(source: VideoSource, container: InputContainer, stream: VideoStream, short_side: int | None) -> Outline:
     index = scan_packets(container, stream)
     beginning = _decode_beginning(stream, index)
     frame = beginning.pictures[0] if beginning.pictures else _first_frame(source)
@@ -220,19 +222,19 @@ def _outline(source: VideoSource, container: InputContainer, stream: VideoStream
         raise ValueError(f"its frames are too narrow to be scaled: {frame.width}x{frame.height}")
     scale = Fraction(short_side or 1, min(frame.width, frame.height) if short_side else 1)
     size = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
-    return _Outline(index, beginning, _Orientation.of(frame), frame.width, frame.height, size)
+    return Outline(index, beginning, _Orientation.of(frame), frame.width, frame.height, size)
 
 
-def _decode_beginning(stream: VideoStream, index: VideoIndex) -> _Beginning:
+def _decode_beginning(stream: VideoStream, index: VideoIndex) -> Beginning:
     """Up to the first packet after which pictures come out of the decoder; nothing where that fails."""
     try:
         for number, packet in enumerate(index.packets or ()):
             pictures = stream.codec_context.decode(packet)
             if pictures:
-                return _Beginning(pictures, number + 1)
-        return _Beginning(stream.codec_context.decode(None), 0)
+                return Beginning(pictures, number + 1)
+        return Beginning(stream.codec_context.decode(None), 0)
     except av.error.FFmpegError:
-        return _Beginning([], 0)  # the decoder that decodes in order, and conceals errors, has the last word
+        return Beginning([], 0)  # the decoder that decodes in order, and conceals errors, has the last word
 
 
 def _first_frame(source: VideoSource) -> VideoFrame:
@@ -290,8 +292,8 @@ class _Images:
         return self.array[[self.rows[frame] for frame in self.frames]]
 
 
-def _decode_planned(
-    container: InputContainer, stream: VideoStream, outline: _Outline, frames: list[int]
+def decode_planned(
+    container: InputContainer, stream: VideoStream, outline: Outline, frames: list[int]
 ) -> np.ndarray | None:
     """The images (T, H, W, 3) of `frames`, as they are stored, from those packets alone that they need.
 
@@ -316,7 +318,7 @@ def _decode_planned(
 class _RunDecoder:
     """Decodes runs of packets: of a run, the pictures of the `wanted` timestamps and those that these refer to."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, outline: _Outline, wanted: Container[int]):
+    def __init__(self, container: InputContainer, stream: VideoStream, outline: Outline, wanted: Container[int]):
         self._container = container
         self._stream = stream
         self._index = outline.index
@@ -362,9 +364,9 @@ class _RunDecoder:
         yield from context.decode(None)
 
 
-def _decode_in_order(
-    source: VideoSource, outline: _Outline, frames: list[int], num_threads: int
-) -> tuple[np.ndarray | None, _Outline]:
+def decode_in_order(
+    source: VideoSource, outline: Outline, frames: list[int], num_threads: int
+) -> tuple[np.ndarray | None, Outline]:
     """The images (T, H, W, 3) of `frames`, as they are stored, and the outline, corrected where the file does not keep
     what its packets promise; no images if it then lacks one of `frames`.
 
@@ -383,8 +385,8 @@ def _decode_in_order(
 
 
 def _decode_as_one(
-    source: VideoSource, outline: _Outline, frames: list[int], num_threads: int, strict: bool
-) -> tuple[np.ndarray | None, _Outline]:
+    source: VideoSource, outline: Outline, frames: list[int], num_threads: int, strict: bool
+) -> tuple[np.ndarray | None, Outline]:
     images, last = _Images(frames, outline.size), frames[-1]
     promised = outline.index.times
     promised = [None] * outline.index.num_frames if promised is None else promised.tolist()

@@ -185,17 +185,32 @@ class VideoIndex:
         """
         if start is None and end is None:
             return 0, self.num_frames
+        first = 0 if start is None else self._first_from(start)
+        stop = self.num_frames if end is None else self._first_from(end)
+        if first >= stop:
+            duration = self.duration(0, self.num_frames)
+            raise ValueError(f"none of its frames lies between {start} and {end} seconds: it lasts {duration} seconds")
+        return first, stop
+
+    def shown_between(self, start: float, end: float) -> tuple[int, int]:
+        """The same; if no new frame appears between `start` and `end`, the one that is displayed meanwhile.
+
+        Raises:
+            ValueError: the file does not tell when a frame is displayed.
+        """
+        first, stop = self._first_from(start), self._first_from(end)
+        return (first, stop) if first < stop else (max(0, first - 1), max(1, first))
+
+    def _first_from(self, seconds: float) -> int:
+        """The first frame displayed `seconds` after the first of them or later."""
         times, time_base = self.times, self.time_base
         if times is None:
             if not self.rate:
                 raise ValueError("it does not tell when its frames are displayed")
             times, time_base = np.arange(self.num_frames), 1 / self.rate
-        first = 0 if start is None else _first_from(times, start, time_base)
-        stop = self.num_frames if end is None else _first_from(times, end, time_base)
-        if first >= stop:
-            duration = self.duration(0, self.num_frames)
-            raise ValueError(f"none of its frames lies between {start} and {end} seconds: it lasts {duration} seconds")
-        return first, stop
+        # To the microsecond, since 0.1 as a float lies behind a frame at a tenth of a second.
+        ticks = math.ceil(Fraction(seconds).limit_denominator(1_000_000) / time_base)
+        return int(np.searchsorted(times - times[0], ticks))
 
     def counted(self, timestamps: Sequence[int | None]) -> "VideoIndex":
         """The same for the frames that came out of the decoder, in their order, and have these `timestamps`."""
@@ -321,13 +336,6 @@ def _keeps_promises(container: InputContainer, stream: VideoStream) -> bool:
 
 def _codec(stream: VideoStream) -> str:
     return stream.codec_context.codec.canonical_name
-
-
-def _first_from(times: np.ndarray, seconds: float, time_base: Fraction) -> int:
-    """The first frame displayed `seconds` after the first of them or later."""
-    # To the microsecond, since 0.1 as a float lies behind a frame at a tenth of a second.
-    ticks = math.ceil(Fraction(seconds).limit_denominator(1_000_000) / time_base)
-    return int(np.searchsorted(times - times[0], ticks))
 
 
 def _ascend(times: np.ndarray) -> bool:

@@ -18,7 +18,8 @@ An image is a clip of one frame and stays one; a video is sampled to `num_frames
 Axes: B clips, T frames, C channels, H height, W width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ from transformers.video_utils import VideoMetadata, make_batched_metadata
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_reading_cover import download, is_url, read_image, split_batch
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
+from .video_windows_cover import read_windows
+
+
+# As floats, 8 frames of 224 x 224 of each take 150 MB.
+_WINDOWS_AT_A_TIME = 32
 
 
 class CoverVideoProcessorKwargs(VideosKwargs, total=False):
@@ -150,6 +156,49 @@ class CoverVideoProcessor(BaseVideoProcessor):
         short_side = self._short_side(kwargs)
         items = [item if isinstance(item, torch.Tensor) else _File(item, short_side) for item in items]
         return super().preprocess(items, input_data_format=ChannelDimension.FIRST, **kwargs)
+
+    def windows(
+        self,
+        video: VideoSource,
+        window: float,
+        stride: float | None = None,
+        **kwargs: Unpack[CoverVideoProcessorKwargs],
+    ) -> Iterator[BatchFeature]:
+        r"""
+        Prepares windows that slide over a long video, each as if it were a video of its own, some at a time.
+
+        Args:
+            video: a path, an http(s) URL, bytes or a binary file object.
+            window: seconds that a window lasts.
+            stride: seconds from the start of one window to that of the next; by default those of a window.
+            kwargs: options as of `preprocess`.
+
+        Yields:
+            [`BatchFeature`] with `pixel_values` (B, T, 3, H, W) of adjacent windows, with several spatial crops those of
+            the first window, then those of the next; `windows`, the start and end of each in seconds; and `num_windows`
+            of the whole video.
+
+        Raises:
+            VideoDecodingError: the video cannot be read, or does not tell when its frames are displayed.
+            ValueError: `window` or `stride` is not positive, or options do not fit together.
+        """
+        if self._option(kwargs, "num_clips") != 1:
+            raise ValueError("num_clips: a window is one clip, choose a smaller stride instead")
+        names = ("num_frames", "frame_sampling", "frame_stride")
+        sampling = {name: kwargs[name] for name in names if name in kwargs}
+        self.sample_frames(VideoMetadata(1), **sampling)  # of the options, before the file is opened
+        options = (lambda metadata: self.sample_frames(metadata, **sampling), self._short_side(kwargs))
+        with ExitStack() as stack:
+            source = stack.enter_context(download(video)) if is_url(video) else video
+            stride = window if stride is None else stride
+            groups = read_windows(source, window, stride, *options, num_threads=torch.get_num_threads())
+            for times, frames, num_windows in groups:
+                clips = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in frames]
+                for first in range(0, len(times), _WINDOWS_AT_A_TIME):
+                    part = slice(first, first + _WINDOWS_AT_A_TIME)
+                    sampled = {**kwargs, "do_sample_frames": False, "return_tensors": "pt"}
+                    prepared = self.preprocess(clips[part], **sampled)
+                    yield BatchFeature({**prepared, "windows": times[part], "num_windows": num_windows})
 
     def _option(self, kwargs: dict[str, Any], name: str) -> Any:
         return kwargs.get(name, getattr(self, name))

@@ -22,6 +22,7 @@ import torch
 from clips import write_clip
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from packageless import run_without_package
+from transformers import pipeline
 
 
 CODE = """
@@ -34,8 +35,17 @@ processor = transformers.AutoVideoProcessor.from_pretrained("checkpoint", trust_
 clip = processor("clip.mp4", return_tensors="pt")
 with torch.no_grad():
     logits = {name: logits.tolist() for name, logits in model(**clip).head_logits.items()}
+    features = transformers.AutoModel.from_pretrained("checkpoint", trust_remote_code=True).eval()(**clip).pooler_output
 classify = transformers.pipeline("video-classification", model="checkpoint", trust_remote_code=True)
-print(json.dumps({"logits": logits, "predictions": classify("clip.mp4", top_k=3)}))
+answers = {"stock": classify("clip.mp4", top_k=3)}
+for folder in ("checkpoint", "saved_again"):
+    classify = transformers.pipeline("cover-video-classification", model=folder, trust_remote_code=True)
+    answers[folder] = classify("clip.mp4", head="all", window=0.25)
+    model.save_pretrained("saved_again")
+    processor.save_pretrained("saved_again")
+classes = [type(model), type(processor), type(classify), type(classify.model.config)]
+assert all(kind.__module__.startswith("transformers_modules.") for kind in classes), classes
+print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 """
 
 
@@ -59,21 +69,24 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_auto_classes_and_pipeline_give_what_the_package_gives_to_the_bit(folder):
+def test_auto_classes_and_pipelines_give_what_the_package_gives_to_the_bit(folder):
     model = CoverForVideoClassification.from_pretrained(folder / "checkpoint").eval()
     processor = CoverVideoProcessor.from_pretrained(folder / "checkpoint")
     with torch.no_grad():
         output = model(**processor(str(folder / "clip.mp4"), return_tensors="pt"))
+    classify = pipeline("cover-video-classification", model=str(folder / "checkpoint"), device="cpu")
 
     finished = run_without_package(CODE, folder)
     assert finished.returncode == 0, finished.stderr[-3000:]
     answer = json.loads(finished.stdout.splitlines()[-1])
     assert answer["logits"] == {name: logits.tolist() for name, logits in output.head_logits.items()}
+    assert answer["features"] == output.pooler_output.tolist()
+    assert answer["checkpoint"] == answer["saved_again"] == classify(str(folder / "clip.mp4"), head="all", window=0.25)
     scores, indices = output.logits[0].softmax(dim=-1).sort(descending=True)
-    assert [entry["label"] for entry in answer["predictions"]] == [
+    assert [entry["label"] for entry in answer["stock"]] == [
         model.config.id2label[index] for index in indices.tolist()
     ]
-    assert [entry["score"] for entry in answer["predictions"]] == pytest.approx(scores.tolist())
+    assert [entry["score"] for entry in answer["stock"]] == pytest.approx(scores.tolist())
 
 
 def test_the_code_beside_the_weights_imports_nothing_of_the_package(folder):
@@ -82,3 +95,13 @@ def test_the_code_beside_the_weights_imports_nothing_of_the_package(folder):
     for file in files:
         assert "import modeling_cover" not in file.read_text(), file.name
         assert "from modeling_cover" not in file.read_text().replace(">>> from modeling_cover", ""), file.name
+
+
+def test_each_class_that_auto_map_names_is_in_the_code_beside_the_weights(folder):
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    processor = json.loads((folder / "checkpoint" / "video_preprocessor_config.json").read_text())
+    named = {**config["auto_map"], **processor["auto_map"]}
+    assert set(named) == {"AutoConfig", "AutoModel", "AutoModelForVideoClassification", "AutoVideoProcessor"}
+    for reference in [*named.values(), *(task["impl"] for task in config["custom_pipelines"].values())]:
+        module, name = reference.split(".")
+        assert f"\nclass {name}(" in (folder / "checkpoint" / f"{module}.py").read_text()
