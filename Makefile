@@ -11,8 +11,9 @@ quickstart: $(VENV)/installed
 		--num_cpu_threads_per_process 1 examples/cotrain.py
 	$(BIN)/python examples/quickstart_report.py
 
+# As many processes as cores of the smallest machine it is meant for, of one thread each.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -14,10 +14,11 @@
 """Predict the classes of videos (or images) with every head of a checkpoint.
 
     python examples/predict.py VIDEO... --model outputs/quickstart [--head k400 ...] [--top_k 5] [--json]
+    python examples/predict.py FILM --model outputs/quickstart --window 4 [--stride 2]
 
 Prints a table for each file, or with `--json` one JSON list of `{"file": ..., "heads": {head: [{"label": ..., "score":
-...}, ...]}}`. A file that cannot be read is reported (with `--json` as `{"file": ..., "error": ...}`), the others are
-predicted all the same, and the exit code is 1.
+...}, ...]}}`; with `--window` each entry has its "start" and "end" in seconds. A file that cannot be read is reported (with
+`--json` as `{"file": ..., "error": ...}`), the others are predicted all the same, and the exit code is 1.
 """
 
 import argparse
@@ -25,61 +26,39 @@ import json
 import sys
 
 import torch
-from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, VideoDecodingError
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor
+from modeling_cover import VideoDecodingError
+from modeling_cover.configuration_cover import PIPELINE_TASK
+from transformers import pipeline
 
 
 Predictions = dict[str, list[dict[str, str | float]]]
 
 
-def head_scores(model: CoverForVideoClassification, head: str, logits: torch.Tensor) -> torch.Tensor:
-    """Probabilities (labels,) from the logits (views, labels) of one file's views, averaged over the views."""
-    multi_label = model.config.heads[head]["problem_type"] == "multi_label_classification"
-    return (logits.sigmoid() if multi_label else logits.softmax(dim=-1)).mean(dim=0)
-
-
-@torch.inference_mode()
-def predict(
-    model: CoverForVideoClassification,
-    processor: CoverVideoProcessor,
-    file: str,
-    heads: list[str],
-    top_k: int = 5,
-    num_spatial_crops: int = 1,
-) -> Predictions:
-    """The `top_k` most probable labels of `file` for each of `heads`.
-
-    Raises:
-        VideoDecodingError: if the file cannot be read.
-    """
-    clips = processor(file, num_spatial_crops=num_spatial_crops, return_tensors="pt")["pixel_values"]
-    logits = model(clips.to(model.device)).head_logits
-    predictions = {}
-    for head in heads:
-        scores = head_scores(model, head, logits[head].float())
-        best = scores.topk(min(top_k, len(scores)))
-        labels = model.config.heads[head]["labels"]
-        predictions[head] = [
-            {"label": labels[index], "score": score}
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-    return predictions
-
-
 def print_table(file: str, predictions: Predictions) -> None:
     print(file)
-    for head, classes in predictions.items():
-        for rank, entry in enumerate(classes):
-            print(f"  {head if rank == 0 else '':<16} {100 * entry['score']:5.1f}%  {entry['label']}")
+    for head, entries in predictions.items():
+        name, shown = head, None
+        for entry in entries:
+            window = f"{entry['start']:6.1f} to {entry['end']:.1f} s" if "start" in entry else None
+            time = "" if window is None else f"{window if window != shown else '':<18}"
+            print(f"  {name:<16} {time}{100 * entry['score']:5.1f}%  {entry['label']}")
+            name, shown = "", window
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="VIDEO", help="a video or image: a path or an http(s) URL")
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
+    parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
     parser.add_argument("--head", nargs="+", help="the heads to answer; default: all")
-    parser.add_argument("--top_k", type=int, default=5, help="classes for each head")
-    parser.add_argument("--num_spatial_crops", type=int, default=1, choices=(1, 3), help="3: the paper's views")
+    parser.add_argument("--top_k", type=int, help="classes for each head; default: 5, or 1 for each window")
+    parser.add_argument("--threshold", type=float, help="only classes of at least this score, from 0 to 1")
+    parser.add_argument(
+        "--views", type=int, choices=(1, 3), help="spatial crops to average over; 3: the paper's views"
+    )
+    parser.add_argument("--num_clips", type=int, help="temporal clips to average over")
+    parser.add_argument("--window", type=float, help="seconds: classify windows of the video, one after the other")
+    parser.add_argument("--stride", type=float, help="seconds from one window to the next; default: --window")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="print JSON rather than tables")
     return parser.parse_args()
@@ -87,15 +66,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    model = AutoModelForVideoClassification.from_pretrained(arguments.model).eval().to(arguments.device)
-    processor = AutoVideoProcessor.from_pretrained(arguments.model)
-    heads = arguments.head or model.config.head_names
-    for head in heads:
-        model.config.get_head(head)
+    classify = pipeline(PIPELINE_TASK, model=arguments.model, revision=arguments.revision, device=arguments.device)
+    names = ("top_k", "threshold", "views", "num_clips", "window", "stride")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    heads = arguments.head or classify.model.config.head_names
     results, failed = [], False
     for file in arguments.files:
         try:
-            predictions = predict(model, processor, file, heads, arguments.top_k, arguments.num_spatial_crops)
+            predictions = classify(file, head=heads, **options)
         except VideoDecodingError as error:
             failed = True
             results.append({"file": file, "error": str(error)})

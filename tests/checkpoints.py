@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -40,6 +41,12 @@ SIZES = {
 ORIGINAL_SIZES = {**SIZES, "hidden_size": 128, "num_attention_heads": 2}
 
 # The original release's names of what transformers' TimeSformer calls by others, within a layer and outside.
+QUICKSTART_LABELS = {
+    "motions": ["growing", "moving down", "moving left"],
+    "shapes": ["circle", "cross", "ring"],
+    "textures": ["checker", "dots", "plain"],
+}
+
 _LAYER_NAMES = {
     "temporal_layernorm": "temporal_norm1",
     "temporal_attention.attention.qkv": "temporal_attn.qkv",
@@ -71,6 +78,18 @@ def perturb(model: nn.Module, std: float = 0.1) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=std)
     return model.eval()
+
+
+def save_quickstart(folder: str | os.PathLike) -> CoverForVideoClassification:
+    """Saves a model with the heads of the quickstart's, and its video processor, and returns the model."""
+    heads = {name: {"labels": labels} for name, labels in QUICKSTART_LABELS.items()}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    config = CoverConfig(**sizes, image_size=32, patch_size=8, heads=heads, default_head="motions")
+    model = perturb(CoverForVideoClassification(config))
+    model.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
+    CoverVideoProcessor(**size).save_pretrained(folder)
+    return model
 
 
 def save_vit(

@@ -24,6 +24,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
 from modeling_cover import load_recipe
 from modeling_cover.sources import read_sources
@@ -58,6 +59,7 @@ def workspace(tmp_path_factory) -> Path:
         if language == "yaml":
             (folder / re.match(r"# (\S+)\n", code)[1]).write_text(code)
     _write_quickstart(folder / "data" / "quickstart")
+    save_quickstart(folder / "outputs" / "quickstart")
     _write_layouts(folder / "my_data")
     return folder
 

@@ -90,7 +90,7 @@ class TestPredict:
         assert heads["tags"][0]["score"] == pytest.approx(logits["tags"].sigmoid().max().item())
 
     def test_three_crops_are_averaged(self, folder, monkeypatch, capsys):
-        arguments = (folder / "clip.mp4", "--model", folder / "model", "--num_spatial_crops", 3, "--json")
+        arguments = (folder / "clip.mp4", "--model", folder / "model", "--views", 3, "--json")
         _, out, _ = self.run(monkeypatch, capsys, *arguments)
         model = CoverForVideoClassification.from_pretrained(folder / "model").eval()
         processor = CoverVideoProcessor.from_pretrained(folder / "model")

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import save_quickstart
 from clips import write_clip
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from packageless import run_without_package
 from PIL import Image
 from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTModel
@@ -33,11 +33,6 @@ BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
 SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64, "patch_size": 8}
-LABELS = {
-    "motions": ["growing", "moving down", "moving left"],
-    "shapes": ["circle", "cross", "ring"],
-    "textures": ["checker", "dots", "plain"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +41,7 @@ def workspace(tmp_path_factory) -> Path:
     folder, rng = tmp_path_factory.mktemp("readme"), np.random.default_rng(0)
     (folder / "examples").symlink_to(ROOT / "examples")
 
-    heads = {name: {"labels": labels} for name, labels in LABELS.items()}
-    config = CoverConfig(**SIZES, image_size=32, heads=heads, default_head="motions")
-    CoverForVideoClassification(config).save_pretrained(folder / "outputs" / "quickstart")
-    size = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
-    CoverVideoProcessor(**size).save_pretrained(folder / "outputs" / "quickstart")
+    save_quickstart(folder / "outputs" / "quickstart")
     ViTModel(ViTConfig(**SIZES, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
     timesformer = TimesformerForVideoClassification(TimesformerConfig(**SIZES, image_size=32, num_labels=400))
     timesformer.save_pretrained(folder / "facebook" / "timesformer-base-finetuned-k400")
