@@ -20,6 +20,8 @@ the quickstart (examples/recipes/quickstart.yaml), whose data it draws first if 
 Killed at any moment and started again by the same command, it goes on from its newest checkpoint, as if nothing had
 happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
 
+With `--push_to_hub --hub_model_id org/name` each save is published while training goes on, and the end with its model card.
+
 It leaves a checkpoint with a head for each data set in `output_dir`, and prints a table of each head's accuracy.
 """
 
@@ -29,6 +31,7 @@ from pathlib import Path
 
 from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
+from modeling_cover.publishing import PublishingError
 from transformers import HfArgumentParser, set_seed
 
 
@@ -61,6 +64,16 @@ def accuracy_table(trainer: CoverTrainer, metrics: dict[str, float]) -> str:
     return table([["head", "classes", "training rows", "top-1", "top-5"], *rows, row("mean")])
 
 
+def publish_end(trainer: CoverTrainer) -> None:
+    try:
+        commit = trainer.push_to_hub()
+    except PublishingError as error:
+        print(error, file=sys.stderr)
+        return
+    if trainer.is_world_process_zero():
+        print(f"Published: {commit.commit_url}")
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     recipe_path = arguments.pop(0) if arguments and not arguments[0].startswith("-") else QUICKSTART
@@ -80,6 +93,9 @@ def main() -> None:
         trainer.save_metrics("eval", metrics, combined=False)
         if trainer.is_world_process_zero():
             print(f"\n{accuracy_table(trainer, metrics)}\n\nCheckpoint: {args.output_dir}")
+    trainer.create_model_card()
+    if args.push_to_hub:
+        publish_end(trainer)
     trainer.end()
 
 

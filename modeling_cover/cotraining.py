@@ -54,6 +54,7 @@ _SHAPES = (
 class CoTraining:
     """What a recipe describes; `trainer_kwargs` are the arguments that `CoverTrainer` takes of it."""
 
+    recipe: Recipe
     model: CoverForVideoClassification
     processor: CoverVideoProcessor
     train_dataset: CoTrainingDataset
@@ -64,6 +65,7 @@ class CoTraining:
     @property
     def trainer_kwargs(self) -> dict[str, Any]:
         return {
+            "recipe": self.recipe,
             "model": self.model,
             "processing_class": self.processor,
             "train_dataset": self.train_dataset,
@@ -96,6 +98,7 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     if output_dir is not None:
         quarantine = Quarantine(Path(output_dir) / "quarantine.jsonl", recipe.bad_files.max_share)
     return CoTraining(
+        recipe=recipe,
         model=model,
         processor=processor,
         train_dataset=CoTrainingDataset(

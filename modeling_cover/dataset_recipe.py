@@ -62,6 +62,7 @@ class DatasetRecipe:
         format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.sources.read_sources`] for each.
         modality: "video" or "image".
         splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name.
+        license: of its files, an identifier of the Hub such as "cc-by-4.0" or a name; written into the model card.
         weight: w in the paper's loss (section 3.3).
         share: of the samples, where the mixture's shares are explicit.
         horizontal_flip: false where left and right are different classes.
@@ -87,6 +88,7 @@ class DatasetRecipe:
     format: str
     modality: str
     splits: Mapping[str, str]
+    license: str | None = None
     weight: float = 1.0
     share: float | None = None
     horizontal_flip: bool = True
@@ -134,6 +136,8 @@ class DatasetRecipe:
             if getattr(self, key) is not None and not is_text(getattr(self, key)):
                 expected = "a name" if key == "config_name" else "a path"
                 raise ValueError(f"{key} must be {expected}, got {getattr(self, key)!r}")
+        if self.license is not None and (not is_text(self.license) or not self.license.isprintable()):
+            raise ValueError(f"license must be a name on one line, such as cc-by-4.0, got {self.license!r}")
         if not is_text(self.label_separator):
             raise ValueError(f"label_separator must be a string, got {self.label_separator!r}")
         check_whole_number("shuffle_buffer", self.shuffle_buffer)

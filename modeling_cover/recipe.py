@@ -39,6 +39,7 @@ datasets:                             # see DatasetRecipe in dataset_recipe.py f
     modality: video                   # or image
     splits: {train: k400/train, validation: k400/val}
     labels: kinetics                  # a class list, a file or a list; default: the classes of the train split, sorted
+    license: cc-by-4.0                # of its files, for the model card
     weight: 1.0                       # w in the paper's loss (section 3.3)
     horizontal_flip: true             # false where left and right are different classes
   - name: ssv2

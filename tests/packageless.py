@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -31,10 +32,12 @@ assert importlib.util.find_spec("modeling_cover") is None, "the package must not
 """
 
 
-def run_without_package(code: str, folder: Path) -> subprocess.CompletedProcess:
+def run_without_package(
+    code: str, folder: Path, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess:
     """Run `code` in `folder`. Packages are found on PYTHONPATH, where no .pth file brings in an editable install."""
     environment = {
-        **os.environ,
+        **environment,
         "PYTHONPATH": sysconfig.get_path("purelib"),
         "HF_MODULES_CACHE": str(folder / "hf_modules"),
     }

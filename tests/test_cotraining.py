@@ -146,6 +146,7 @@ class TestAnyStart:
     def test_the_trainer_is_given_all_of_it(self, recipe):
         cotraining = prepare(recipe, **FIELDS)
         assert cotraining.trainer_kwargs == {
+            "recipe": cotraining.recipe,
             "model": cotraining.model,
             "processing_class": cotraining.processor,
             "train_dataset": cotraining.train_dataset,

@@ -39,6 +39,14 @@ def test_beyond_what_a_format_needs_everything_has_a_default(format):
     assert not dataset.is_multi_label
 
 
+def test_a_license_is_a_name_on_one_line():
+    assert recipe(license="cc-by-4.0").license == "cc-by-4.0"
+    assert recipe().license is None
+    for wrong in ("", "one\ntwo", 4, ["mit"]):
+        with pytest.raises(ValueError, match="dataset 'k400': license must be a name on one line"):
+            recipe(license=wrong)
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe().weight = 2

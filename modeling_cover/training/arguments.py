@@ -93,6 +93,12 @@ class CoverTrainingArguments(TrainingArguments):
             "schedule anew."
         },
     )
+    hub_patience: float = field(
+        default=300.0,
+        metadata={
+            "help": "Seconds after which the publishing of the end of training is given up where the network fails."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Skipped steps are not in the logged loss, so there is nothing to filter."},

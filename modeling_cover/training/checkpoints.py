@@ -49,7 +49,7 @@ logger = logging.get_logger(__name__)
 TRAINING_STATE = "training_state"
 STATE_NAME = "state.json"
 
-_INCOMPLETE, _REMOVED = ".incomplete-", ".removed-"  # not `checkpoint-...`, which others look for
+_INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"  # not `checkpoint-...`, which others look for
 
 # EFBIG: a quota of the shell. The others: a disk, or a quota on it, is full.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -171,6 +171,11 @@ class CheckpointWriter:
         checkpoint.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
 
+    def link(self, checkpoint: Path) -> Path:
+        """The files of a checkpoint under another name, without taking their room again; to be removed by the caller."""
+        target = checkpoint.with_name(f"{_LINKED}{checkpoint.name}-{uuid.uuid4().hex[:8]}")
+        return shutil.copytree(checkpoint, target, copy_function=_link)
+
     def keep(self, most: int | None, best: str | os.PathLike | None = None) -> None:
         """Remove the oldest checkpoints beyond `most`, never the newest nor the best."""
         if not most or most < 1:
@@ -184,10 +189,10 @@ class CheckpointWriter:
             self.remove(path)
 
     def clear_remains(self) -> None:
-        """Remove what a run that was killed has left of checkpoints that it was writing or removing."""
+        """Remove what a run that was killed has left of checkpoints that it was writing, publishing or removing."""
         if self.output_dir.is_dir():
             for path in self.output_dir.iterdir():
-                if path.name.startswith((_INCOMPLETE, _REMOVED)) and path.is_dir():
+                if path.name.startswith((_INCOMPLETE, _REMOVED, _LINKED)) and path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -202,6 +207,14 @@ def check_writable(output_dir: str | os.PathLike) -> None:
         raise CheckpointError(
             f"output_dir {os.fspath(output_dir)}: checkpoints cannot be written there: {error}"
         ) from error
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -25,7 +25,6 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
@@ -44,6 +43,7 @@ from .checkpoints import (
     read_tensors,
     what_is_missing,
 )
+from .publishing import PublishingTrainer
 from .run_identity import check_same_run, run_identity
 from .training_state import WholeState, joined_rng_states, load_rng_state, rng_state, rng_state_of
 from .zero import ZeroState, whole_parameters
@@ -54,7 +54,7 @@ logger = logging.get_logger(__name__)
 _VERSION = 1  # of what state.json holds
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(PublishingTrainer):
     """Writes checkpoints that are whole or not there, and goes on from them exactly. See [`CheckpointWriter`]."""
 
     train_sampler: MixtureSampler
@@ -214,14 +214,12 @@ class ResumableTrainer(Trainer):
             quarantine.copy_to(folder / "training_state" / "quarantine.jsonl")
         writer.write_state(folder, state, tensors)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self._is_sharded:
-            super().save_model(output_dir, _internal_call)
-            return
-        # Trainer writes nothing where the configuration asks for sharded state.
-        self._save(output_dir, state_dict=self.whole_state.weights())
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+    def _save_whole(self, output_dir: str | None) -> None:
+        if self._is_sharded:
+            # Trainer writes nothing where the configuration asks for sharded state.
+            self._save(output_dir, state_dict=self.whole_state.weights())
+        else:
+            super()._save_whole(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.model

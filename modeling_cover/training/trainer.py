@@ -35,8 +35,8 @@ from .checkpoints import check_writable
 from .labels import hits_of_heads, row_losses, smoothed_labels
 from .parameter_groups import freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback, CurvesCallback
+from .recording import RecordedTrainer
 from .sharding import configure_sharding, is_sharded, with_equal_groups
-from .weight_average import AveragingTrainer
 from .zero import check_options
 
 
@@ -99,7 +99,7 @@ def _processor_of(
     return made[0].processor if made else None
 
 
-class CoverTrainer(AveragingTrainer):
+class CoverTrainer(RecordedTrainer):
     """A Trainer of one model on a mixture of data sets.
 
     The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
@@ -126,7 +126,7 @@ class CoverTrainer(AveragingTrainer):
         eval_dataset: by name of the data set, see [`EvaluationDataset`].
         processing_class: saved with the model; by default the processor that the samples are made with, which also
             normalises them, on the training device.
-        kwargs: as of [`~transformers.Trainer`].
+        kwargs: `recipe`, see [`RecordedTrainer`]; and as of [`~transformers.Trainer`].
 
     Raises:
         ValueError: if a weight is negative or its data set has no head, evaluation data has no head, the training data

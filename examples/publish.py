@@ -1,0 +1,95 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Publish a checkpoint on the Hugging Face Hub, so that anybody loads it with `from_pretrained("org/name")`.
+
+    python examples/publish.py outputs/mine org/name [--dry_run] [--private] [--revision BRANCH] [--tag v1.0]
+
+Uploads the weights (safetensors), configurations, the model's code, the model card, which is written if there is none, and the
+training curves, by one commit; `--dry_run` lists them, and what stays here, and uploads nothing. A network that fails is tried
+again for some minutes. Log in first, with `hf auth login`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from modeling_cover.publishing import (
+    LAST_CHECKPOINT,
+    HubRepository,
+    files_to_publish,
+    publish,
+    with_patience,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a checkpoint")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository on the Hub, made if need be")
+    parser.add_argument("--private", action="store_true", default=None, help="for you and your organisation alone")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch to upload to, made if need be; default: main")
+    parser.add_argument("--tag", help="a name for what is uploaded, which later uploads do not change")
+    parser.add_argument("--message", default="Upload of a CoVeR checkpoint", help="of the commit")
+    parser.add_argument(
+        "--training_state",
+        action="store_true",
+        help=f"also upload what a run needs to go on, such as the optimizer's state, as {LAST_CHECKPOINT}",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, and upload nothing")
+    parser.add_argument("--patience", type=float, default=300, help="seconds to go on trying where the network fails")
+    return parser.parse_args()
+
+
+def readable_size(size: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def print_plan(folder: Path, files: dict[str, Path | bytes], repository: HubRepository) -> None:
+    visibility = ", private" if repository.private else ""
+    print(f"To {repository.repo_id}, branch {repository.revision or 'main'}{visibility}:")
+    for name, file in files.items():
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        written = "  (written for the upload)" if isinstance(file, bytes) else ""
+        print(f"  {readable_size(size):>8}  {name}{written}")
+    used = {file for file in files.values() if isinstance(file, Path)}
+    left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path not in used)
+    left = [name for name in left if name not in files]
+    print(f"Not uploaded: {', '.join(left) or 'nothing'}")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    training_state = LAST_CHECKPOINT if arguments.training_state else None
+    try:
+        repository = HubRepository(arguments.repo_id, arguments.revision, arguments.private)
+        files = files_to_publish(arguments.folder, arguments.repo_id, training_state)
+        if arguments.dry_run:
+            print_plan(arguments.folder, files, repository)
+        else:
+            commit = publish(arguments.folder, repository, arguments.message, training_state, arguments.patience)
+            if arguments.tag is not None:
+                with_patience(lambda: repository.tag(commit, arguments.tag), arguments.repo_id, arguments.patience)
+            print(f"Published: {commit.commit_url}")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

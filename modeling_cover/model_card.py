@@ -1,0 +1,248 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Model cards: a README.md that says what a checkpoint's own files say, and where they say nothing, "not recorded".
+
+The text is in `model_card_template.md.jinja`. A card that was written by hand, or edited since it was generated, is nobody's
+but its author's: it carries no mark that fits its content, and is left alone.
+"""
+
+import hashlib
+import html
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, StrictUndefined, Template
+from transformers.utils import logging
+
+from .configuration_cover import PIPELINE_TASK, CoverConfig
+from .training.progress import CURVES_NAME
+from .training.summary import RANDOM_WEIGHTS, read_summary
+
+
+logger = logging.get_logger(__name__)
+
+MODEL_CARD_NAME = "README.md"
+TEMPLATE = Path(__file__).with_name("model_card_template.md.jinja")
+
+_TAGS = ["video-classification", "image-classification", "action-recognition", "co-training", "cover"]
+_METRICS = {"top1": ("accuracy", "top-1 accuracy"), "top5": ("accuracy", "top-5 accuracy"), "map": ("mAP", "mean AP")}
+_SHOWN_ARGUMENTS = (
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "layer_decay",
+    "ema_decay",
+    "loss_reduction",
+    "seed",
+)
+# What somebody chose for a generated card, and nothing else tells: it is in the next one, too.
+_KEPT = ("language", "license", "license_name", "license_link")
+_MARK = re.compile(r"\n<!-- Generated from the checkpoint's files\. sha256: ([0-9a-f]{64}) -->\n*\Z")
+
+
+def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **overrides: Any) -> ModelCard:
+    """The model card of a checkpoint, out of its configuration, the record of its training and the picture of its curves.
+
+    Args:
+        folder: of the checkpoint. A generated card in it hands on its language, its license and its tags.
+        model_id: what the snippets load, `org/name` on the Hub.
+        overrides: fields of the front matter, as [`~huggingface_hub.ModelCardData`] takes them, such as `license`; tags
+            come on top of those that every card has.
+
+    Raises:
+        ValueError: if the folder has no configuration of a CoVeR model, its record of the training is damaged, or
+            `model_id` is no id of the Hub.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: expected the folder of a checkpoint, with its config.json")
+    if model_id is not None:
+        validate_repo_id(model_id)
+    config, summary = CoverConfig.from_pretrained(folder), read_summary(folder)
+    metadata = {**_front_matter(config, summary, model_id), **_kept_metadata(folder), **overrides}
+    if not metadata["eval_results"]:  # which is what the name is for
+        metadata.pop("model_name", None)
+    metadata["tags"] = [*_TAGS, *(tag for tag in metadata.get("tags") or [] if tag not in _TAGS)]
+    data = ModelCardData(**{key: value for key, value in metadata.items() if value})
+    text = _template().render(
+        config=config,
+        heads=config.heads,
+        image_heads=[name for name, head in config.heads.items() if head["modality"] == "image"],
+        mirrored=_mirrored(summary),
+        summary=summary,
+        evaluations=_evaluations(config, summary),
+        shown_arguments=_SHOWN_ARGUMENTS,
+        curves=CURVES_NAME if (folder / CURVES_NAME).is_file() else None,
+        data=data,
+        model_id=model_id or "path/to/this/folder",
+        title=_title(model_id),
+        task=PIPELINE_TASK,
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n")
+    card.text += f"\n<!-- Generated from the checkpoint's files. sha256: {_digest(str(card))} -->\n"
+    return card
+
+
+def write_model_card(folder: str | os.PathLike, model_id: str | None = None, **overrides: Any) -> Path:
+    """Write [`build_model_card`]'s as the README.md of a checkpoint's folder, unless somebody has written one there."""
+    path = Path(folder) / MODEL_CARD_NAME
+    if path.exists() and not is_generated_card(path):
+        logger.warning(f"{path} was written or edited by hand, and is left as it is: to have one generated, remove it")
+        return path
+    path.write_text(str(build_model_card(folder, model_id, **overrides)), encoding="utf-8")
+    return path
+
+
+def is_generated_card(path: str | os.PathLike) -> bool:
+    """Whether a card was generated, and not edited since."""
+    text = Path(path).read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+    mark = _MARK.search(text)
+    return mark is not None and mark[1] == _digest(text[: mark.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.rstrip("\n").encode()).hexdigest()
+
+
+def _title(model_id: str | None) -> str:
+    return "A CoVeR checkpoint" if model_id is None else model_id.rpartition("/")[2]
+
+
+# ---- Front matter ----
+
+
+def _front_matter(config: CoverConfig, summary: Mapping[str, Any] | None, model_id: str | None) -> dict[str, Any]:
+    results = _results(config, summary)
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "video-classification",
+        "metrics": sorted({result.metric_type for result in results}),
+        "model_name": _title(model_id),
+        "eval_results": results,
+    }
+    if summary is not None:
+        metadata["datasets"] = list(dict.fromkeys(entry["hub_id"] for entry in summary["datasets"] if entry["hub_id"]))
+        start = summary["starting_point"]
+        if start is not None and start["hub_id"] is not None:
+            metadata |= {"base_model": start["hub_id"], "base_model_relation": "finetune"}
+        if summary["emissions"] is not None:
+            metadata["co2_eq_emissions"] = {
+                "emissions": round(1000 * summary["emissions"], 3),  # in grams
+                "source": "codecarbon",
+                "training_type": "pre-training"
+                if start is not None and start["kind"] == RANDOM_WEIGHTS
+                else "fine-tuning",
+                "hardware_used": summary["hardware"]["device"],
+            }
+    return metadata
+
+
+def _kept_metadata(folder: Path) -> dict[str, Any]:
+    path = folder / MODEL_CARD_NAME
+    if not path.is_file() or not is_generated_card(path):
+        return {}
+    there = ModelCard.load(path).data
+    return {key: there.get(key) for key in (*_KEPT, "tags") if there.get(key) is not None}
+
+
+def _evaluations(config: CoverConfig, summary: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The last evaluation of each head; without the top-5 of a head that has no more than five labels."""
+    found = {} if summary is None else summary["evaluation"]
+    return {
+        name: {key: value for key, value in values.items() if key != "top5" or len(config.heads[name]["labels"]) > 5}
+        for name, values in found.items()
+        if name in config.heads
+    }
+
+
+def _results(config: CoverConfig, summary: Mapping[str, Any] | None) -> list[EvalResult]:
+    """Each figure of the last evaluations, as the Hub lists them."""
+    origins = {} if summary is None else {entry["name"]: entry for entry in summary["datasets"]}
+    results = []
+    for name, evaluation in _evaluations(config, summary).items():
+        origin = origins.get(name, {})
+        shared = {
+            "task_type": f"{config.heads[name]['modality']}-classification",
+            "dataset_type": origin.get("hub_id") or name,
+            "dataset_name": name,
+            "dataset_config": origin.get("config_name"),
+            "dataset_split": origin.get("validation_split") or "validation",
+        }
+        # Two heads may be of one data set of the Hub, whose results come as one list: so each names its head.
+        results += [
+            EvalResult(
+                **shared,
+                metric_type=metric,
+                metric_name=f"{title}, head {name}",
+                metric_value=round(evaluation[key], 4),
+            )
+            for key, (metric, title) in _METRICS.items()
+            if key in evaluation
+        ]
+    return results
+
+
+# ---- Text ----
+
+
+def _mirrored(summary: Mapping[str, Any] | None) -> list[str]:
+    """The data sets whose training samples were mirrored at random, as far as it is recorded."""
+    recipe = None if summary is None else summary["recipe"]
+    entries = [] if recipe is None else recipe["datasets"]
+    return [entry["name"] for entry in entries if entry.get("horizontal_flip", True)]
+
+
+def _template() -> Template:
+    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    environment = Environment(**options)
+    environment.filters |= {
+        "md": escape_markdown,
+        "row": lambda cells: f"| {' | '.join(map(str, cells))} |",
+        "names": lambda names: ", ".join(f"`{name}`" for name in names),
+        "percent": lambda share: f"{share:.1%}",
+        "number": lambda number: f"{number:,}",
+        "duration": _duration,
+        "yaml": lambda content: yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100),
+        "fenced": _fenced,
+    }
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def escape_markdown(text: str) -> str:
+    """`text` so that it shows as it is on one line of Markdown, in a cell of a table, too."""
+    escaped = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", escaped)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code, whatever fences are in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"

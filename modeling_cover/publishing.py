@@ -1,0 +1,296 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What of a checkpoint's folder goes to the Hub, and how it gets there through a network that fails.
+
+Only weights as safetensors, configurations, the model's code, its card and the curves of its training are published; the
+state of the optimizer only where it is asked for; nothing that names a folder, a user or a token of this machine.
+"""
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
+
+from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card
+from .training.checkpoints import STATE_NAME, TRAINING_STATE
+from .training.progress import CURVES_NAME
+from .training.summary import SUMMARY_NAME
+
+
+logger = logging.get_logger(__name__)
+
+# Another checkpoint's weights in the repository would be loaded in place of these, or beside them.
+_WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+_CONFIG, _PROCESSOR = "config.json", "video_preprocessor_config.json"
+_PUBLISHED = re.compile(
+    rf"{_WEIGHTS}|{_CONFIG}|{_PROCESSOR}|\w+_cover\.py|{MODEL_CARD_NAME}|{SUMMARY_NAME}|{CURVES_NAME}", re.ASCII
+)
+_QUARANTINE = "quarantine.jsonl"  # names files
+
+LAST_CHECKPOINT = "last-checkpoint"
+
+# Answers of a server that may be another a moment later: timeouts, conflicts with another commit, too many requests.
+_TRANSIENT_STATUS = {408, 409, 412, 429}
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+")
+
+Files = dict[str, Path | bytes]
+
+
+class PublishingError(ValueError):
+    """A checkpoint could not be published; the message says why and what to do."""
+
+
+# ---- What is published ----
+
+
+def files_to_publish(folder: str | os.PathLike, repo_id: str, training_state: str | None = None) -> Files:
+    """What of a checkpoint's folder is published: by the path in the repository, a file here or the content itself.
+
+    Args:
+        folder: as [`~transformers.PreTrainedModel.save_pretrained`] or a trainer writes it.
+        repo_id: of the repository, which the model card names. A card that is missing or was generated is generated anew.
+        training_state: the folder in the repository for all that a run needs to go on; by default that is left out.
+
+    Raises:
+        ValueError: if the checkpoint is not whole, or a file names a folder of this machine or a token.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected the folder of a checkpoint, there is none")
+    files: Files = {
+        path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _PUBLISHED.fullmatch(path.name)
+    }
+    _check_whole(folder, files)
+    card = files.get(MODEL_CARD_NAME)
+    if card is None or is_generated_card(card):
+        files[MODEL_CARD_NAME] = str(build_model_card(folder, repo_id)).encode()
+    if training_state is not None:
+        files |= {f"{training_state}/{name}": file for name, file in _resumable(folder, files).items()}
+    check_nothing_private(files, folder)
+    return files
+
+
+def _check_whole(folder: Path, files: Mapping[str, Any]) -> None:
+    for name in (_CONFIG, _PROCESSOR):
+        if name not in files:
+            raise ValueError(f"{folder}: {name} is missing, expected a checkpoint with its video processor")
+    index = folder / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file():
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    code = [f"{name.partition('.')[0]}.py" for name in config.get("auto_map", {}).values()]
+    if missing := [name for name in [*weights, *code] if name not in files]:
+        raise ValueError(f"{folder}: {missing[0]} is missing, so the checkpoint would not load")
+
+
+def _resumable(folder: Path, files: Files) -> Files:
+    """The files of a checkpoint that a run can go on from, without those that name folders of this machine."""
+    state_path, trainer_state_path = folder / TRAINING_STATE / STATE_NAME, folder / TRAINER_STATE_NAME
+    if not state_path.is_file():
+        raise ValueError(f"{folder} has no {TRAINING_STATE}: give a folder checkpoint-... that a trainer has written")
+    trainer_state = json.loads(trainer_state_path.read_text(encoding="utf-8"))
+    if trainer_state["best_model_checkpoint"] is not None:
+        trainer_state["best_model_checkpoint"] = Path(trainer_state["best_model_checkpoint"]).name
+    kept: Files = {name: file for name, file in files.items() if name != MODEL_CARD_NAME}
+    kept |= {
+        f"{TRAINING_STATE}/{path.name}": path
+        for path in sorted((folder / TRAINING_STATE).iterdir())
+        if path.name not in (STATE_NAME, _QUARANTINE)
+    }
+    kept[TRAINER_STATE_NAME] = json.dumps(trainer_state, indent=2, sort_keys=True).encode()
+    state = json.loads(state_path.read_text(encoding="utf-8"))
+    state["files"] = {name: _size(file) for name, file in kept.items()}
+    return {**kept, f"{TRAINING_STATE}/{STATE_NAME}": json.dumps(state, indent=1).encode()}
+
+
+def _size(file: Path | bytes) -> int:
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+
+def check_nothing_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Raise a `ValueError` that names the file if one holds a folder of this machine, a user's folder or a token."""
+    here = {str(path) for path in (Path.home(), Path.cwd(), folder.absolute()) if len(path.parts) > 1}
+    token = get_token()
+    for name, file in files.items():
+        if not name.endswith((".json", ".py", ".md", ".jsonl")):
+            continue
+        content = (file if isinstance(file, bytes) else file.read_bytes()).decode("utf-8", errors="replace")
+        if _TOKEN.search(content) or (token and token in content):
+            raise ValueError(f"{name} holds an access token of the Hub: take it out, and revoke it")
+        found = next((path for path in here if re.search(rf"{re.escape(path)}\b", content)), None)
+        if found is None and (match := _HOME.search(content)) is not None:
+            found = match[0]
+        if found is not None:
+            raise ValueError(f"{name} names a folder of this machine, {found}: take it out before it is published")
+
+
+# ---- How it is published ----
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A model repository of the Hub, and one branch of it.
+
+    Args:
+        repo_id: `org/name`, or `name` of the token's owner.
+        revision: a branch, made if need be; by default the main one.
+        private: make the repository private. By default a new one is as the owner's settings have it.
+        token: of the Hub; by default the one that `hf auth login` has stored.
+
+    Raises:
+        ValueError: if there can be no repository of that name.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    private: bool | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        validate_repo_id(self.repo_id)
+
+    @property
+    def api(self) -> HfApi:
+        return HfApi(token=self.token, library_name="modeling_cover")
+
+    def create(self) -> str:
+        """Make the repository and the branch, where they are not there yet, and return its whole name.
+
+        Raises:
+            ValueError: if it shall be private and is there already, in public.
+        """
+        repo_id = self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+        if self.private and not self.api.repo_info(repo_id).private:
+            raise ValueError(f"{repo_id} is there already, and public: make it private in its settings first")
+        if self.revision is not None:
+            self.api.create_branch(repo_id, branch=self.revision, exist_ok=True)
+        return repo_id
+
+    def commit(self, repo_id: str, files: Mapping[str, Path | bytes], message: str) -> CommitInfo:
+        """Put files into the repository, all or none of them; those of other weights go."""
+        there = self.api.list_repo_files(repo_id, revision=self.revision)
+        stale = [name for name in there if name not in files and re.fullmatch(_WEIGHTS, name)]
+        operations = [
+            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationAdd(name, file) for name, file in files.items()),
+        ]
+        return self.api.create_commit(repo_id, operations, commit_message=message, revision=self.revision)
+
+    def tag(self, commit: CommitInfo, name: str) -> None:
+        """Give a commit a name that stays, to load it by."""
+        self.api.create_tag(commit.repo_url.repo_id, tag=name, revision=commit.oid)
+
+
+def publish(
+    folder: str | os.PathLike,
+    repository: HubRepository,
+    message: str = "Upload of a CoVeR checkpoint",
+    training_state: str | None = None,
+    patience: float = 300.0,
+    stopped: threading.Event | None = None,
+) -> CommitInfo:
+    """Publish a checkpoint, see [`files_to_publish`], by one commit. While the network or the Hub fail, it is tried again.
+
+    Args:
+        folder: of the checkpoint.
+        repository: where to.
+        message: of the commit.
+        training_state: the folder in the repository for all that a run needs to go on; by default that is left out.
+        patience: seconds after which a failing network is given up.
+        stopped: once it is set, it is not tried again.
+
+    Raises:
+        PublishingError: if it is given up, the Hub refuses it, or the checkpoint must not be published as it is.
+    """
+
+    def attempt() -> CommitInfo:
+        repo_id = repository.create()
+        return repository.commit(repo_id, files_to_publish(folder, repo_id, training_state), message)
+
+    return with_patience(attempt, repository.repo_id, patience, stopped)
+
+
+def with_patience(
+    attempt: Callable[[], Any], repo_id: str, patience: float, stopped: threading.Event | None = None
+) -> Any:
+    """What `attempt` returns, in the end, see [`publish`]."""
+    stopped = stopped or threading.Event()
+    started, wait = time.monotonic(), _FIRST_WAIT
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            reason = explain(error, repo_id)
+            left = patience - (time.monotonic() - started)
+            if not is_transient(error) or left <= 0 or stopped.is_set():
+                raise PublishingError(reason) from error
+            wait = min(wait, left)
+            logger.warning(f"{repo_id}: {reason}; the next attempt is in {wait:.0f} s")
+        stopped.wait(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether another attempt may succeed. huggingface_hub wraps what goes wrong while it uploads a large file."""
+    chain = list(_causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
+        return False
+    for cause in chain:
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            return status >= 500 or status in _TRANSIENT_STATUS
+        # A gateway's page of HTML where JSON was expected.
+        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError | json.JSONDecodeError):
+            return True
+    # hf_xet tells of a lost network by a bare RuntimeError.
+    return type(chain[-1]) is RuntimeError
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def explain(error: BaseException, repo_id: str) -> str:
+    """What went wrong, and what to do about it, on one line."""
+    for cause in _causes(error):
+        if isinstance(cause, LocalTokenNotFoundError):
+            return "there is no access token: log in with `hf auth login`, or set HF_TOKEN"
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status == 401:
+                return "the Hub refuses the access token: log in anew with `hf auth login`, or set HF_TOKEN"
+            if status == 403:
+                return f"the access token may not write to {repo_id}: log in with one that may, by `hf auth login`"
+            return f"the Hub answers {status}: {' '.join((cause.server_message or str(cause)).split())}"
+        if isinstance(cause, httpx2.TransportError):
+            return f"the Hub cannot be reached ({' '.join(str(cause).split()) or type(cause).__name__})"
+    return " ".join(str(error).split())

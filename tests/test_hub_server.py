@@ -1,0 +1,132 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tests' own Hub does what huggingface_hub expects of the real one, and fails as it is told to."""
+
+import os
+from pathlib import Path
+
+import httpx2
+import huggingface_hub
+import pytest
+from hub_server import CUT, DROPPED, UNAVAILABLE, HubServer
+from huggingface_hub import CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with HubServer(part_bytes=1000) as server:
+        yield server
+
+
+@pytest.fixture
+def api(hub) -> HfApi:
+    return HfApi(endpoint=hub.url, token=hub.token)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Text, weights that are uploaded at once, weights that are uploaded in parts, and a file in a folder."""
+    (tmp_path / "files" / "below").mkdir(parents=True)
+    for name, content in {
+        "config.json": b"{}",
+        "small.safetensors": os.urandom(900),
+        "large.safetensors": os.urandom(3500),
+        "below/a.txt": b"text",
+    }.items():
+        (tmp_path / "files" / name).write_bytes(content)
+    return tmp_path / "files"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_what_is_uploaded_is_what_is_downloaded(hub, api, folder, tmp_path):
+    api.create_repo("org/name", private=True)
+    api.upload_folder(repo_id="org/name", folder_path=folder)
+    downloaded = contents(Path(api.snapshot_download("org/name", local_dir=tmp_path / "downloaded")))
+    assert downloaded.pop(".gitattributes")
+    assert downloaded == contents(folder)
+    assert hub.files("org/name") == contents(tmp_path / "downloaded")
+    parts = [request for request in hub.requests if request.method == "PUT" and "/lfs/" in request.path]
+    assert len(parts) == 1 + 4
+    assert sorted(api.list_repo_files("org/name")) == sorted([*contents(folder), ".gitattributes"])
+    assert api.model_info("org/name").private
+
+
+def test_a_branch_keeps_what_the_main_one_loses(hub, api, folder):
+    api.create_repo("org/name")
+    api.upload_folder(repo_id="org/name", folder_path=folder)
+    api.create_branch("org/name", branch="kept")
+    api.create_commit("org/name", [CommitOperationDelete("config.json")], commit_message="Gone")
+    assert "config.json" in hub.files("org/name", "kept")
+    assert "config.json" not in hub.files("org/name")
+    assert next(commit.title for commit in api.list_repo_commits("org/name")) == "Gone"
+    with pytest.raises(RevisionNotFoundError):
+        api.list_repo_files("org/name", revision="other")
+
+
+def test_a_part_of_a_file_can_be_asked_for(hub, api, folder):
+    api.create_repo("org/name")
+    api.upload_folder(repo_id="org/name", folder_path=folder)
+    url = f"{hub.url}/org/name/resolve/main/large.safetensors"
+    answer = httpx2.get(url, headers={"Range": "bytes=10-19"})
+    assert (answer.status_code, answer.content) == (206, (folder / "large.safetensors").read_bytes()[10:20])
+
+
+def test_a_private_repository_is_not_there_for_others_and_a_card_without_an_end_is_refused(hub, api):
+    api.create_repo("org/name", private=True)
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi(endpoint=hub.url, token=False).model_info("org/name")
+    with pytest.raises(ValueError, match="no end"):
+        api.upload_file(path_or_fileobj=b"---\nlicense: mit\n", path_in_repo="README.md", repo_id="org/name")
+
+
+@pytest.mark.parametrize("fault", [UNAVAILABLE, DROPPED, CUT])
+def test_it_fails_as_often_as_it_is_told_and_recovers(hub, api, fault):
+    api.create_repo("org/name")
+    hub.fail_every(2, faults=(fault,))
+    before = len(hub.requests)
+    good = bad = 0
+    for _ in range(6):
+        try:
+            httpx2.get(f"{hub.url}/api/models/org/name").raise_for_status()
+            good += 1
+        except httpx2.HTTPError:
+            bad += 1
+    assert (good, bad, len(hub.requests) - before) == (3, 3, 6)
+    hub.recover()
+    assert api.whoami()["name"] == "somebody"
+
+
+def test_it_goes_away_and_comes_back_where_it_was(hub, api):
+    api.create_repo("org/name")
+    hub.go_away(60)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(hub.url)
+    hub.come_back()
+    assert api.model_info("org/name").id == "org/name"
+
+
+def test_it_refuses_a_token_altogether_or_for_writing(hub, api):
+    hub.refuse_token()
+    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
+        api.whoami()
+    hub.refuse_token(403)
+    assert api.whoami()
+    with pytest.raises(HfHubHTTPError, match="403"):
+        api.create_repo("org/name")
