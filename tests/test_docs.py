@@ -26,8 +26,10 @@ import numpy as np
 import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
+from hub_server import HubServer
 from modeling_cover import load_recipe
 from modeling_cover.sources import read_sources
+from packageless import run_without_package
 from PIL import Image
 
 
@@ -51,8 +53,14 @@ def blocks(*languages: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
-    """A folder with the examples, a small quickstart, and a data set of each layout under my_data."""
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, hub) -> Path:
+    """A folder with the examples, a small quickstart, published as org/quickstart, and a data set of each layout."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
     for _, language, code in BLOCKS:
@@ -61,6 +69,7 @@ def workspace(tmp_path_factory) -> Path:
     _write_quickstart(folder / "data" / "quickstart")
     save_quickstart(folder / "outputs" / "quickstart")
     _write_layouts(folder / "my_data")
+    run(hub, folder, sys.executable, "examples/publish.py", "outputs/quickstart", "org/quickstart", "--private")
     return folder
 
 
@@ -87,11 +96,12 @@ def _write_quickstart(folder: Path) -> None:
             for index in range(8):
                 _image(folder / "images" / split / label / f"{index:03d}.png")
         lines = ["video,label"]
-        for index, label in enumerate(["growing", "shrinking"] * 2):
+        for index, label in enumerate(["growing", "moving down", "moving left", "growing"]):
             name = f"videos/{index if split == 'train' else 100 + index:05d}.mp4"
             _clip(folder / "motions" / name)
             lines.append(f"{name},{label}")
         (folder / "motions" / f"{split}.csv").write_text("\n".join(lines))
+    _clip(folder / "motions" / "videos" / "01440.mp4")
 
 
 def _write_layouts(folder: Path) -> None:
@@ -144,19 +154,23 @@ def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_a_python_snippet_runs(workspace, code):
-    run(workspace, sys.executable, "-c", code)
+def test_a_python_snippet_runs(hub, workspace, code):
+    if "trust_remote_code" in code:
+        finished = run_without_package(code, workspace, hub.environment(workspace / "stranger"))
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    else:
+        run(hub, workspace, sys.executable, "-c", code)
 
 
 # Benchmarks take minutes; the figures that they printed are on the page.
 @pytest.mark.parametrize("code", [block for block in blocks("bash") if "benchmark" not in block.values[0]])
-def test_a_command_runs(workspace, code):
-    run(workspace, "bash", "-euc", code)
+def test_a_command_runs(hub, workspace, code):
+    run(hub, workspace, "bash", "-euc", code)
 
 
-def run(workspace: Path, *command: str) -> None:
+def run(hub: HubServer, workspace: Path, *command: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true"}
+    environment = {**hub.environment(workspace / "home"), "PATH": path, "ACCELERATE_USE_CPU": "true"}
     finished = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=200)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-3000:]
 

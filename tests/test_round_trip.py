@@ -194,7 +194,9 @@ def test_a_token_that_is_refused_is_said_at_once_and_what_to_do_at_the_end(folde
         hub.refuse_token()
         finished = train(hub, folder)
         assert_trained_well(finished, folder)
-        first, then = (finished.stderr.index(f"push_to_hub: {what}") for what in ("org/name cannot", "checkpoint-3 is"))
+        first, then = (
+            finished.stderr.index(f"push_to_hub: {what}") for what in ("org/name cannot", "checkpoint-3 is")
+        )
         assert first < then
         assert "log in anew with `hf auth login`" in finished.stderr
         assert f"python examples/publish.py {folder}/outputs org/name" in finished.stderr

@@ -49,7 +49,8 @@ logger = logging.get_logger(__name__)
 TRAINING_STATE = "training_state"
 STATE_NAME = "state.json"
 
-_INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"  # not `checkpoint-...`, which others look for
+# Not `checkpoint-...`, which others look for.
+_INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"
 
 # EFBIG: a quota of the shell. The others: a disk, or a quota on it, is full.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

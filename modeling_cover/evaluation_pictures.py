@@ -1,0 +1,101 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures of an evaluation: which classes are taken for which, and how well each does."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+_MOST_NAMES = 60  # classes whose names are written at an axis
+_MOST_NUMBERS = 20  # classes of a matrix with a number in each cell
+_LONGEST_NAME = 32  # characters
+
+
+def confusion_matrix(references: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """(classes, classes), how many rows of each class (the first axis) were taken for each, of classes (rows,)."""
+    counts = np.bincount(references * num_classes + predictions, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def draw_confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str, path: str | os.PathLike) -> None:
+    """The share of each class that was taken for each, as a PNG.
+
+    Args:
+        counts: of [`confusion_matrix`].
+        labels: of the classes.
+        title: what of.
+        path: of the picture.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(4.5, 0.32 * len(labels) + 2.5), 22.0)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axis, shrink=0.8, format=lambda share, _: f"{share:.0%}", label="of the true class")
+    if len(labels) <= _MOST_NAMES:
+        names = [_shortened(label) for label in labels]
+        axis.set_xticks(range(len(labels)), names, rotation=90)
+        axis.set_yticks(range(len(labels)), names)
+    if len(labels) <= _MOST_NUMBERS:
+        for row, column in np.argwhere(counts):
+            dark = shares[row, column] < 0.6
+            axis.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    axis.set_title(title)
+    figure.savefig(path, dpi=110)
+
+
+def draw_scores_of_classes(
+    scores: np.ndarray, rows: np.ndarray, labels: Sequence[str], title: str, measure: str, path: str | os.PathLike
+) -> None:
+    """A bar for each class, the best above, with its number of rows, and their mean, as a PNG.
+
+    Args:
+        scores: (classes,), from 0 to 1, of those with rows.
+        rows: (classes,), of each class.
+        labels: of the classes.
+        title: what of.
+        measure: what the scores are.
+        path: of the picture.
+    """
+    there = np.flatnonzero(rows)
+    order = there[np.argsort(scores[there], kind="stable")]
+    figure = Figure(figsize=(8.5, min(max(2.4, 0.26 * len(order) + 1.4), 60.0)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.barh(range(len(order)), scores[order], color="#3b6ea5", height=0.8)
+    mean = scores[there].mean()
+    axis.axvline(mean, color="#d1495b", label=f"mean over classes: {mean:.1%}")
+    if len(order) <= 3 * _MOST_NAMES:
+        axis.set_yticks(range(len(order)), [f"{_shortened(labels[index])} ({rows[index]})" for index in order])
+    else:
+        axis.set_yticks([])
+        axis.set_ylabel(f"{len(order)} classes")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(-0.6, len(order) - 0.4)
+    axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.set_xlabel(f"{measure} (in brackets: rows)")
+    axis.set_title(title)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 1]}…"

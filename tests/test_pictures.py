@@ -1,0 +1,204 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures of one answer and of all answers: what is drawn, and what the scripts write and say."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import save_quickstart
+from clips import write_clip
+from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.evaluation_pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
+from modeling_cover.pictures import overlay, shown_frames
+from PIL import Image
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+import evaluate_head
+import explain
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint, a clip, an image, a file that is neither, and the data of its heads with a recipe."""
+    folder = tmp_path_factory.mktemp("pictures")
+    torch.manual_seed(0)
+    save_quickstart(folder / "model")
+    rng = np.random.default_rng(0)
+    write_clip(folder / "clip.mp4", rng.integers(0, 256, (10, 48, 64, 3), dtype=np.uint8))
+    Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / "image.png")
+    (folder / "text.mp4").write_text("no video")
+    for label in ("circle", "cross", "ring"):
+        (folder / "shapes" / label).mkdir(parents=True)
+        for name in ("0", "1"):
+            path = folder / "shapes" / label / f"{name}.mp4"
+            write_clip(path, rng.integers(0, 256, (8, 48, 64, 3), dtype=np.uint8))
+    (folder / "shapes" / "ring" / "2.mp4").write_text("no video")
+    (folder / "recipe.yaml").write_text(
+        f"""
+bad_files: {{max_share: 0.5}}
+datasets:
+  - {{name: shapes, format: class_folders, modality: video, splits: {{train: {folder}/shapes, validation: {folder}/shapes}}}}
+"""
+    )
+    return folder
+
+
+class TestOverlay:
+    def test_it_is_hottest_at_the_patch_of_greatest_relevance_and_leaves_the_rest(self):
+        frames = np.full((2, 32, 48, 3), 100, dtype=np.uint8)
+        relevance = torch.zeros(2, 4, 6)
+        relevance[1, 3, 0] = 0.7
+        heated = overlay(frames, relevance)
+        assert heated.shape == (2, 224, 336, 3)
+        assert (heated[0] == 100).all()
+        change = np.abs(heated[1].astype(int) - 100).sum(axis=-1)
+        assert change[-28:, :28].min() > 100
+        assert (change[:140] == 0).all()
+        assert (change[:, 112:] == 0).all()
+
+    def test_without_any_relevance_the_frames_stay(self):
+        frames = np.random.default_rng(0).integers(0, 256, (1, 240, 240, 3), dtype=np.uint8)
+        assert (overlay(frames, torch.zeros(1, 2, 2)) == frames).all()
+
+    def test_what_is_shown_is_what_the_processor_cropped(self, folder):
+        processor = CoverVideoProcessor.from_pretrained(folder / "model")
+        clip = processor(str(folder / "clip.mp4"), return_tensors="pt")["pixel_values"][0]
+        plain = processor(str(folder / "clip.mp4"), do_rescale=False, do_normalize=False, return_tensors="pt")
+        expected = plain["pixel_values"][0].permute(0, 2, 3, 1).numpy()
+        assert (shown_frames(processor, clip) == expected.round()).all()
+
+
+class TestExplain:
+    def run(self, monkeypatch, capsys, folder, *arguments) -> tuple[int, str, str]:
+        command = ["explain.py", *map(str, arguments), "--model", folder / "model", "--output", folder / "explained"]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        code = explain.main()
+        return code, *capsys.readouterr()
+
+    @pytest.mark.parametrize("options", [(), ("--head", "shapes", "--label", "ring"), ("--plain",)])
+    def test_a_video_becomes_a_sheet_and_a_picture_that_moves(self, folder, monkeypatch, capsys, options):
+        code, out, _ = self.run(monkeypatch, capsys, folder, folder / "clip.mp4", *options)
+        assert code == 0
+        assert out.split() == [str(folder / "explained" / name) for name in ("clip.png", "clip.gif")]
+        with Image.open(folder / "explained" / "clip.gif") as moving:
+            assert (moving.n_frames, moving.size) == (8, (224, 224))
+        with Image.open(folder / "explained" / "clip.png") as sheet:
+            assert sheet.width > 8 * 224
+            assert sheet.height > 2 * 224
+
+    def test_an_image_becomes_a_sheet(self, folder, monkeypatch, capsys):
+        code, out, _ = self.run(monkeypatch, capsys, folder, folder / "image.png", "--head", "textures")
+        assert code == 0
+        assert out.split() == [str(folder / "explained" / "image.png")]
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["text.mp4"], "text.mp4"),
+            (["missing.mp4"], "missing.mp4"),
+            (["clip.mp4", "--head", "ssv2"], "ssv2"),
+            (["clip.mp4", "--label", "jumping"], "jumping"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, folder, monkeypatch, capsys, arguments, named):
+        code, out, err = self.run(monkeypatch, capsys, folder, folder / arguments[0], *arguments[1:])
+        assert (code, out) == (1, "")
+        assert named in err.splitlines()[-1]
+
+
+class TestEvaluation:
+    def test_a_confusion_matrix_counts_rows_by_true_and_predicted_class(self):
+        counts = confusion_matrix(np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0]), 3)
+        assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 2]]
+
+    @pytest.mark.parametrize("num_classes", [2, 40, 400])
+    def test_pictures_of_few_and_of_many_classes_stay_of_a_size_to_look_at(self, tmp_path, num_classes):
+        rng = np.random.default_rng(0)
+        labels = [f"a class with quite a long name, number {index}" for index in range(num_classes)]
+        counts = rng.integers(0, 9, (num_classes, num_classes))
+        draw_confusion_matrix(counts, labels, "title", tmp_path / "confusion.png")
+        rows = counts.sum(axis=1)
+        draw_scores_of_classes(counts.diagonal() / rows, rows, labels, "title", "accuracy", tmp_path / "classes.png")
+        for name in ("confusion.png", "classes.png"):
+            with Image.open(tmp_path / name) as picture:
+                assert 200 < picture.height < 7000
+                assert 400 < picture.width < 3000
+
+    def run(self, monkeypatch, capsys, folder, output, *arguments) -> tuple[int, str, str]:
+        command = ["evaluate_head.py", "--model", folder / "model", "--recipe", folder / "recipe.yaml", *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, [*command, "--output", output, "--num_workers", 0])))
+        code = evaluate_head.main()
+        return code, *capsys.readouterr()
+
+    def test_a_head_is_evaluated_on_its_data_and_a_bad_file_is_counted_apart(
+        self, folder, tmp_path, monkeypatch, capsys
+    ):
+        code, out, _ = self.run(monkeypatch, capsys, folder, tmp_path, "--head", "shapes")
+        assert code == 0
+        assert "unreadable 1" in out
+        figures = json.loads((tmp_path / "evaluation_shapes.json").read_text())
+        model = CoverForVideoClassification.from_pretrained(folder / "model").eval()
+        processor = CoverVideoProcessor.from_pretrained(folder / "model")
+        expected = np.zeros((3, 3), dtype=int)
+        for index, label in enumerate(model.config.heads["shapes"]["labels"]):
+            for name in ("0", "1"):
+                inputs = processor(str(folder / "shapes" / label / f"{name}.mp4"), return_tensors="pt")
+                with torch.no_grad():
+                    expected[index, model(**inputs, head="shapes").logits.argmax()] += 1
+        assert figures["confusion"] == expected.tolist()
+        assert figures["top1"] == pytest.approx(expected.trace() / 6)
+        assert [entry["rows"] for entry in figures["classes"]] == [2, 2, 2]
+        assert [entry["accuracy"] for entry in figures["classes"]] == (expected.diagonal() / 2).tolist()
+        pictures = {"confusion_shapes.png", "per_class_accuracy_shapes.png"}
+        assert pictures <= {path.name for path in tmp_path.iterdir()}
+
+    def test_of_several_labels_a_row_it_is_the_average_precision_of_each(self, tmp_path):
+        logits = np.array([[2.0, -1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 2.0, 0.0]], dtype=np.float32)
+        targets = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=np.float32)
+        figures = evaluate_head.write_evaluation(logits, targets, ["run", "walk", "swim"], "tags", tmp_path)
+        assert [entry["average_precision"] for entry in figures["classes"]] == [pytest.approx(5 / 6), 1.0, None]
+        assert figures["map"] == pytest.approx((5 / 6 + 1) / 2)
+        assert not (tmp_path / "confusion_tags.png").exists()
+        assert (tmp_path / "per_class_average_precision_tags.png").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["--head", "ssv2"], "ssv2"),
+            (["--head", "motions"], "motions"),
+            (["--head", "shapes", "--split", "test"], "test"),
+        ],
+    )
+    def test_what_there_is_not_is_named(self, folder, tmp_path, monkeypatch, capsys, arguments, named):
+        code, _, err = self.run(monkeypatch, capsys, folder, tmp_path, *arguments)
+        assert code == 1
+        assert named in err.splitlines()[-1]
+
+    def test_classes_that_the_head_does_not_have_are_named(self, tmp_path, folder, monkeypatch, capsys):
+        config = CoverConfig.from_pretrained(folder / "model")
+        config.update_heads({**config.heads, "shapes": {"labels": ["circle", "cross"]}}, "motions")
+        model = CoverForVideoClassification(config)
+        model.save_pretrained(tmp_path / "fewer")
+        CoverVideoProcessor.from_pretrained(folder / "model").save_pretrained(tmp_path / "fewer")
+        code, _, err = self.run(
+            monkeypatch, capsys, folder, tmp_path / "out", "--head", "shapes", "--model", tmp_path / "fewer"
+        )
+        assert code == 1
+        assert "ring" in err.splitlines()[-1]
