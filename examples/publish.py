@@ -18,6 +18,11 @@
 Uploads the weights (safetensors), configurations, the model's code, the model card, which is written if there is none, and the
 training curves, by one commit; `--dry_run` lists them, and what stays here, and uploads nothing. A network that fails is tried
 again for some minutes. Log in first, with `hf auth login`.
+
+`--space FOLDER` also writes a Space for the model, a page to try it on (examples/demo.py), ready to be uploaded:
+
+    python examples/publish.py outputs/mine org/name --space outputs/space
+    hf upload org/name-demo outputs/space --repo-type space
 """
 
 import argparse
@@ -31,6 +36,7 @@ from modeling_cover.publishing import (
     publish,
     with_patience,
 )
+from space import write_space
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,6 +53,9 @@ def parse_arguments() -> argparse.Namespace:
         help=f"also upload what a run needs to go on, such as the optimizer's state, as {LAST_CHECKPOINT}",
     )
     parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, and upload nothing")
+    parser.add_argument(
+        "--space", type=Path, metavar="FOLDER", help="also write a Space for the model into this folder"
+    )
     parser.add_argument("--patience", type=float, default=300, help="seconds to go on trying where the network fails")
     return parser.parse_args()
 
@@ -78,6 +87,9 @@ def main() -> int:
     try:
         repository = HubRepository(arguments.repo_id, arguments.revision, arguments.private)
         files = files_to_publish(arguments.folder, arguments.repo_id, training_state)
+        if arguments.space is not None:
+            write_space(arguments.space, arguments.repo_id)
+            print(f"A Space for it is in {arguments.space}")
         if arguments.dry_run:
             print_plan(arguments.folder, files, repository)
         else:

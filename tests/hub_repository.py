@@ -100,7 +100,6 @@ class Repository:
         self.repo_type = repo_type
         self.name = name
         self.private = private
-        self.gated: str | bool = False
         self.sdk = sdk
         self.lfs_objects: dict[str, bytes] = {}  # by their sha256
         self.lfs_parts: dict[tuple[str, int], bytes] = {}  # of uploads that have not ended, by sha256 and number
@@ -186,7 +185,7 @@ class Repository:
 
     # The Hub's JSON
 
-    def entry(self, commit: Commit, path: str, expand: bool = False) -> dict[str, Any] | None:
+    def entry(self, commit: Commit, path: str) -> dict[str, Any] | None:
         """A file or folder as in a listing of a tree, or None where there is none."""
         oid = commit.git_id(path)
         if oid is None:
@@ -198,16 +197,7 @@ class Repository:
             if file.is_lfs:
                 pointer = {"pointerSize": len(file.git_content)}
                 entry["lfs"] = {"oid": file.sha256, "size": len(file.content), **pointer}
-        if expand:
-            *_, last = (one for one in self._since_changed(commit, path, oid))
-            entry["lastCommit"] = {"id": last.id, "title": last.message, "date": last.date}
         return entry
-
-    def _since_changed(self, commit: Commit, path: str, oid: str) -> Iterator[Commit]:
-        for earlier in self.history(commit):
-            if earlier.git_id(path) != oid:
-                return
-            yield earlier
 
     def tree(self, commit: Commit, folder: str, recursive: bool) -> list[str]:
         """The paths of the files and folders in a folder ("" for the root)."""
@@ -240,7 +230,7 @@ class Repository:
             "lastModified": commit.date,
             "createdAt": first.date,
             "private": self.private,
-            "gated": self.gated,
+            "gated": False,
             "disabled": False,
             "downloads": 0,
             "likes": 0,

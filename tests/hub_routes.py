@@ -14,13 +14,12 @@
 """The Hub's HTTP API, as huggingface_hub 2.4 calls it: a request in, an answer out. Sockets and faults are hub_server's.
 
 One user with one token, who may write under their own name and those of some organizations. Not here: xet storage, pull
-requests, .gitignore rules, cards' metadata, and repositories without a namespace.
+requests, .gitignore rules, pages of listings, a card's metadata but its licence, and repositories without a namespace.
 """
 
 import base64
 import binascii
 import hashlib
-import hmac
 import json
 import re
 import secrets
@@ -28,14 +27,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_repository import MAIN, Refusal, Repository
 
 
 BAD_TOKEN = "Invalid credentials in Authorization header"
 NOT_SIGNED_IN = "Invalid username or password."
-EXPANDED_PAGE_SIZE = 50
+LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "unknown", "other")  # of the Hub's many
 
 REPO = r"/api/(?P<repo_type>model|dataset|space)s/(?P<name>[^/]+/[^/]+)"
 WEB_REPO = r"/(?:(?P<repo_type>dataset|space)s/)?(?P<name>[^/]+/[^/]+)"
@@ -104,11 +103,10 @@ def route(methods: str, pattern: str) -> Callable[[Handler], Handler]:
 
 
 class HubRoutes:
-    def __init__(self, token: str, user: str, organizations: Sequence[str], page_size: int, part_bytes: int):
+    def __init__(self, token: str, user: str, organizations: Sequence[str], part_bytes: int):
         self.token = token
         self.user = user
         self.organizations = list(organizations)
-        self.page_size = page_size
         self.part_bytes = part_bytes
         self.refused_with: int | None = None  # the status that refuses the token
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -138,9 +136,7 @@ class HubRoutes:
         authorization = request.headers.get("Authorization")
         if authorization is None:
             return
-        if self.refused_with == 401 or not hmac.compare_digest(
-            authorization.encode(), f"Bearer {self.token}".encode()
-        ):
+        if self.refused_with == 401 or authorization != f"Bearer {self.token}":
             raise Refusal(401, BAD_TOKEN)
         request.signed_in = True
 
@@ -161,14 +157,6 @@ class HubRoutes:
         if write:
             self._check_may_write(request, name)
         return repository
-
-    def _page(self, request: Request, items: list[Any], size: int, show: Callable[[Any], Any]) -> Answer:
-        start = int(request.query.get("cursor", ["0"])[0])
-        answer = as_json([show(item) for item in items[start : start + size]])
-        if start + size < len(items):
-            query = urlencode({**request.query, "cursor": start + size}, doseq=True)
-            answer.headers["Link"] = f'<{request.base_url}{request.path}?{query}>; rel="next"'
-        return answer
 
     # Accounts and repositories
 
@@ -205,35 +193,19 @@ class HubRoutes:
         self.repositories[repo_type, name] = Repository(repo_type, name, private, payload.get("sdk"))
         return as_json({"url": url, "name": name})
 
-    @route("DELETE", "/api/repos/delete")
-    def delete_repo(self, request: Request) -> Answer:
-        payload = request.json()
-        repository = self._repository(request, payload.get("type"), self._full_name(payload), write=True)
-        del self.repositories[repository.repo_type, repository.name]
-        return as_json({})
-
-    @route("PUT", REPO + "/settings")
-    def settings(self, request: Request, repo_type: str, name: str) -> Answer:
-        repository = self._repository(request, repo_type, name, write=True)
-        payload = request.json()
-        if "visibility" in payload:
-            repository.private = payload["visibility"] == "private"
-        repository.gated = payload.get("gated", repository.gated)
-        return as_json({"private": repository.private, "gated": repository.gated})
-
-    @route("GET", REPO + "/auth-check(?P<write>/write)?")
-    def auth_check(self, request: Request, repo_type: str, name: str, write: str | None) -> Answer:
-        self._repository(request, repo_type, name, write=write is not None)
-        return as_json({})
-
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self, request: Request) -> Answer:
-        """Whether a card has its block of metadata, and an end of it; what is in the block is not looked at."""
+        """Whether a card has its block of metadata, an end of it, and in it a licence by one of the Hub's names."""
         content = request.json()["content"]
         if not content.startswith("---\n"):
             return as_json({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
-        if re.match(r"---\n(.*\n)*?---(\n|$)", content) is None:
+        block = re.match(r"---\n((?:.*\n)*?)---(\n|$)", content)
+        if block is None:
             return as_json({"errors": [{"message": "the yaml metadata in repo card has no end"}], "warnings": []}, 400)
+        licence = re.search(r"^license:(.*)", block[1], re.MULTILINE)
+        if licence is not None and licence[1].strip().strip("'\"") not in LICENSES:
+            error = f'"license" must be one of [{", ".join(LICENSES)}]'
+            return as_json({"errors": [{"message": error}], "warnings": []}, 400)
         return as_json({"errors": [], "warnings": []})
 
     # Revisions
@@ -249,34 +221,29 @@ class HubRoutes:
         repository = self._repository(request, repo_type, name)
         commit = repository.resolve(revision)
         paths = repository.tree(commit, folder or "", request.asks("recursive"))
-        expand = request.asks("expand")
-        size = min(self.page_size, EXPANDED_PAGE_SIZE) if expand else self.page_size
-        return self._page(request, paths, size, lambda path: repository.entry(commit, path, expand))
+        return as_json([repository.entry(commit, path) for path in paths])
 
     @route("POST", REPO + "/paths-info" + REVISION)
     def paths_info(self, request: Request, repo_type: str, name: str, revision: str) -> Answer:
         repository = self._repository(request, repo_type, name)
         commit = repository.resolve(revision)
-        form = parse_qs(request.body.decode())
-        expand = form.get("expand") == ["true"]
-        entries = [repository.entry(commit, path, expand) for path in form.get("paths", [])]
+        entries = [repository.entry(commit, path) for path in parse_qs(request.body.decode()).get("paths", [])]
         return as_json([entry for entry in entries if entry is not None])
 
     @route("GET", REPO + "/commits" + REVISION)
     def commits(self, request: Request, repo_type: str, name: str, revision: str) -> Answer:
         repository = self._repository(request, repo_type, name)
-        history = list(repository.history(repository.resolve(revision)))
-        return self._page(
-            request,
-            history,
-            self.page_size,
-            lambda commit: {
-                "id": commit.id,
-                "title": commit.message,
-                "message": commit.description,
-                "date": commit.date,
-                "authors": [{"user": self.user}],
-            },
+        return as_json(
+            [
+                {
+                    "id": commit.id,
+                    "title": commit.message,
+                    "message": commit.description,
+                    "date": commit.date,
+                    "authors": [{"user": self.user}],
+                }
+                for commit in repository.history(repository.resolve(revision))
+            ]
         )
 
     @route("GET", REPO + "/refs")

@@ -28,7 +28,6 @@ import random
 import socketserver
 import sys
 import threading
-from collections import deque
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,7 +41,6 @@ from hub_routes import Answer, HubRoutes, Request, as_answer
 # Below the ports that systems lend to outgoing connections, so that nobody takes the port while the server is away.
 PORTS = range(20000, 30000)
 MAX_BODY = 256 * 2**20  # bytes
-MAX_REQUESTS_KEPT = 100_000
 
 UNAVAILABLE = "unavailable"  # 503, with a page of HTML as gateways send it; nothing is done
 DROPPED = "dropped"  # the connection is closed without an answer; nothing is done
@@ -162,7 +160,6 @@ class HubServer:
         token: the one valid token
         user: the user whose token it is
         organizations: where this user may write too
-        page_size: entries in one page of a listing
         part_bytes: LFS objects of more bytes are uploaded in parts of this size
     """
 
@@ -171,12 +168,11 @@ class HubServer:
         token: str = "hf_test",
         user: str = "somebody",
         organizations: Sequence[str] = ("org",),
-        page_size: int = 1000,
         part_bytes: int = 4 * 2**20,
     ):
         self.token = token
-        self._routes = HubRoutes(token, user, organizations, page_size, part_bytes)
-        self._log: deque[LoggedRequest] = deque(maxlen=MAX_REQUESTS_KEPT)
+        self._routes = HubRoutes(token, user, organizations, part_bytes)
+        self._log: list[LoggedRequest] = []
         self._fault_lock = threading.Lock()
         self._presence_lock = threading.Lock()
         self.recover()

@@ -1,0 +1,87 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The folder of a Hugging Face Space that shows a model with the page of demo.py.
+
+It has a copy of the package, so that the Space runs the code that it was made with; `hf upload org/name-demo FOLDER --repo-type space`
+makes a Space of it.
+"""
+
+import re
+import shutil
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import modeling_cover
+import yaml
+from huggingface_hub.utils import validate_repo_id
+
+
+DEMO = Path(__file__).parent / "demo.py"
+
+_APP = '''"""The page of this Space; demo.py is what it does."""
+
+from demo import main
+
+
+main(["--model", {model_id!r}, "--host", "0.0.0.0"])
+'''
+
+
+def write_space(folder: Path, model_id: str, title: str | None = None) -> None:
+    """Write the folder of a Space that shows a model of the Hub.
+
+    Args:
+        folder: which is made, and must be empty if it is there.
+        model_id: `org/name`; of a private model, the Space needs a secret HF_TOKEN.
+        title: of the page.
+
+    Raises:
+        ValueError: if there can be no such model, or the folder has something in it.
+    """
+    validate_repo_id(model_id)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: expected a new or an empty folder for the Space")
+    package = Path(modeling_cover.__file__).parent
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    shutil.copy(DEMO, folder / "demo.py")
+    (folder / "app.py").write_text(_APP.format(model_id=model_id), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(model_id, title), encoding="utf-8")
+
+
+def _requirements() -> list[str]:
+    """What the package needs, and what its page needs but for gradio, which the Space's own settings name."""
+    return sorted(requirement for requirement in requires("modeling-cover") if "extra ==" not in requirement)
+
+
+def _card(model_id: str, title: str | None) -> str:
+    name = model_id.rpartition("/")[2]
+    settings = {
+        "title": title or f"{name} demo",
+        "emoji": "🎬",
+        "colorFrom": "blue",
+        "colorTo": "indigo",
+        "sdk": "gradio",
+        "sdk_version": re.match(r"[\d.]+", version("gradio"))[0],
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "models": [model_id],
+        "license": "apache-2.0",
+        "short_description": "Videos and pictures, with every head of a model",
+    }
+    front_matter = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+    return (
+        f"---\n{front_matter}---\n\nA page to try [{model_id}](https://huggingface.co/{model_id}) on: drop a video, and see "
+        "what each head makes of it, over time, and where the model looked.\n"
+    )

@@ -1,0 +1,273 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The demo's page in a real browser, and what it answers to strangers' files."""
+
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from html import unescape
+from pathlib import Path
+
+import av
+import modeling_cover as modeling_cover
+import numpy as np
+import pytest
+import torch
+from checkpoints import QUICKSTART_LABELS, save_quickstart
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from hub_server import HubServer
+from huggingface_hub.utils import httpx
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+from transformers import pipeline
+
+
+ROOT = Path(__file__).parent.parent
+SCREENSHOTS = ROOT / "outputs" / "demo_screenshots"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# Chromium asks for addresses of its makers', and waits where there is no network.
+ALONE = ("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+HEADS = sorted(QUICKSTART_LABELS)
+
+
+def write_video(path: Path, num_frames: int, fps: int | Fraction, size: tuple[int, int] = (64, 48)) -> Path:
+    rng = np.random.default_rng(0)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index in range(num_frames):
+            frame = np.full((size[1], size[0], 3), 40 + 150 * index // num_frames, dtype=np.uint8)
+            frame[: size[1] // 2] = rng.integers(0, 256, 3, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint; a clip of ten seconds and a picture; and what strangers send."""
+    folder = tmp_path_factory.mktemp("demo")
+    torch.manual_seed(0)
+    save_quickstart(folder / "model")
+    write_video(folder / "clip.mp4", num_frames=100, fps=10)
+    write_video(folder / "film.mp4", num_frames=720, fps=Fraction(1, 10))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(
+        folder / "picture.png"
+    )
+    (folder / "unreadable.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:300])
+    shutil.copy(os.path.realpath(sys.executable), folder / "program.mp4")
+    (folder / "secret.mp4").write_bytes((folder / "clip.mp4").read_bytes())
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{folder}/secret.mp4\n#EXT-X-ENDLIST\n"
+    (folder / "playlist.mp4").write_text(playlist)
+    (folder / "list.mp4").write_text(f"ffconcat version 1.0\nfile {folder}/secret.mp4\n")
+    (folder / "nothing.mp4").write_bytes(b"")
+    return folder
+
+
+@contextmanager
+def serving(script: Path, *arguments: str, **environment: str) -> Iterator[str]:
+    """The address of a page that is served by another process."""
+    command = [sys.executable, str(script), *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+    )
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    seen = []
+    try:
+        while "Running on local URL:" not in (line := lines.get(timeout=90)):
+            seen.append(line)
+        yield line.split()[-1].replace("0.0.0.0", "127.0.0.1")
+    except queue.Empty:
+        pytest.fail("the page was not served: " + "".join(seen))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def url(folder) -> Iterator[str]:
+    temporary = {"GRADIO_TEMP_DIR": str(folder / "uploads"), "OMP_NUM_THREADS": "1"}
+    with serving(ROOT / "examples" / "demo.py", "--model", str(folder / "model"), **temporary) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url, folder) -> Client:
+    return Client(url, verbose=False, download_files=str(folder / "downloads"))
+
+
+@pytest.fixture(scope="module")
+def classify(folder):
+    return pipeline("cover-video-classification", model=str(folder / "model"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None and "CI" not in os.environ:
+        pytest.skip("needs Chromium: install your system's package")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--no-first-run", *ALONE]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+class TestInABrowser:
+    def ask(self, browser: Browser, url: str, file: Path, width: int) -> Page:
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(url)
+        page.set_input_files("input[type=file] >> nth=0", file)
+        page.wait_for_selector("video")
+        page.click("#ask-video")
+        return page
+
+    @pytest.mark.parametrize(("width", "name"), [(1280, "desktop"), (390, "phone")])
+    def test_a_clip_is_answered_with_bars_a_timeline_and_where_the_model_looked(
+        self, browser, url, folder, classify, width, name
+    ):
+        page = self.ask(browser, url, folder / "clip.mp4", width)
+        page.wait_for_selector("#where img")
+        expected = classify(str(folder / "clip.mp4"), head="all")
+        shown = page.locator("#answer .label").all_inner_texts()
+        assert shown == [entry["label"] for head in HEADS for entry in expected[head]]
+        scores = page.locator("#answer .score").all_inner_texts()
+        assert scores == [f"{entry['score']:.1%}" for head in HEADS for entry in expected[head]]
+        assert page.locator("#answer img").count() == page.locator("#where img").count() == 8
+        windows = classify(str(folder / "clip.mp4"), head=HEADS[0], window=2.0)
+        spans = page.locator("#timeline table").first.locator("td:nth-child(2)").all_inner_texts()
+        changes = [
+            entry["label"]
+            for index, entry in enumerate(windows)
+            if index == 0 or entry["label"] != windows[index - 1]["label"]
+        ]
+        assert [span.strip() for span in spans] == changes
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+        # Nothing is beside the screen, and text is large enough to read.
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        sizes = page.evaluate(
+            "[...document.querySelectorAll('.cover .label, .cover td, .cover h3')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+        )
+        assert min(sizes) >= 13
+        page.close()
+
+    def test_a_file_that_is_none_is_said_on_the_page(self, browser, url, folder):
+        page = self.ask(browser, url, folder / "film.mp4", 390)
+        page.wait_for_selector("#answer [role=alert]")
+        assert "lasts 2:00:00 h" in page.inner_text("#answer")
+        page.screenshot(path=SCREENSHOTS / "refused.png", full_page=True)
+        page.close()
+
+
+class TestStrangers:
+    def answer(self, client: Client, file: Path, heads: list[str] = HEADS, api_name: str = "/video") -> str:
+        answer, _, _ = client.predict(handle_file(file), heads, api_name=api_name)
+        return unescape(answer)
+
+    def assert_lives(self, client: Client, folder: Path) -> None:
+        assert self.answer(client, folder / "clip.mp4", HEADS[:1]).count('class="row"') == 3
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("unreadable.mp4", "unreadable.mp4 cannot be read as a video"),
+            ("film.mp4", "This video lasts 2:00:00 h. The page takes up to 10:00 min"),
+            ("program.mp4", "program.mp4 cannot be read as a video"),
+            ("playlist.mp4", "playlist.mp4 cannot be read as a video"),
+            ("list.mp4", "list.mp4 cannot be read as a video"),
+            ("nothing.mp4", "nothing.mp4 cannot be read as a video"),
+        ],
+    )
+    def test_a_file_that_cannot_be_used_is_named_without_a_path_and_the_server_lives_on(
+        self, client, folder, name, message
+    ):
+        answer = self.answer(client, folder / name)
+        assert 'role="alert"' in answer
+        assert message in answer
+        assert str(folder) not in answer
+        assert "uploads" not in answer
+        self.assert_lives(client, folder)
+
+    def test_a_picture_is_answered_and_a_film_is_none(self, client, folder, classify):
+        answer = self.answer(client, folder / "picture.png", ["textures"], "/picture")
+        best = classify(str(folder / "picture.png"), head="textures")[0]
+        assert f">{best['label']}<" in answer
+        assert f"{best['score']:.1%}" in answer
+        shutil.copy(folder / "film.mp4", folder / "film.png")
+        refused = self.answer(client, folder / "film.png", ["textures"], "/picture")
+        assert "film.png" in refused
+        assert 'role="alert"' in refused
+
+    def test_an_unknown_head_is_refused(self, client, folder):
+        with pytest.raises(AppError, match="ssv2"):
+            self.answer(client, folder / "clip.mp4", ["ssv2"])
+        self.assert_lives(client, folder)
+
+    def test_nothing_sent_and_no_head_chosen_are_asked_for(self, client, folder):
+        assert "Choose a file first" in client.predict(None, HEADS, api_name="/video")[0]
+        assert "Choose at least one head" in self.answer(client, folder / "clip.mp4", [])
+
+    def call(self, url: str, path: str) -> str:
+        """What the server streams about a file that it is told to be at `path`. The client would upload its own."""
+        sent = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, HEADS]}
+        started = httpx.post(f"{url}/gradio_api/call/video", json=sent)
+        return httpx.get(f"{url}/gradio_api/call/video/{started.json()['event_id']}", timeout=60).text
+
+    def test_a_file_of_the_server_or_of_its_network_is_not_read(self, url, client, folder):
+        with open(folder / "clip.mp4", "rb") as file:
+            (uploaded,) = httpx.post(f"{url}/gradio_api/upload", files={"files": file}).json()
+        assert "event: complete" in self.call(url, uploaded)
+        with HubServer() as network:
+            for path in (str(folder / "secret.mp4"), "/etc/passwd", f"{network.url}/org/name/resolve/main/clip.mp4"):
+                events = self.call(url, path)
+                assert "event: error" in events
+                assert "event: complete" not in events
+                assert "class" not in events
+            assert network.requests == []
+        self.assert_lives(client, folder)
+
+    def test_no_file_of_the_server_is_served(self, url, folder):
+        for path in (f"/gradio_api/file={folder}/secret.mp4", "/gradio_api/file=/etc/passwd"):
+            assert httpx.get(url + path).status_code in (403, 404)
+
+
+def test_the_folder_of_a_space_answers_without_the_repository(folder, tmp_path):
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path / "home")
+        publish = [
+            sys.executable,
+            ROOT / "examples" / "publish.py",
+            folder / "model",
+            "org/name",
+            "--space",
+            tmp_path / "space",
+        ]
+        subprocess.run(list(map(str, publish)), env=environment, check=True, capture_output=True, timeout=100)
+        # Of the package, the copy in the folder: in front of the one that is installed.
+        space = tmp_path / "space"
+        assert "modeling_cover" in {path.name for path in space.iterdir()}
+        used = {**environment, "GRADIO_SERVER_PORT": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(space)}
+        used = {name: value for name, value in used.items() if value}
+        with serving(space / "app.py", **used) as address:
+            client = Client(address, verbose=False)
+            answer, _, _ = client.predict(handle_file(folder / "clip.mp4"), HEADS[:1], api_name="/video")
+    assert answer.count('class="row"') == 3
