@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -204,8 +203,21 @@ class HubRepository:
         return self.api.create_commit(repo_id, operations, commit_message=message, revision=self.revision)
 
     def tag(self, commit: CommitInfo, name: str) -> None:
-        """Give a commit a name that stays, to load it by."""
-        self.api.create_tag(commit.repo_url.repo_id, tag=name, revision=commit.oid)
+        """Give a commit a name that stays, to load it by.
+
+        Raises:
+            ValueError: if another commit has that name.
+        """
+        repo_id = commit.repo_url.repo_id
+        try:
+            self.api.create_tag(repo_id, tag=name, revision=commit.oid)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            # It may be of an attempt whose answer was lost.
+            commits = [tag.target_commit for tag in self.api.list_repo_refs(repo_id).tags if tag.name == name]
+            if commits != [commit.oid]:
+                raise ValueError(f"{repo_id}: another commit has the tag {name} already") from error
 
 
 def publish(
@@ -267,7 +279,7 @@ def is_transient(error: BaseException) -> bool:
             status = cause.response.status_code
             return status >= 500 or status in _TRANSIENT_STATUS
         # A gateway's page of HTML where JSON was expected.
-        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError | json.JSONDecodeError):
+        if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError | json.JSONDecodeError):
             return True
     # hf_xet tells of a lost network by a bare RuntimeError.
     return type(chain[-1]) is RuntimeError
@@ -291,6 +303,6 @@ def explain(error: BaseException, repo_id: str) -> str:
             if status == 403:
                 return f"the access token may not write to {repo_id}: log in with one that may, by `hf auth login`"
             return f"the Hub answers {status}: {' '.join((cause.server_message or str(cause)).split())}"
-        if isinstance(cause, httpx2.TransportError):
+        if isinstance(cause, httpx.TransportError):
             return f"the Hub cannot be reached ({' '.join(str(cause).split()) or type(cause).__name__})"
     return " ".join(str(error).split())

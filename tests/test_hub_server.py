@@ -18,13 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import huggingface_hub
 import pytest
 from checkpoints import save_quickstart
 from hub_server import CUT, DROPPED, UNAVAILABLE, HubServer
 from huggingface_hub import CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import httpx
 
 
 @pytest.fixture
@@ -159,9 +159,9 @@ def test_it_fails_as_often_as_it_is_told_and_recovers(hub, api, fault):
     good = bad = 0
     for _ in range(6):
         try:
-            httpx2.get(f"{hub.url}/api/models/org/name").raise_for_status()
+            httpx.get(f"{hub.url}/api/models/org/name").raise_for_status()
             good += 1
-        except httpx2.HTTPError:
+        except httpx.HTTPError:
             bad += 1
     assert (good, bad, len(hub.requests) - before) == (3, 3, 6)
     hub.recover()
@@ -171,8 +171,8 @@ def test_it_fails_as_often_as_it_is_told_and_recovers(hub, api, fault):
 def test_it_goes_away_and_comes_back_where_it_was(hub, api):
     api.create_repo("org/name")
     hub.go_away(60)
-    with pytest.raises(httpx2.ConnectError):
-        httpx2.get(hub.url)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(hub.url)
     hub.come_back()
     assert api.model_info("org/name").id == "org/name"
 

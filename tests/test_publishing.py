@@ -18,13 +18,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from checkpoints import save_quickstart
-from hub_server import HubServer
+from hub_server import CUT, HubServer
 from huggingface_hub.errors import RepositoryNotFoundError
 from killed_runs import train, write_data
 from modeling_cover import CoverConfig, CoverForVideoClassification
@@ -34,6 +35,7 @@ from modeling_cover.publishing import (
     PublishingError,
     files_to_publish,
     publish,
+    with_patience,
 )
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVideoClassification
@@ -129,6 +131,20 @@ class TestRepositories:
         assert any(not torch.equal(stored[name], weight) for name, weight in expected.items())
         with pytest.raises(RepositoryNotFoundError):
             huggingface_hub.HfApi(token=False).list_repo_files("org/name")
+
+    def test_a_tag_whose_answer_was_lost_is_there_all_the_same_and_does_not_move(self, hub, checkpoint):
+        repository = HubRepository("org/name")
+        commit = publish(checkpoint, repository)
+        hub.fail_every(2, faults=(CUT,), only="/tag/")
+        for name in ("v0", "v1"):
+            with_patience(partial(repository.tag, commit, name), "org/name", patience=20)
+        assert [request.status for request in hub.requests if "/tag/" in request.path] == [200, None, 409]
+        hub.recover()
+        save_quickstart(checkpoint)
+        newer = publish(checkpoint, repository)
+        with pytest.raises(ValueError, match="another commit has the tag v1"):
+            repository.tag(newer, "v1")
+        assert hub.files("org/name", "v1") != hub.files("org/name")
 
     def test_a_public_one_is_not_taken_for_a_private_one(self, hub, checkpoint):
         publish(checkpoint, HubRepository("org/name"))
