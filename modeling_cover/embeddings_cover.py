@@ -29,7 +29,8 @@ def resize_position_embeddings(
 
     `embeddings` is (1, 1 + rows * columns of the old grid, D), the result (1, 1 + rows * columns of the new grid, D).
     """
-    if old_grid == new_grid:
+    # torch.export would make one program for this size and one for all others.
+    if not torch.compiler.is_exporting() and old_grid == new_grid:
         return _in_the_graph(embeddings)
     grid = embeddings[:, 1:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
@@ -43,7 +44,7 @@ def _in_the_graph(embeddings: torch.Tensor) -> torch.Tensor:
 
 def resize_time_embeddings(embeddings: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Resize time embeddings (1, frames, D) linearly, in fp32, to (1, `num_frames`, D)."""
-    if embeddings.shape[1] == num_frames:
+    if not torch.compiler.is_exporting() and embeddings.shape[1] == num_frames:
         return _in_the_graph(embeddings)
     resized = nn.functional.interpolate(embeddings.float().transpose(1, 2), size=num_frames, mode="linear")
     return resized.transpose(1, 2).to(embeddings.dtype)

@@ -40,13 +40,13 @@ SIZES = {
 # In the original release a head of attention is 64 wide.
 ORIGINAL_SIZES = {**SIZES, "hidden_size": 128, "num_attention_heads": 2}
 
-# The original release's names of what transformers' TimeSformer calls by others, within a layer and outside.
 QUICKSTART_LABELS = {
     "motions": ["growing", "moving down", "moving left"],
     "shapes": ["circle", "cross", "ring"],
     "textures": ["checker", "dots", "plain"],
 }
 
+# The original release's names of what transformers' TimeSformer calls by others, within a layer and outside.
 _LAYER_NAMES = {
     "temporal_layernorm": "temporal_norm1",
     "temporal_attention.attention.qkv": "temporal_attn.qkv",

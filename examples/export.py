@@ -1,0 +1,52 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Write a checkpoint as a program that runs without this package: for onnxruntime (.onnx) or as torch.export makes it (.pt2).
+
+    python examples/export.py --model outputs/quickstart --output outputs/quickstart.onnx [--head motions]
+
+Batch, frames, height and width stay free. The file is compared with the model on images and clips of other shapes, and is not
+there if an output differs by more than 1e-4. An .onnx needs `pip install modeling-cover[onnx]`. How to use the file: docs/exporting.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import modeling_cover as modeling_cover
+import torch
+from modeling_cover.exporting import save_program
+from transformers import AutoModelForVideoClassification, AutoVideoProcessor
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
+    parser.add_argument("--output", required=True, type=Path, help="the file: .onnx or .pt2")
+    parser.add_argument("--head", action="append", help="whose logits it gives, may be repeated; default: all heads")
+    options = parser.parse_args(arguments)
+    model = AutoModelForVideoClassification.from_pretrained(options.model, dtype=torch.float32)
+    processor = AutoVideoProcessor.from_pretrained(options.model)
+    try:
+        difference = save_program(options.output, model.eval(), processor, options.head)
+    except (ImportError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    size = options.output.stat().st_size / 1e6
+    print(f"{options.output}: {size:.1f} MB, differs from the model by {difference:.1e} at most")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints as programs that run without this package: torch.export's, and ONNX.
+
+A program takes `pixel_values`, (batch, frames, channels, height, width), as the video processor makes them: any number of clips, of any
+number of frames, one included, and of any size in whole patches. It gives `<head>_logits`, (batch, labels), of each head, and
+`pooler_output`, (batch, hidden size), what the heads see. Both kinds of files tell in their metadata how to make the one and read the
+other, see [`program_metadata`].
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from tqdm import tqdm
+
+from .modeling_cover import CoverForVideoClassification
+from .video_processing_cover import CoverVideoProcessor
+
+
+ONNX_SUFFIX, PROGRAM_SUFFIX = ".onnx", ".pt2"
+METADATA_NAME = "metadata.json"  # of the extra file in a program of torch.export
+TOLERANCE = 1e-4  # of outputs in fp32, absolute
+
+Outputs = Mapping[str, torch.Tensor]
+
+
+class _Program(nn.Module):
+    """What is exported: the encoder and some heads."""
+
+    def __init__(self, model: CoverForVideoClassification, heads: Sequence[str]):
+        super().__init__()
+        self.cover = model.cover
+        self.patch_size = model.cover.embeddings.patch_size
+        self.classifiers = nn.ModuleDict({head: model.classifiers[head] for head in heads})
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = self.cover(self.in_whole_patches(pixel_values)).pooler_output
+        logits = {output_name(head): classifier(pooled) for head, classifier in self.classifiers.items()}
+        return {**logits, "pooler_output": pooled}
+
+    def in_whole_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The same pixels, by a way that fails for others: ONNX has no other means to refuse a size."""
+        height, width = pixel_values.shape[-2:]
+        rows, columns = self.patch_size
+        cut = pixel_values.unflatten(-1, (width // columns, columns)).unflatten(-3, (height // rows, rows))
+        return cut.flatten(-2).flatten(-3, -2)
+
+
+def output_name(head: str) -> str:
+    return f"{head}_logits"
+
+
+def export_program(model: CoverForVideoClassification, heads: Sequence[str] | None = None) -> ExportedProgram:
+    """A model as a program of `torch.export`, with dynamic batch, frames, height and width.
+
+    Args:
+        model: in evaluation mode, with sdpa or eager attention.
+        heads: whose logits it gives; by default all.
+
+    Raises:
+        ValueError: if there is no such head, or the model is in training mode or has another attention.
+    """
+    heads = _checked_heads(model, heads)
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(f"attn_implementation {attention!r} cannot be exported: load the model with 'sdpa'")
+    if model.training:
+        raise ValueError("the model is in training mode, with its dropout: call model.eval() first")
+    rows, columns = model.cover.embeddings.patch_size
+    dynamic = {0: Dim("batch"), 1: Dim("frames"), 3: rows * Dim("rows"), 4: columns * Dim("columns")}
+    # Sizes that stand for all others: none of them is 1, and no two are the same.
+    example = torch.zeros(
+        2, 3, model.config.num_channels, 4 * rows, 5 * columns, device=model.device, dtype=model.dtype
+    )
+    with torch.no_grad():
+        program = torch.export.export(
+            _Program(model, heads).eval(), (example,), dynamic_shapes={"pixel_values": dynamic}
+        )
+    # Where there is an example, a program also checks what torch's tracing has assumed of its memory, and refuses one frame.
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # names folders of this machine
+    return program
+
+
+def export_onnx(
+    model: CoverForVideoClassification,
+    video_processor: CoverVideoProcessor,
+    heads: Sequence[str] | None = None,
+) -> torch.onnx.ONNXProgram:
+    """A model in fp32 as an ONNX program, see [`export_program`]; its `save(path)` writes it.
+
+    Raises:
+        ImportError: if the packages of the extra `onnx` are not installed.
+        ValueError: as [`export_program`], and if the model is not in fp32.
+    """
+    check_onnx_is_installed()
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f"an ONNX program is exported in fp32, got a model in {model.dtype}: load it with dtype='float32'"
+        )
+    program = export_program(model, heads)
+    names = [*map(output_name, _checked_heads(model, heads)), "pooler_output"]
+    onnx_program = torch.onnx.export(program, input_names=["pixel_values"], output_names=names, verbose=False)
+    batch, frames, _, height, width = onnx_program.model.graph.inputs[0].shape
+    onnx_program.rename_axes({batch: "batch", frames: "frames", height: "height", width: "width"})
+    onnx_program.model.metadata_props.update(program_metadata(model, video_processor, heads))
+    for node in onnx_program.model.graph.all_nodes():
+        node.metadata_props.clear()  # names folders of this machine
+    return onnx_program
+
+
+def program_metadata(
+    model: CoverForVideoClassification, video_processor: CoverVideoProcessor, heads: Sequence[str] | None = None
+) -> dict[str, str]:
+    """What a user of a program needs to know, each value as JSON.
+
+    `heads` has labels, modality and problem type of each head; `default_head` the name of one, if it is exported;
+    `patch_size` its height and width in pixels; `num_frames` those that the model was trained with;
+    `video_processor` the configuration that makes `pixel_values`, such as `image_mean`, `image_std` and `crop_size`.
+    """
+    heads = _checked_heads(model, heads)
+    default = model.config.default_head
+    processor = {name: value for name, value in video_processor.to_dict().items() if value is not None}
+    described = {
+        "heads": {head: model.config.heads[head] for head in heads},
+        "default_head": default if default in heads else heads[0],
+        "patch_size": model.cover.embeddings.patch_size,
+        "num_frames": model.config.num_frames,
+        "video_processor": processor,
+    }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
+
+
+def _checked_heads(model: CoverForVideoClassification, heads: Sequence[str] | None) -> list[str]:
+    if heads is None:
+        return model.config.head_names
+    if not heads:
+        raise ValueError("heads: expected one at least")
+    for head in heads:
+        model.config.get_head(head)
+    return list(dict.fromkeys(heads))
+
+
+def check_onnx_is_installed() -> None:
+    try:
+        import onnx as onnx
+        import onnxruntime as onnxruntime
+        import onnxscript as onnxscript
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name} is not installed, it comes with `pip install modeling-cover[onnx]`"
+        ) from error
+
+
+# ---- Files ----
+
+
+def save_program(
+    path: str | os.PathLike,
+    model: CoverForVideoClassification,
+    video_processor: CoverVideoProcessor,
+    heads: Sequence[str] | None = None,
+) -> float:
+    """Write a program, of the kind that the suffix of `path` tells, `.onnx` or `.pt2`, and check it against the model.
+
+    A file is there only if it gives what the model gives. ONNX programs of 2 GB or more have their weights in a second
+    file, `<name>.onnx.data`.
+
+    Returns:
+        the largest difference to what the model gives, on shapes that it was not exported with.
+
+    Raises:
+        ValueError: as [`export_program`] and [`export_onnx`], if the suffix is another, or an output differs from the
+            model's by more than 1e-4.
+    """
+    path = Path(path)
+    if path.suffix not in (ONNX_SUFFIX, PROGRAM_SUFFIX):
+        raise ValueError(f"{path}: expected a name that ends in {ONNX_SUFFIX} or {PROGRAM_SUFFIX}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under its own name, by which an ONNX program refers to the file of its weights.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unchecked = Path(folder) / path.name
+        if path.suffix == ONNX_SUFFIX:
+            export_onnx(model, video_processor, heads).save(unchecked)
+            run = onnx_runner(unchecked)
+        else:
+            metadata = json.dumps(program_metadata(model, video_processor, heads))
+            torch.export.save(export_program(model, heads), unchecked, extra_files={METADATA_NAME: metadata})
+            run = torch.export.load(unchecked).module()
+        difference = largest_difference(model, run)
+        if not difference <= TOLERANCE:
+            raise ValueError(f"{path}: differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e}")
+        for file in Path(folder).iterdir():
+            file.replace(path.with_name(file.name))
+    return difference
+
+
+def onnx_runner(path: str | os.PathLike) -> Callable[[torch.Tensor], Outputs]:
+    """An ONNX program on the CPU, by onnxruntime: from pixel values to outputs by name."""
+    check_onnx_is_installed()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(pixel_values: torch.Tensor) -> Outputs:
+        outputs = session.run(names, {"pixel_values": pixel_values.cpu().numpy()})
+        return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+
+    return run
+
+
+@torch.inference_mode()
+def largest_difference(model: CoverForVideoClassification, run: Callable[[torch.Tensor], Outputs]) -> float:
+    """Between a program's outputs and the model's: two images, a clip of the usual size, and three of an odd one."""
+    config = model.config
+    rows, columns = model.cover.embeddings.patch_size
+    height, width = (grid * patch for grid, patch in zip(model.cover.embeddings.grid, (rows, columns), strict=True))
+    shapes = [
+        (2, 1, height, width),
+        (1, config.num_frames, height, width),
+        (3, config.num_frames + 1, rows, 3 * columns),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for batch_size, num_frames, *size in tqdm(shapes, desc="comparing with the model", leave=False):
+        clips = torch.randn(batch_size, num_frames, config.num_channels, *size, generator=generator)
+        clips = clips.to(model.device, model.dtype)
+        expected = model(clips)
+        for name, output in run(clips).items():
+            head = name.removesuffix("_logits")
+            ours = expected.pooler_output if name == "pooler_output" else expected.head_logits[head]
+            differences.append((output.to(ours) - ours).abs().max())
+    return torch.stack(differences).max().item()
