@@ -209,7 +209,7 @@ def save_program(
         difference = largest_difference(model, run)
         if not difference <= TOLERANCE:
             raise ValueError(f"{path}: differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e}")
-        for file in Path(folder).iterdir():
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights in a second file come first
             file.replace(path.with_name(file.name))
     return difference
 
