@@ -189,12 +189,14 @@ def save_program(
         the largest difference to what the model gives, on shapes that it was not exported with.
 
     Raises:
-        ValueError: as [`export_program`] and [`export_onnx`], if the suffix is another, or an output differs from the
-            model's by more than 1e-4.
+        ValueError: as [`export_program`] and [`export_onnx`], if the suffix is another or there is a folder at `path`, or
+            if an output differs from the model's by more than 1e-4.
     """
     path = Path(path)
     if path.suffix not in (ONNX_SUFFIX, PROGRAM_SUFFIX):
         raise ValueError(f"{path}: expected a name that ends in {ONNX_SUFFIX} or {PROGRAM_SUFFIX}")
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, there is a folder of that name")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under its own name, by which an ONNX program refers to the file of its weights.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -161,7 +161,9 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
         DecompressionBombError,
     ) as error:
         name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fsdecode(source)
-        raise VideoDecodingError(f"{name} cannot be read as an image: {error}") from error
+        unknown = isinstance(error, PIL.UnidentifiedImageError)  # whose message is about Python's file object
+        reason = f"its content is none of {', '.join(_IMAGE_FORMATS)}, or broken" if unknown else error
+        raise VideoDecodingError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def _check_image_size(image: PIL.Image.Image) -> None:

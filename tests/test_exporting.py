@@ -149,9 +149,12 @@ class TestWhatIsRefused:
         finally:
             copy.set_attn_implementation("sdpa")  # its configuration is the other model's, too
 
-    def test_another_suffix_and_onnx_in_half_precision(self, model, processor, tmp_path):
+    def test_another_suffix_a_folder_and_onnx_in_half_precision(self, model, processor, tmp_path):
         with pytest.raises(ValueError, match=r"program\.bin.*\.onnx or \.pt2"):
             save_program(tmp_path / "program.bin", model, processor)
+        (tmp_path / "folder.pt2").mkdir()
+        with pytest.raises(ValueError, match=r"folder\.pt2: expected a file"):
+            save_program(tmp_path / "folder.pt2", model, processor)
         with pytest.raises(ValueError, match=r"float16.*float32"):
             export_onnx(CoverForVideoClassification(model.config).eval().half(), processor)
 
