@@ -87,7 +87,7 @@ def main() -> None:
     cotraining = prepare_cotraining(recipe, seed, args.output_dir)
     trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # published below, with what the evaluation finds
     if trainer.eval_dataset:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics, combined=False)

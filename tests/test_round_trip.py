@@ -123,7 +123,7 @@ def test_what_is_published_while_training_gives_a_stranger_the_same_answers_to_t
         assert_is_published(hub, folder)
         messages = [commit.message for commit in hub.commits("org/name")]
         in_training = [f"Training in progress, step {step}" for step in (9, 6, 3)]
-        assert messages == ["End of training", "Model save", *in_training, "initial commit"]
+        assert messages == ["End of training", *in_training, "initial commit"]
         (folder / "stranger").mkdir()
         (folder / "clip.mp4").rename(folder / "stranger" / "clip.mp4")
         # The path of a home folder of its own, so that nothing is found in another's cache.
