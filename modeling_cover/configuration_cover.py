@@ -20,8 +20,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import auto_docstring
+from transformers.utils import auto_docstring, logging
 
+
+logger = logging.get_logger(__name__)
 
 MODALITIES = ("video", "image")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
@@ -145,6 +147,8 @@ class CoverConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in the base class; `heads`, `default_head` and the labels of the default head may be replaced by keyword.
 
+        A head of a stored one's name and other labels than that one's is warned of: weights are loaded by name.
+
         Raises:
             ValueError: if the dictionary is the configuration of another architecture.
         """
@@ -156,6 +160,7 @@ class CoverConfig(PreTrainedConfig):
             )
         if cls._has_known_pipeline:
             config_dict = {name: value for name, value in config_dict.items() if name != "custom_pipelines"}
+        _warn_of_other_labels(config_dict.get("heads"), kwargs.get("heads"))
         config_dict = {
             **config_dict,
             **{name: kwargs.pop(name) for name in ("heads", "default_head") if name in kwargs},
@@ -267,6 +272,27 @@ def patch_grid(
     """Rows and columns of patches in a frame."""
     (height, width), (rows, columns) = as_pair(image_size), as_pair(patch_size)
     return height // rows, width // columns
+
+
+def _warn_of_other_labels(stored: Any, given: Any) -> None:
+    for name in given if isinstance(given, Mapping) else ():
+        old, new = _labels(stored, name), _labels(given, name)
+        if old and new and old != new:
+            logger.warning(
+                f"head {name!r} has weights for the labels {_some(old)}, and is given {_some(new)}: give it another name "
+                "unless they mean the same, in this order"
+            )
+
+
+def _labels(heads: Any, name: str) -> list[str] | None:
+    """None where they are malformed, which is for `check_head` to tell."""
+    head = heads.get(name) if isinstance(heads, Mapping) else None
+    labels = head.get("labels") if isinstance(head, Mapping) else None
+    return list(map(str, labels)) if isinstance(labels, list | tuple) else None
+
+
+def _some(labels: list[str]) -> str:
+    return ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
 
 
 def _replace_default_labels(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:

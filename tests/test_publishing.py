@@ -226,6 +226,18 @@ class TestLoading:
         assert torch.equal(model.classifiers["motions"].weight, stored["classifiers.motions.weight"])
         assert model.config.id2label == {0: "wave", 1: "point"}
 
+    def test_a_head_of_the_same_name_and_other_labels_is_warned_of(self, checkpoint, caplog):
+        heads = CoverConfig.from_pretrained(checkpoint).heads
+        CoverConfig.from_pretrained(checkpoint, heads=heads, default_head="motions")
+        assert caplog.text == ""
+        heads = {**heads, "shapes": {"labels": ["ring", "cross", "circle"]}}
+        CoverConfig.from_pretrained(checkpoint, heads=heads, default_head="motions")
+        assert (
+            "head 'shapes' has weights for the labels circle, cross, ring, and is given ring, cross, circle"
+            in caplog.text
+        )
+        assert "motions" not in caplog.text
+
 
 class TestTheCommand:
     def run(self, hub: HubServer, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
