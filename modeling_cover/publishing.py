@@ -29,7 +29,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.utils import get_session, httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -54,6 +54,7 @@ LAST_CHECKPOINT = "last-checkpoint"
 # Answers of a server that may be another a moment later: timeouts, conflicts with another commit, too many requests.
 _TRANSIENT_STATUS = {408, 409, 412, 429}
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
+LONGEST_SILENCE = 120.0  # seconds in which nothing is sent nor received
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+")
@@ -102,8 +103,8 @@ def _check_whole(folder: Path, files: Mapping[str, Any]) -> None:
     index = folder / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.is_file():
-        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        weights = sorted(set(_read_json(index)["weight_map"].values()))
+    config = _read_json(folder / _CONFIG)
     code = [f"{name.partition('.')[0]}.py" for name in config.get("auto_map", {}).values()]
     if missing := [name for name in [*weights, *code] if name not in files]:
         raise ValueError(f"{folder}: {missing[0]} is missing, so the checkpoint would not load")
@@ -114,7 +115,7 @@ def _resumable(folder: Path, files: Files) -> Files:
     state_path, trainer_state_path = folder / TRAINING_STATE / STATE_NAME, folder / TRAINER_STATE_NAME
     if not state_path.is_file():
         raise ValueError(f"{folder} has no {TRAINING_STATE}: give a folder checkpoint-... that a trainer has written")
-    trainer_state = json.loads(trainer_state_path.read_text(encoding="utf-8"))
+    trainer_state = _read_json(trainer_state_path)
     if trainer_state["best_model_checkpoint"] is not None:
         trainer_state["best_model_checkpoint"] = Path(trainer_state["best_model_checkpoint"]).name
     kept: Files = {name: file for name, file in files.items() if name != MODEL_CARD_NAME}
@@ -124,9 +125,16 @@ def _resumable(folder: Path, files: Files) -> Files:
         if path.name not in (STATE_NAME, _QUARANTINE)
     }
     kept[TRAINER_STATE_NAME] = json.dumps(trainer_state, indent=2, sort_keys=True).encode()
-    state = json.loads(state_path.read_text(encoding="utf-8"))
+    state = _read_json(state_path)
     state["files"] = {name: _size(file) for name, file in kept.items()}
     return {**kept, f"{TRAINING_STATE}/{STATE_NAME}": json.dumps(state, indent=1).encode()}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _size(file: Path | bytes) -> int:
@@ -177,6 +185,10 @@ class HubRepository:
 
     @property
     def api(self) -> HfApi:
+        session = get_session()
+        if session.timeout.read is None:
+            # huggingface_hub waits for ever for some answers, and would have a run whose network is silent do so at its end.
+            session.timeout = LONGEST_SILENCE
         return HfApi(token=self.token, library_name="modeling_cover")
 
     def create(self) -> str:
@@ -278,8 +290,10 @@ def is_transient(error: BaseException) -> bool:
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             return status >= 500 or status in _TRANSIENT_STATUS
-        # A gateway's page of HTML where JSON was expected.
-        if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError | json.JSONDecodeError):
+        if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError):
+            return True
+        # A gateway's page of HTML where JSON was expected; of a file here, another error tells.
+        if isinstance(cause, json.JSONDecodeError) and (cause is error or isinstance(error, RuntimeError)):
             return True
     # hf_xet tells of a lost network by a bare RuntimeError.
     return type(chain[-1]) is RuntimeError

@@ -58,6 +58,8 @@ _DEMUXER_OPTIONS = {
     "fflags": "discardcorrupt",
     # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
     "max_pixels": str(_MAX_PIXELS),
+    # It probes each stream with a decoder of its own, and keeps frames of all.
+    "max_streams": "16",
 }
 
 # 38 hours at 30 frames a second. An index takes some 40 bytes a packet.

@@ -242,6 +242,7 @@ class TestStrangers:
                 assert "event: error" in events
                 assert "event: complete" not in events
                 assert "class" not in events
+                assert ("the page fetches none" in events) == ("://" in path)
             assert network.requests == []
         self.assert_lives(client, folder)
 

@@ -13,15 +13,19 @@
 # limitations under the License.
 """What of a checkpoint is published, and how, against a Hub on this machine."""
 
+import errno
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import huggingface_hub
+import modeling_cover.publishing as publishing
+import modeling_cover.training.checkpoints as checkpoints_module
 import pytest
 import torch
 from checkpoints import save_quickstart
@@ -34,9 +38,11 @@ from modeling_cover.publishing import (
     HubRepository,
     PublishingError,
     files_to_publish,
+    is_transient,
     publish,
     with_patience,
 )
+from modeling_cover.training.publishing import BackgroundPublisher
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVideoClassification
 
@@ -90,6 +96,13 @@ class TestWhatIsPublished:
         (checkpoint / "modeling_cover.py").unlink()
         with pytest.raises(ValueError, match=r"modeling_cover\.py"):
             files_to_publish(checkpoint, "org/name")
+
+    @pytest.mark.parametrize("name", ["config.json", "training_summary.json"])
+    def test_a_damaged_file_is_named_at_once_and_no_failing_network(self, checkpoint, name):
+        (checkpoint / name).write_text('{"half')
+        with pytest.raises(ValueError, match=re.escape(name)) as caught:
+            files_to_publish(checkpoint, "org/name")
+        assert not is_transient(caught.value)
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
         with pytest.raises(ValueError, match="nowhere"):
@@ -171,6 +184,31 @@ class TestRepositories:
         hub.go_away(60)
         with pytest.raises(PublishingError, match="the Hub cannot be reached"):
             publish(checkpoint, HubRepository("org/name"), patience=1.5)
+
+
+class TestInTheBackground:
+    def test_a_checkpoint_that_cannot_be_kept_for_its_upload_is_said_and_training_goes_on(
+        self, hub, checkpoint, caplog, monkeypatch
+    ):
+        def full(source: str, target: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", target)
+
+        monkeypatch.setattr(checkpoints_module, "_link", full)
+        publisher = BackgroundPublisher(HubRepository("org/name"), checkpoint.parent)
+        publisher.submit(checkpoint, "Training in progress")
+        publisher.close(patience=20)
+        assert "checkpoint is not published" in caplog.text and "No space left" in caplog.text
+        assert [path.name for path in checkpoint.parent.iterdir() if path.name.startswith(".")] == []
+
+    def test_a_network_without_an_answer_is_not_waited_for_for_ever(self, checkpoint, monkeypatch):
+        monkeypatch.setattr(publishing, "LONGEST_SILENCE", 0.5)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and nothing is said
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            huggingface_hub.close_session()
+            with pytest.raises(PublishingError, match="cannot be reached"):
+                publish(checkpoint, HubRepository("org/name"), patience=1)
+        huggingface_hub.close_session()
 
 
 def test_the_state_of_the_training_is_published_where_asked_for_and_a_run_goes_on_from_it(hub, tmp_path):

@@ -15,6 +15,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -26,6 +28,8 @@ import pytest
 import torch
 from clips import write_clip
 from hub_server import HubServer
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from packageless import run_without_package
 from PIL import Image
@@ -96,8 +100,8 @@ def train(hub: HubServer, folder: Path, *arguments: str) -> subprocess.Completed
     return run(hub, folder, "cotrain.py", "recipe.yaml", "--output_dir", str(folder / "outputs"), *publishing)
 
 
-def assert_is_published(hub: HubServer, folder: Path) -> None:
-    published = hub.files("org/name")
+def assert_is_published(hub: HubServer, folder: Path, revision: str = "main") -> None:
+    published = hub.files("org/name", revision)
     local = {path.name: path.read_bytes() for path in (folder / "outputs").iterdir() if path.name in published}
     assert {"config.json", "model.safetensors", "modeling_cover.py", "training_curves.png", "README.md"} <= set(local)
     assert {name: published[name] for name in local} == local
@@ -192,15 +196,19 @@ def test_training_does_not_wait_for_a_hub_that_is_away_and_its_end_is_published_
 def test_a_token_that_is_refused_is_said_at_once_and_what_to_do_at_the_end(folder):
     with HubServer() as hub:
         hub.refuse_token()
-        finished = train(hub, folder)
+        finished = train(hub, folder, "--hub_private_repo", "True", "--hub_revision", "next")
         assert_trained_well(finished, folder)
         first, then = (
             finished.stderr.index(f"push_to_hub: {what}") for what in ("org/name cannot", "checkpoint-3 is")
         )
         assert first < then
         assert "log in anew with `hf auth login`" in finished.stderr
-        assert f"python examples/publish.py {folder}/outputs org/name" in finished.stderr
+        command = re.findall(r"run: python examples/(publish\.py .*)", finished.stderr)[-1]
+        assert command == f"publish.py {folder}/outputs org/name --private --revision next"
         hub.recover()
-        published = run(hub, folder, "publish.py", f"{folder}/outputs", "org/name")
+        published = run(hub, folder, *shlex.split(command))
         assert published.returncode == 0, published.stderr[-3000:]
-        assert_is_published(hub, folder)
+        with pytest.raises(RepositoryNotFoundError):
+            HfApi(endpoint=hub.url, token=False).model_info("org/name")
+        assert "model.safetensors" not in hub.files("org/name")
+        assert_is_published(hub, folder, "next")

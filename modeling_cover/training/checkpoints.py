@@ -175,7 +175,11 @@ class CheckpointWriter:
     def link(self, checkpoint: Path) -> Path:
         """The files of a checkpoint under another name, without taking their room again; to be removed by the caller."""
         target = checkpoint.with_name(f"{_LINKED}{checkpoint.name}-{uuid.uuid4().hex[:8]}")
-        return shutil.copytree(checkpoint, target, copy_function=_link)
+        try:
+            return shutil.copytree(checkpoint, target, copy_function=_link)
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
 
     def keep(self, most: int | None, best: str | os.PathLike | None = None) -> None:
         """Remove the oldest checkpoints beyond `most`, never the newest nor the best."""

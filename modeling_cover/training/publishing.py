@@ -14,6 +14,7 @@
 """A Trainer that publishes what it saves while it trains, from a thread, so that training never waits for a network."""
 
 import os
+import shlex
 import shutil
 import threading
 from collections.abc import Callable
@@ -63,22 +64,29 @@ class BackgroundPublisher:
 
     def submit(self, checkpoint: Path, message: str, training_state: str | None = None) -> None:
         """Have a checkpoint uploaded as it is now. It may be removed afterwards."""
-        upload = _Upload(checkpoint.name, self._writer.link(checkpoint), message, training_state)
+        try:
+            snapshot = self._writer.link(checkpoint)
+        except OSError as error:  # a full disk, say: no reason not to train
+            logger.warning(
+                f"push_to_hub: {checkpoint.name} is not published, as its files cannot be kept for it: {error}"
+            )
+            return
+        upload = _Upload(checkpoint.name, snapshot, message, training_state)
         with self._changed:
             if not self.keep_all:
                 self._give_way()
             self._waiting.append(upload)
             self._changed.notify()
 
-    def close(self) -> None:
-        """Take no more checkpoints, and wait until nothing is being uploaded any more."""
+    def close(self, patience: float) -> None:
+        """Take no more checkpoints, and wait until nothing is being uploaded any more, or for `patience` seconds."""
         with self._changed:
             self._is_closed = True
             self._stops.set()
             if not self.keep_all:
                 self._give_way()
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(None if self.keep_all else patience)
 
     def _give_way(self) -> None:
         self._stops.set()
@@ -213,7 +221,7 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         if self._publisher is not None:
-            self._publisher.close()
+            self._publisher.close(self.args.hub_patience)
             self._publisher = None
         logger.info(f"Publishing {folder} to {repository.repo_id}")
         try:
@@ -221,5 +229,13 @@ class PublishingTrainer(Trainer):
         except PublishingError as error:
             raise PublishingError(
                 f"push_to_hub: {folder} is not published: {error}. The checkpoint there is whole; to publish it, "
-                f"run: python examples/publish.py {folder} {repository.repo_id}"
+                f"run: {_command(folder, repository)}"
             ) from error
+
+
+def _command(folder: str, repository: HubRepository) -> str:
+    """The command that publishes a checkpoint as the run would have."""
+    command = ["python", "examples/publish.py", folder, repository.repo_id]
+    command += ["--private"] if repository.private else []
+    command += ["--revision", repository.revision] if repository.revision else []
+    return shlex.join(command)
