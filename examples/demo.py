@@ -131,10 +131,11 @@ class Demo:
     Args:
         model: a folder or Hub id.
         device: where it runs.
+        revision: of a Hub id: a branch, a tag or a commit.
     """
 
-    def __init__(self, model: str, device: str = "cpu"):
-        self.classify = pipeline(PIPELINE_TASK, model=model, device=device)
+    def __init__(self, model: str, device: str = "cpu", revision: str | None = None):
+        self.classify = pipeline(PIPELINE_TASK, model=model, device=device, revision=revision)
         self.model, self.processor = self.classify.model, self.classify.video_processor
         self.heads = self.model.config.head_names
 
@@ -291,6 +292,7 @@ def build_page(demo: Demo, title: str) -> gradio.Blocks:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
+    parser.add_argument("--revision", help="of a Hub id: a branch, a tag or a commit")
     parser.add_argument("--title", default="CoVeR: what is going on here?")
     parser.add_argument("--host", default=None, help="the address to listen at; default: of this machine alone")
     parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860 on")
@@ -300,7 +302,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    page = build_page(Demo(options.model, options.device), options.title)
+    page = build_page(Demo(options.model, options.device, options.revision), options.title)
     page.launch(
         server_name=options.host,
         server_port=options.port,

@@ -87,9 +87,7 @@ def main() -> int:
     try:
         repository = HubRepository(arguments.repo_id, arguments.revision, arguments.private)
         files = files_to_publish(arguments.folder, arguments.repo_id, training_state)
-        if arguments.space is not None:
-            write_space(arguments.space, arguments.repo_id)
-            print(f"A Space for it is in {arguments.space}")
+        repo_id = arguments.repo_id
         if arguments.dry_run:
             print_plan(arguments.folder, files, repository)
         else:
@@ -97,6 +95,10 @@ def main() -> int:
             if arguments.tag is not None:
                 with_patience(lambda: repository.tag(commit, arguments.tag), arguments.repo_id, arguments.patience)
             print(f"Published: {commit.commit_url}")
+            repo_id = commit.repo_url.repo_id
+        if arguments.space is not None:
+            write_space(arguments.space, repo_id, arguments.revision)
+            print(f"A Space for it is in {arguments.space}")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -34,28 +34,35 @@ _APP = '''"""The page of this Space; demo.py is what it does."""
 from demo import main
 
 
-main(["--model", {model_id!r}, "--host", "0.0.0.0"])
+main({arguments!r})
 '''
 
 
-def write_space(folder: Path, model_id: str, title: str | None = None) -> None:
+def write_space(folder: Path, model_id: str, revision: str | None = None, title: str | None = None) -> None:
     """Write the folder of a Space that shows a model of the Hub.
 
     Args:
-        folder: which is made, and must be empty if it is there.
+        folder: which is made; if it is there, it must be empty or an earlier Space of this function, which is replaced.
         model_id: `org/name`; of a private model, the Space needs a secret HF_TOKEN.
+        revision: a branch, a tag or a commit; by default the main branch.
         title: of the page.
 
     Raises:
         ValueError: if there can be no such model, or the folder has something in it.
     """
     validate_repo_id(model_id)
-    if folder.exists() and any(folder.iterdir()):
+    if "/" not in model_id:
+        raise ValueError(f"{model_id}: expected org/name, as a Space is anybody's who looks at it")
+    app = folder / "app.py"
+    is_space = app.is_file() and app.read_text(encoding="utf-8").startswith(_APP.splitlines()[0])
+    if folder.exists() and any(folder.iterdir()) and not is_space:
         raise ValueError(f"{folder}: expected a new or an empty folder for the Space")
     package = Path(modeling_cover.__file__).parent
+    shutil.rmtree(folder / package.name, ignore_errors=True)
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copy(DEMO, folder / "demo.py")
-    (folder / "app.py").write_text(_APP.format(model_id=model_id), encoding="utf-8")
+    arguments = ["--model", model_id, *(["--revision", revision] if revision else []), "--host", "0.0.0.0"]
+    app.write_text(_APP.format(arguments=arguments), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(model_id, title), encoding="utf-8")
 

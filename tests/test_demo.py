@@ -261,8 +261,13 @@ def test_the_folder_of_a_space_answers_without_the_repository(folder, tmp_path):
             "org/name",
             "--space",
             tmp_path / "space",
+            "--revision",
+            "next",
         ]
-        subprocess.run(list(map(str, publish)), env=environment, check=True, capture_output=True, timeout=100)
+        for options in (["--dry_run"], []):  # as the pages have it: look first
+            command = list(map(str, [*publish, *options]))
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=100)
+        assert "model.safetensors" not in hub.files("org/name")  # but on the branch, which the Space loads
         # Of the package, the copy in the folder: in front of the one that is installed.
         space = tmp_path / "space"
         assert "modeling_cover" in {path.name for path in space.iterdir()}
