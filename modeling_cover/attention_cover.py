@@ -65,8 +65,7 @@ class CoverAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # A program of torch.export is for any number of keys, one included.
-        if not torch.compiler.is_exporting() and hidden_states.shape[1] == 1:
+        if hidden_states.shape[1] == 1:
             return self.attend_to_one_key(hidden_states)
         attn_output, attn_weights = self.attend(hidden_states, **kwargs)
         # Other backends return None or a log-sum-exp: better an error than no maps.

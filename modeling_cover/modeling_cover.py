@@ -127,9 +127,7 @@ class CoverLayer(GradientCheckpointingLayer):
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The MLP, token by token: (B, S, D) to the same."""
-        # A backward pass keeps all tokens anyway, and a program of torch.export is for any number of them.
-        in_one_go = torch.is_grad_enabled() or torch.compiler.is_exporting()
-        if not in_one_go and hidden_states.shape[1] > INFERENCE_CHUNK:
+        if not torch.is_grad_enabled() and hidden_states.shape[1] > INFERENCE_CHUNK:
             # Nothing is kept for a backward pass, so the widest tensor need not be there for all tokens at once.
             return torch.cat([self.feed_forward(part) for part in hidden_states.split(INFERENCE_CHUNK, dim=1)], dim=1)
         update = self.layernorm_after(hidden_states)
