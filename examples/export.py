@@ -24,10 +24,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import modeling_cover as modeling_cover
 import torch
-from modeling_cover.exporting import save_program
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.exporting import file_size, save_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="the file: .onnx or .pt2")
     parser.add_argument("--head", action="append", help="whose logits it gives, may be repeated; default: all heads")
     options = parser.parse_args(arguments)
-    model = AutoModelForVideoClassification.from_pretrained(options.model, dtype=torch.float32)
-    processor = AutoVideoProcessor.from_pretrained(options.model)
     try:
-        difference = save_program(options.output, model.eval(), processor, options.head)
-    except (ImportError, ValueError) as error:
+        model = CoverForVideoClassification.from_pretrained(options.model, dtype=torch.float32).eval()
+        processor = CoverVideoProcessor.from_pretrained(options.model)
+        difference = save_program(options.output, model, processor, options.head)
+    except (ImportError, OSError, ValueError) as error:  # OSError is transformers' for a model that is not there
         print(error, file=sys.stderr)
         return 1
-    size = options.output.stat().st_size / 1e6
+    size = file_size(options.output) / 1e6
     print(f"{options.output}: {size:.1f} MB, differs from the model by {difference:.1e} at most")
     return 0
 

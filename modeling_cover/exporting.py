@@ -24,6 +24,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class _Program(nn.Module):
         self.classifiers = nn.ModuleDict({head: model.classifiers[head] for head in heads})
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        pooled = self.cover(self.in_whole_patches(pixel_values)).pooler_output
+        pooled = self.cover(self.in_whole_patches(pixel_values), return_dict=True).pooler_output
         logits = {output_name(head): classifier(pooled) for head, classifier in self.classifiers.items()}
         return {**logits, "pooler_output": pooled}
 
@@ -72,16 +73,16 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
 
     Args:
         model: in evaluation mode, with sdpa or eager attention.
-        heads: whose logits it gives; by default all.
+        heads: whose logits it gives, in this order; by default all.
 
     Raises:
-        ValueError: if there is no such head, or the model is in training mode or has another attention.
+        ValueError: if there is no such head, or the model is in training mode, in part or whole, or has another attention.
     """
     heads = _checked_heads(model, heads)
     attention = model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise ValueError(f"attn_implementation {attention!r} cannot be exported: load the model with 'sdpa'")
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode, with its dropout: call model.eval() first")
     rows, columns = model.cover.embeddings.patch_size
     dynamic = {0: Dim("batch"), 1: Dim("frames"), 3: rows * Dim("rows"), 4: columns * Dim("columns")}
@@ -89,10 +90,9 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
     example = torch.zeros(
         2, 3, model.config.num_channels, 4 * rows, 5 * columns, device=model.device, dtype=model.dtype
     )
+    exported = _Program(model, heads).eval()
     with torch.no_grad():
-        program = torch.export.export(
-            _Program(model, heads).eval(), (example,), dynamic_shapes={"pixel_values": dynamic}
-        )
+        program = torch.export.export(exported, (example,), dynamic_shapes={"pixel_values": dynamic})
     # Where there is an example, a program also checks what torch's tracing has assumed of its memory, and refuses one frame.
     program.example_inputs = None
     for module in program.graph_module.modules():
@@ -113,51 +113,51 @@ def export_onnx(
         ValueError: as [`export_program`], and if the model is not in fp32.
     """
     check_onnx_is_installed()
-    if model.dtype != torch.float32:
-        raise ValueError(
-            f"an ONNX program is exported in fp32, got a model in {model.dtype}: load it with dtype='float32'"
-        )
+    _check_fp32(model)
     program = export_program(model, heads)
     names = [*map(output_name, _checked_heads(model, heads)), "pooler_output"]
     onnx_program = torch.onnx.export(program, input_names=["pixel_values"], output_names=names, verbose=False)
     batch, frames, _, height, width = onnx_program.model.graph.inputs[0].shape
     onnx_program.rename_axes({batch: "batch", frames: "frames", height: "height", width: "width"})
-    onnx_program.model.metadata_props.update(program_metadata(model, video_processor, heads))
-    for node in onnx_program.model.graph.all_nodes():
-        node.metadata_props.clear()  # names folders of this machine
+    for name, value in program_metadata(model, video_processor, heads).items():
+        onnx_program.model.metadata_props[name] = json.dumps(value, ensure_ascii=False)
     return onnx_program
 
 
 def program_metadata(
     model: CoverForVideoClassification, video_processor: CoverVideoProcessor, heads: Sequence[str] | None = None
-) -> dict[str, str]:
-    """What a user of a program needs to know, each value as JSON.
+) -> dict[str, Any]:
+    """What a user of a program needs to know. An ONNX program has each value as JSON, a .pt2 all of it, as `metadata.json`.
 
-    `heads` has labels, modality and problem type of each head; `default_head` the name of one, if it is exported;
-    `patch_size` its height and width in pixels; `num_frames` those that the model was trained with;
+    `heads` has labels, modality and problem type of each head; `default_head` the name of the model's, or of the first
+    where that is not exported; `patch_size` its height and width in pixels; `num_frames` those that the model was trained with;
     `video_processor` the configuration that makes `pixel_values`, such as `image_mean`, `image_std` and `crop_size`.
     """
     heads = _checked_heads(model, heads)
     default = model.config.default_head
     processor = {name: value for name, value in video_processor.to_dict().items() if value is not None}
-    described = {
+    return {
         "heads": {head: model.config.heads[head] for head in heads},
         "default_head": default if default in heads else heads[0],
-        "patch_size": model.cover.embeddings.patch_size,
+        "patch_size": list(model.cover.embeddings.patch_size),
         "num_frames": model.config.num_frames,
         "video_processor": processor,
     }
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
 
 
 def _checked_heads(model: CoverForVideoClassification, heads: Sequence[str] | None) -> list[str]:
     if heads is None:
         return model.config.head_names
-    if not heads:
-        raise ValueError("heads: expected one at least")
+    if isinstance(heads, str) or not heads:
+        raise ValueError(f"heads: expected a list of names of heads, one at least, got {heads!r}")
     for head in heads:
         model.config.get_head(head)
     return list(dict.fromkeys(heads))
+
+
+def _check_fp32(model: CoverForVideoClassification) -> None:
+    if model.dtype != torch.float32:
+        raise ValueError(f"a program is exported in fp32, got a model in {model.dtype}: load it with dtype='float32'")
 
 
 def check_onnx_is_installed() -> None:
@@ -182,38 +182,68 @@ def save_program(
 ) -> float:
     """Write a program, of the kind that the suffix of `path` tells, `.onnx` or `.pt2`, and check it against the model.
 
-    A file is there only if it gives what the model gives. ONNX programs of 2 GB or more have their weights in a second
-    file, `<name>.onnx.data`.
+    A file is there only if it gives what the model gives. An ONNX program of more than about 1.5 GB has its weights in a
+    second file, `<name>.onnx.data`.
+
+    Args:
+        path: of the file, replaced if it is there.
+        model: in fp32, on the CPU, and as [`export_program`] takes it.
+        video_processor: of the checkpoint, for the metadata.
+        heads: whose logits it gives, in this order; by default all.
 
     Returns:
         the largest difference to what the model gives, on shapes that it was not exported with.
 
     Raises:
-        ValueError: as [`export_program`] and [`export_onnx`], if the suffix is another or there is a folder at `path`, or
-            if an output differs from the model's by more than 1e-4.
+        ImportError: if an ONNX program is asked for, and the packages of the extra `onnx` are not installed.
+        ValueError: as [`export_program`], if the model is not in fp32 on the CPU, no file can be at `path`, or an output
+            differs from the model's by more than 1e-4.
     """
     path = Path(path)
     if path.suffix not in (ONNX_SUFFIX, PROGRAM_SUFFIX):
         raise ValueError(f"{path}: expected a name that ends in {ONNX_SUFFIX} or {PROGRAM_SUFFIX}")
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file, there is a folder of that name")
+    if path.is_dir() or next(parent for parent in path.absolute().parents if parent.exists()).is_file():
+        raise ValueError(f"{path}: expected a file in a folder, there is something else of that name")
+    _check_fp32(model)
+    if model.device.type != "cpu":
+        raise ValueError(
+            f"a program is made for where its model is, and a file for the CPU, got a model on {model.device}"
+        )
+    if path.suffix == ONNX_SUFFIX:
+        program = export_onnx(model, video_processor, heads)
+    else:
+        program = export_program(model, heads)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under its own name, by which an ONNX program refers to the file of its weights.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unchecked = Path(folder) / path.name
         if path.suffix == ONNX_SUFFIX:
-            export_onnx(model, video_processor, heads).save(unchecked)
+            program.save(unchecked)
             run = onnx_runner(unchecked)
         else:
             metadata = json.dumps(program_metadata(model, video_processor, heads))
-            torch.export.save(export_program(model, heads), unchecked, extra_files={METADATA_NAME: metadata})
+            torch.export.save(program, unchecked, extra_files={METADATA_NAME: metadata})
             run = torch.export.load(unchecked).module()
         difference = largest_difference(model, run)
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE:  # NaN is not
             raise ValueError(f"{path}: differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e}")
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights in a second file come first
-            file.replace(path.with_name(file.name))
+        # An older program goes before its weights do, so that none is ever beside another's.
+        path.unlink(missing_ok=True)
+        _weights_of(path).unlink(missing_ok=True)
+        for file in (_weights_of(unchecked), unchecked):
+            if file.exists():
+                file.replace(path.with_name(file.name))
     return difference
+
+
+def _weights_of(path: Path) -> Path:
+    """Where the weights of a large ONNX program are."""
+    return path.with_name(f"{path.name}.data")
+
+
+def file_size(path: str | os.PathLike) -> int:
+    """Bytes of a program, with those of a second file of weights."""
+    return sum(file.stat().st_size for file in (Path(path), _weights_of(Path(path))) if file.exists())
 
 
 def onnx_runner(path: str | os.PathLike) -> Callable[[torch.Tensor], Outputs]:
@@ -247,7 +277,7 @@ def largest_difference(model: CoverForVideoClassification, run: Callable[[torch.
     for batch_size, num_frames, *size in tqdm(shapes, desc="comparing with the model", leave=False):
         clips = torch.randn(batch_size, num_frames, config.num_channels, *size, generator=generator)
         clips = clips.to(model.device, model.dtype)
-        expected = model(clips)
+        expected = model(clips, return_dict=True)
         for name, output in run(clips).items():
             head = name.removesuffix("_logits")
             ours = expected.pooler_output if name == "pooler_output" else expected.head_logits[head]

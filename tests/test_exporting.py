@@ -13,6 +13,7 @@
 # limitations under the License.
 """Exported programs give what the model gives, on shapes they were not exported with, and refuse what it refuses."""
 
+import copy
 import json
 import sys
 import zipfile
@@ -25,7 +26,14 @@ import pytest
 import torch
 from checkpoints import perturb, save_timesformer
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.exporting import METADATA_NAME, export_onnx, export_program, save_program
+from modeling_cover.exporting import (
+    METADATA_NAME,
+    export_onnx,
+    export_program,
+    file_size,
+    largest_difference,
+    save_program,
+)
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -120,6 +128,13 @@ class TestValues:
             with torch.no_grad():
                 torch.testing.assert_close(program(clips)["pooler_output"], model(clips).pooler_output)
 
+    def test_the_size_that_is_exported_with_may_be_the_models_own(self):
+        """4 x 5 patches and three frames are what stands for all sizes; a condition on equality would bind the program."""
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        config = CoverConfig(**sizes, image_size=(32, 40), patch_size=8, num_frames=3, return_dict=False)
+        model = perturb(CoverForVideoClassification(config))
+        assert largest_difference(model, export_program(model).module()) < 1e-5
+
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
@@ -149,20 +164,41 @@ class TestWhatIsRefused:
         finally:
             copy.set_attn_implementation("sdpa")  # its configuration is the other model's, too
 
-    def test_another_suffix_a_folder_and_onnx_in_half_precision(self, model, processor, tmp_path):
-        with pytest.raises(ValueError, match=r"program\.bin.*\.onnx or \.pt2"):
-            save_program(tmp_path / "program.bin", model, processor)
+    def test_a_place_where_no_program_can_be_leaves_nothing(self, model, processor, tmp_path):
         (tmp_path / "folder.pt2").mkdir()
-        with pytest.raises(ValueError, match=r"folder\.pt2: expected a file"):
-            save_program(tmp_path / "folder.pt2", model, processor)
-        with pytest.raises(ValueError, match=r"float16.*float32"):
-            export_onnx(CoverForVideoClassification(model.config).eval().half(), processor)
+        (tmp_path / "file").write_text("")
+        for place, message in {
+            "new/program.bin": r"program\.bin.*\.onnx or \.pt2",
+            "folder.pt2": r"folder\.pt2: expected a file",
+            "file/below/program.pt2": r"program\.pt2: expected a file",
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                save_program(tmp_path / place, model, processor)
+        with pytest.raises(ValueError, match="expected a list"):
+            save_program(tmp_path / "new" / "program.pt2", model, processor, heads="tags")
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.pt2"]
 
-    def test_a_program_that_gives_something_else_leaves_no_file(self, model, processor, tmp_path, monkeypatch):
-        monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
-        with pytest.raises(ValueError, match="differs from the model"):
-            save_program(tmp_path / "program.pt2", model, processor)
-        assert list(tmp_path.iterdir()) == []
+    @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+    def test_a_model_that_is_not_in_fp32_on_the_cpu(self, model, processor, tmp_path, suffix):
+        with pytest.raises(ValueError, match=r"float16.*float32"):
+            save_program(tmp_path / f"p{suffix}", CoverForVideoClassification(model.config).eval().half(), processor)
+        with torch.device("meta"):
+            elsewhere = CoverForVideoClassification(model.config).eval()
+        with pytest.raises(ValueError, match=r"for the CPU, got a model on meta"):
+            save_program(tmp_path / f"p{suffix}", elsewhere, processor)
+
+    @pytest.mark.parametrize(("suffix", "weight"), [(".pt2", 1.01), (".pt2", float("nan")), (".onnx", 1.01)])
+    def test_a_program_that_gives_something_else_leaves_no_file(
+        self, model, processor, tmp_path, monkeypatch, suffix, weight
+    ):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.classifiers["tags"].weight.mul_(weight)
+        monkeypatch.setattr(exporting, "export_program", lambda _, heads: export_program(other, heads))
+        (tmp_path / f"program{suffix}").write_text("older")
+        with pytest.raises(ValueError, match=r"differs from the model by (nan|\d)"):
+            save_program(tmp_path / f"program{suffix}", model, processor)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]
 
     @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
     def test_without_the_extra_it_is_named(self, model, processor, monkeypatch, package):
@@ -183,11 +219,11 @@ class TestFiles:
     def test_the_metadata_tell_how_to_prepare_a_clip_and_to_read_the_answer(self, files, model, processor, suffix):
         if suffix == ".onnx":
             metadata = onnxruntime.InferenceSession(files[suffix]).get_modelmeta().custom_metadata_map
+            values = {name: json.loads(value) for name, value in metadata.items()}
         else:
             extra = {METADATA_NAME: ""}
             torch.export.load(files[suffix], extra_files=extra)
-            metadata = json.loads(extra[METADATA_NAME])
-        values = {name: json.loads(value) for name, value in metadata.items()}
+            values = json.loads(extra[METADATA_NAME])
         assert values["heads"] == model.config.heads
         assert (values["default_head"], values["patch_size"], values["num_frames"]) == ("k400", [8, 8], 8)
         assert CoverVideoProcessor(**values["video_processor"]).to_dict() == processor.to_dict()
@@ -202,13 +238,30 @@ class TestFiles:
         with zipfile.ZipFile(files[".pt2"]) as archive:
             contents = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
         assert contents["data/sample_inputs/model.pt"] == b""
-        for kind in ("weights", "constants"):
-            described = json.loads(contents[f"data/{kind}/model_{kind}_config.json"])["config"]
-            assert not any(tensor["use_pickle"] for tensor in described.values())
-        assert len(described) == 0 and sum("/weights/weight_" in name for name in contents) > 20
+        described = {
+            kind: json.loads(contents[f"data/{kind}/model_{kind}_config.json"])["config"]
+            for kind in ("weights", "constants")
+        }
+        assert len(described["weights"]) > 20 and described["constants"] == {}
+        assert not any(tensor["use_pickle"] for tensor in described["weights"].values())
+
+    def test_weights_in_a_second_file_come_with_the_first_and_go_with_it(
+        self, model, processor, tmp_path, monkeypatch
+    ):
+        path = tmp_path / "program.onnx"
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+            assert save_program(path, model, processor, ["tags", "k400"]) < 1e-4
+        names = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+        assert set(names) == {"program.onnx", "program.onnx.data"}
+        assert file_size(path) == sum(names.values())
+        outputs = [output.name for output in onnxruntime.InferenceSession(path).get_outputs()]
+        assert outputs == ["tags_logits", "k400_logits", "pooler_output"]
+        save_program(path, model, processor)
+        assert [file.name for file in tmp_path.iterdir()] == ["program.onnx"]
 
 
-def test_the_script_writes_the_heads_that_it_is_asked_for(model, processor, tmp_path, capsys):
+def test_the_script_writes_the_heads_that_it_is_asked_for(model, processor, folder, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "tags.pt2"
@@ -220,3 +273,9 @@ def test_the_script_writes_the_heads_that_it_is_asked_for(model, processor, tmp_
     assert b"k400_logits" not in output.read_bytes()
     assert export.main([*arguments, "ssv2"]) == 1
     assert "'ssv2'" in capsys.readouterr().err
+    for model_id, message in {
+        str(folder / "timesformer"): "from_timesformer",
+        str(tmp_path / "nowhere"): "nowhere",
+    }.items():
+        assert export.main(["--model", model_id, "--output", str(output)]) == 1
+        assert message in capsys.readouterr().err
