@@ -27,6 +27,7 @@ again for some minutes. Log in first, with `hf auth login`.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from modeling_cover.publishing import (
@@ -36,7 +37,7 @@ from modeling_cover.publishing import (
     publish,
     with_patience,
 )
-from space import write_space
+from space import check_space, write_space
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,10 +76,16 @@ def print_plan(folder: Path, files: dict[str, Path | bytes], repository: HubRepo
         size = len(file) if isinstance(file, bytes) else file.stat().st_size
         written = "  (written for the upload)" if isinstance(file, bytes) else ""
         print(f"  {readable_size(size):>8}  {name}{written}")
-    used = {file for file in files.values() if isinstance(file, Path)}
-    left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path not in used)
-    left = [name for name in left if name not in files]
-    print(f"Not uploaded: {', '.join(left) or 'nothing'}")
+    print(f"Not uploaded: {', '.join(left_here(folder, files)) or 'nothing'}")
+
+
+def left_here(folder: Path, files: Iterable[str]) -> list[str]:
+    """What of a folder is not among the files to upload; a folder of which nothing is, as one."""
+    sent = {name.removeprefix(f"{LAST_CHECKPOINT}/") for name in files}
+    partly = {folder / name.partition("/")[0] for name in sent if "/" in name}
+    paths = [inner for path in folder.iterdir() for inner in (path.iterdir() if path in partly else [path])]
+    names = {path.relative_to(folder).as_posix(): "/" * path.is_dir() for path in paths}
+    return sorted(name + slash for name, slash in names.items() if name not in sent)
 
 
 def main() -> int:
@@ -86,6 +93,8 @@ def main() -> int:
     training_state = LAST_CHECKPOINT if arguments.training_state else None
     try:
         repository = HubRepository(arguments.repo_id, arguments.revision, arguments.private)
+        if arguments.space is not None:  # before anything is published
+            check_space(arguments.space)
         files = files_to_publish(arguments.folder, arguments.repo_id, training_state)
         repo_id = arguments.repo_id
         if arguments.dry_run:
@@ -99,7 +108,7 @@ def main() -> int:
         if arguments.space is not None:
             write_space(arguments.space, repo_id, arguments.revision)
             print(f"A Space for it is in {arguments.space}")
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -19,7 +19,7 @@ makes a Space of it.
 
 import re
 import shutil
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import modeling_cover
@@ -38,6 +38,20 @@ main({arguments!r})
 '''
 
 
+def check_space(folder: Path) -> None:
+    """Raise what [`write_space`] would for a folder, before anything is published."""
+    try:
+        version("gradio")
+    except PackageNotFoundError:
+        raise ImportError(
+            "gradio is not installed, which a Space runs with: it comes with `pip install modeling-cover[demo]`"
+        ) from None
+    app = folder / "app.py"
+    is_space = app.is_file() and app.read_text(encoding="utf-8").startswith(_APP.splitlines()[0])
+    if folder.exists() and not is_space and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or an empty folder for the Space")
+
+
 def write_space(folder: Path, model_id: str, revision: str | None = None, title: str | None = None) -> None:
     """Write the folder of a Space that shows a model of the Hub.
 
@@ -48,21 +62,19 @@ def write_space(folder: Path, model_id: str, revision: str | None = None, title:
         title: of the page.
 
     Raises:
+        ImportError: if gradio is not installed.
         ValueError: if there can be no such model, or the folder has something in it.
     """
+    check_space(folder)
     validate_repo_id(model_id)
     if "/" not in model_id:
         raise ValueError(f"{model_id}: expected org/name, as a Space is anybody's who looks at it")
-    app = folder / "app.py"
-    is_space = app.is_file() and app.read_text(encoding="utf-8").startswith(_APP.splitlines()[0])
-    if folder.exists() and any(folder.iterdir()) and not is_space:
-        raise ValueError(f"{folder}: expected a new or an empty folder for the Space")
     package = Path(modeling_cover.__file__).parent
     shutil.rmtree(folder / package.name, ignore_errors=True)
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copy(DEMO, folder / "demo.py")
     arguments = ["--model", model_id, *(["--revision", revision] if revision else []), "--host", "0.0.0.0"]
-    app.write_text(_APP.format(arguments=arguments), encoding="utf-8")
+    (folder / "app.py").write_text(_APP.format(arguments=arguments), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(model_id, title), encoding="utf-8")
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
@@ -57,6 +57,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
 LONGEST_SILENCE = 120.0  # seconds in which nothing is sent nor received
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")  # of a storage's address, it is the right to write there
 _HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+")
 
 Files = dict[str, Path | bytes]
@@ -151,7 +152,7 @@ def check_nothing_private(files: Mapping[str, Path | bytes], folder: Path) -> No
         content = (file if isinstance(file, bytes) else file.read_bytes()).decode("utf-8", errors="replace")
         if _TOKEN.search(content) or (token and token in content):
             raise ValueError(f"{name} holds an access token of the Hub: take it out, and revoke it")
-        found = next((path for path in here if re.search(rf"{re.escape(path)}\b", content)), None)
+        found = next((path for path in here if re.search(rf"(?<![\w.-]){re.escape(path)}\b", content)), None)
         if found is None and (match := _HOME.search(content)) is not None:
             found = match[0]
         if found is not None:
@@ -314,9 +315,13 @@ def explain(error: BaseException, repo_id: str) -> str:
             status = cause.response.status_code
             if status == 401:
                 return "the Hub refuses the access token: log in anew with `hf auth login`, or set HF_TOKEN"
-            if status == 403:
+            if status == 403 and cause.response.request.url.host == httpx.URL(constants.ENDPOINT).host:
                 return f"the access token may not write to {repo_id}: log in with one that may, by `hf auth login`"
-            return f"the Hub answers {status}: {' '.join((cause.server_message or str(cause)).split())}"
+            return f"the Hub answers {status}: {_one_line(cause.server_message or cause)}"
         if isinstance(cause, httpx.TransportError):
-            return f"the Hub cannot be reached ({' '.join(str(cause).split()) or type(cause).__name__})"
-    return " ".join(str(error).split())
+            return f"the Hub cannot be reached ({_one_line(cause) or type(cause).__name__})"
+    return _one_line(error)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(_QUERY.sub(r"\1", str(message)).split())

@@ -172,16 +172,9 @@ def leave_out_compiled_collectives() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def train(
-    folder: Path,
-    output_dir: Path,
-    poisoned: dict[str, int] | None = None,
-    stalled: dict[str, int] | None = None,
-    model: dict[str, Any] | None = None,
-    mixed_sizes: bool = False,
-    **options,
+def build_trainer(
+    folder: Path, output_dir: Path, model: dict[str, Any] | None = None, mixed_sizes: bool = False, **options
 ) -> RecordingTrainer:
-    """Train, or go on with training, as examples/cotrain.py does."""
     defaults = {
         "per_device_train_batch_size": 4,
         "max_steps": STEPS,
@@ -208,6 +201,19 @@ def train(
     sharded = trainer.accelerator.is_fsdp2, trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
     if (bool(args.fsdp), bool(args.deepspeed)) != sharded:
         raise RuntimeError(f"fsdp {args.fsdp}, deepspeed {args.deepspeed}: got {trainer.accelerator.distributed_type}")
+    return trainer
+
+
+def train(
+    folder: Path,
+    output_dir: Path,
+    poisoned: dict[str, int] | None = None,
+    stalled: dict[str, int] | None = None,
+    **options,
+) -> RecordingTrainer:
+    """Train, or go on with training, as examples/cotrain.py does; `options` as of [`build_trainer`]."""
+    trainer = build_trainer(folder, output_dir, **options)
+    args = trainer.args
     trainer.poisoned, trainer.stalled = poisoned, stalled
     (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")

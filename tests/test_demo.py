@@ -23,9 +23,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from html import unescape
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import av
+import gradio
 import modeling_cover as modeling_cover
 import numpy as np
 import pytest
@@ -34,10 +36,17 @@ from checkpoints import QUICKSTART_LABELS, save_quickstart
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hub_server import HubServer
+from huggingface_hub import SpaceCard
 from huggingface_hub.utils import httpx
+from packaging.requirements import Requirement
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from transformers import pipeline
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+import space
 
 
 ROOT = Path(__file__).parent.parent
@@ -251,6 +260,15 @@ class TestStrangers:
             assert httpx.get(url + path).status_code in (403, 404)
 
 
+def test_without_gradio_a_space_is_refused_and_the_extra_named(tmp_path, monkeypatch):
+    def none(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(space, "version", none)
+    with pytest.raises(ImportError, match=r"modeling-cover\[demo\]"):
+        space.check_space(tmp_path / "space")
+
+
 def test_the_folder_of_a_space_answers_without_the_repository(folder, tmp_path):
     with HubServer() as hub:
         environment = hub.environment(tmp_path / "home")
@@ -269,11 +287,19 @@ def test_the_folder_of_a_space_answers_without_the_repository(folder, tmp_path):
             subprocess.run(command, env=environment, check=True, capture_output=True, timeout=100)
         assert "model.safetensors" not in hub.files("org/name")  # but on the branch, which the Space loads
         # Of the package, the copy in the folder: in front of the one that is installed.
-        space = tmp_path / "space"
-        assert "modeling_cover" in {path.name for path in space.iterdir()}
-        used = {**environment, "GRADIO_SERVER_PORT": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(space)}
+        folder_of_space = tmp_path / "space"
+        assert "modeling_cover" in {path.name for path in folder_of_space.iterdir()}
+        needs = {Requirement(line).name for line in (folder_of_space / "requirements.txt").read_text().splitlines()}
+        assert {"av", "torch", "transformers"} <= needs
+        assert (
+            not {"gradio", "pytest", "onnx", "deepspeed"} & needs
+        )  # the Space's settings have gradio; extras are not needed
+        settings = SpaceCard.load(folder_of_space / "README.md").data
+        assert (settings.sdk, settings.sdk_version, settings.app_file) == ("gradio", gradio.__version__, "app.py")
+        assert settings.models == ["org/name"]
+        used = {**environment, "GRADIO_SERVER_PORT": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder_of_space)}
         used = {name: value for name, value in used.items() if value}
-        with serving(space / "app.py", **used) as address:
+        with serving(folder_of_space / "app.py", **used) as address:
             client = Client(address, verbose=False)
             answer, _, _ = client.predict(handle_file(folder / "clip.mp4"), HEADS[:1], api_name="/video")
     assert answer.count('class="row"') == 3

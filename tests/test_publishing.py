@@ -30,13 +30,16 @@ import pytest
 import torch
 from checkpoints import save_quickstart
 from hub_server import CUT, HubServer
-from huggingface_hub.errors import RepositoryNotFoundError
-from killed_runs import train, write_data
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
+from killed_runs import build_trainer, train, write_data
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from modeling_cover.publishing import (
     LAST_CHECKPOINT,
     HubRepository,
     PublishingError,
+    check_nothing_private,
+    explain,
     files_to_publish,
     is_transient,
     publish,
@@ -115,6 +118,7 @@ class TestWhatIsPublished:
             ("/home/somebody/data/train.csv", "/home/somebody"),
             ("C:\\\\Users\\\\somebody\\\\train.csv", "somebody"),
             (str(Path.cwd() / "data"), re.escape(str(Path.cwd()))),
+            (f"file://{Path.cwd()}", re.escape(str(Path.cwd()))),
         ],
     )
     def test_a_token_or_a_folder_of_the_machine_is_refused_and_its_file_named(self, checkpoint, text, what):
@@ -122,6 +126,11 @@ class TestWhatIsPublished:
         (checkpoint / "config.json").write_text(json.dumps({**config, "note": text}))
         with pytest.raises(ValueError, match=rf"config\.json.*{what}"):
             files_to_publish(checkpoint, "org/name")
+
+    def test_a_folder_whose_name_is_within_another_path_is_not_taken_for_one_of_the_machine(self):
+        check_nothing_private({"README.md": b"outputs/cover, https://hub.org/cover, /coverage"}, Path("/cover"))
+        with pytest.raises(ValueError, match=r"README\.md names a folder of this machine, /cover:"):
+            check_nothing_private({"README.md": b"trained in /cover/outputs"}, Path("/cover"))
 
 
 class TestRepositories:
@@ -186,7 +195,44 @@ class TestRepositories:
             publish(checkpoint, HubRepository("org/name"), patience=1.5)
 
 
+class TestWhatIsSaidOfAFailure:
+    def failure(self, url: str, status: int) -> HfHubHTTPError:
+        response = httpx.Response(status, request=httpx.Request("PUT", url))
+        return HfHubHTTPError(f"Client error '{status}' for url '{url}'", response=response)
+
+    def test_a_right_to_write_at_a_storage_is_not_in_it(self):
+        message = explain(self.failure("https://storage.org/part?X-Signature=secret&partNumber=1", 503), "org/name")
+        assert message == "the Hub answers 503: Client error '503' for url 'https://storage.org/part'"
+
+    def test_a_storage_that_refuses_is_not_taken_for_a_token_that_may_not_write(self, hub):
+        assert "the access token may not write to org/name" in explain(
+            self.failure(f"{hub.url}/api/x", 403), "org/name"
+        )
+        assert "the Hub answers 403" in explain(self.failure("https://storage.org/part?X=1", 403), "org/name")
+
+
 class TestInTheBackground:
+    def train(self, folder: Path, **options) -> list[str]:
+        """A script that does no more than to train. The names of its checkpoints."""
+        write_data(folder / "data")
+        publishing = {"push_to_hub": True, "hub_model_id": "org/name", "save_total_limit": 1, **options}
+        build_trainer(folder / "data", folder / "run", max_steps=6, save_steps=3, **publishing).train()
+        return [path.name for path in (folder / "run").iterdir() if path.is_dir()]
+
+    def test_the_end_of_train_waits_until_its_last_save_is_published(self, hub, tmp_path):
+        hub.go_away(5)
+        assert self.train(tmp_path) == ["checkpoint-6"]
+        assert hub.commits("org/name")[0].message == "Training in progress, step 6"
+        weights = (tmp_path / "run" / "checkpoint-6" / "model.safetensors").read_bytes()
+        assert hub.files("org/name")["model.safetensors"] == weights
+
+    def test_and_not_for_ever_and_says_how_to_publish_it(self, hub, tmp_path, caplog):
+        hub.go_away(60)
+        assert "checkpoint-6" in self.train(tmp_path, hub_patience=0.5, hub_private_repo=True)
+        command = f"publish.py {tmp_path}/run/checkpoint-6 org/name --private"
+        assert f"{tmp_path}/run/checkpoint-6 is not published yet" in caplog.text
+        assert caplog.text.rstrip().endswith(f"to publish it, run: python examples/{command}")
+
     def test_a_checkpoint_that_cannot_be_kept_for_its_upload_is_said_and_training_goes_on(
         self, hub, checkpoint, caplog, monkeypatch
     ):
@@ -211,11 +257,26 @@ class TestInTheBackground:
         huggingface_hub.close_session()
 
 
+def publish_by_command(hub: HubServer, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "examples" / "publish.py", *arguments]
+    environment = hub.environment(folder / "home")
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
 def test_the_state_of_the_training_is_published_where_asked_for_and_a_run_goes_on_from_it(hub, tmp_path):
     write_data(tmp_path / "data")
     whole = train(tmp_path / "data", tmp_path / "whole")
     train(tmp_path / "data", tmp_path / "begun", max_steps=12, save_steps=6, eval_strategy="steps", eval_steps=6)
-    publish(tmp_path / "begun" / "checkpoint-6", HubRepository("org/name"), training_state=LAST_CHECKPOINT)
+    (tmp_path / "begun" / "checkpoint-6" / "notes.txt").write_text("mine")
+    upload = ("begun/checkpoint-6", "org/name", "--training_state")
+    planned = publish_by_command(hub, tmp_path, *upload, "--dry_run")
+    assert "Not uploaded: notes.txt, training_args.json, training_state/quarantine.jsonl\n" in planned.stdout, (
+        planned.stderr
+    )
+    published = publish_by_command(hub, tmp_path, *upload)
+    assert published.returncode == 0, published.stderr
     files = hub.files("org/name")
     state = {name for name in files if name.startswith(LAST_CHECKPOINT)}
     assert f"{LAST_CHECKPOINT}/training_state/optimizer.safetensors" in state
@@ -278,16 +339,11 @@ class TestLoading:
 
 
 class TestTheCommand:
-    def run(self, hub: HubServer, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, ROOT / "examples" / "publish.py", *arguments]
-        environment = hub.environment(tmp_path / "home")
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
-        )
-
     def test_a_dry_run_lists_all_and_sends_nothing(self, hub, checkpoint, tmp_path):
         (checkpoint / "training_args.json").write_text("{}")
-        finished = self.run(hub, tmp_path, "checkpoint", "org/name", "--dry_run", "--private", "--revision", "next")
+        finished = publish_by_command(
+            hub, tmp_path, "checkpoint", "org/name", "--dry_run", "--private", "--revision", "next"
+        )
         assert finished.returncode == 0, finished.stderr
         assert "To org/name, branch next, private" in finished.stdout
         listed = {line.split()[2] for line in finished.stdout.splitlines() if line.startswith("  ")}
@@ -297,7 +353,13 @@ class TestTheCommand:
 
     def test_what_is_wrong_is_one_line_and_an_exit_code(self, hub, checkpoint, tmp_path):
         shutil.rmtree(checkpoint)
-        finished = self.run(hub, tmp_path, "checkpoint", "org/name")
+        finished = publish_by_command(hub, tmp_path, "checkpoint", "org/name")
         assert finished.returncode == 1
         assert "Traceback" not in finished.stderr
         assert "checkpoint: expected the folder of a checkpoint" in finished.stderr
+
+    def test_where_no_space_can_be_written_nothing_is_published(self, hub, checkpoint, tmp_path):
+        finished = publish_by_command(hub, tmp_path, "checkpoint", "org/name", "--space", "checkpoint")
+        assert finished.returncode == 1
+        assert finished.stderr == "checkpoint: expected a new or an empty folder for the Space\n"
+        assert hub.requests == []

@@ -56,6 +56,7 @@ class BackgroundPublisher:
         self.keep_all = keep_all
         self._writer = CheckpointWriter(output_dir)
         self._waiting: list[_Upload] = []
+        self._uploading: _Upload | None = None
         self._changed = threading.Condition()
         self._is_closed = False
         self._stops = threading.Event()  # what is being uploaded is not tried again
@@ -76,7 +77,18 @@ class BackgroundPublisher:
             if not self.keep_all:
                 self._give_way()
             self._waiting.append(upload)
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def wait(self, patience: float) -> str | None:
+        """Wait until each checkpoint is uploaded or given up, for `patience` seconds at most.
+
+        Returns:
+            The name of the newest one that is not, if any.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and self._uploading is None, patience)
+            left = [*([self._uploading] if self._uploading else []), *self._waiting]
+        return left[-1].name if left else None
 
     def close(self, patience: float) -> None:
         """Take no more checkpoints, and wait until nothing is being uploaded any more, or for `patience` seconds."""
@@ -85,7 +97,7 @@ class BackgroundPublisher:
             self._stops.set()
             if not self.keep_all:
                 self._give_way()
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(None if self.keep_all else patience)
 
     def _give_way(self) -> None:
@@ -101,10 +113,12 @@ class BackgroundPublisher:
         self._report(f"{repo_id} cannot be made", lambda: with_patience(self.repository.create, repo_id, patience=0))
         while True:
             with self._changed:
+                self._uploading = None
+                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._waiting or self._is_closed)
                 if not self._waiting:
                     return
-                upload = self._waiting.pop(0)
+                upload = self._uploading = self._waiting.pop(0)
                 if not self._is_closed:
                     self._stops.clear()
             self._report(f"{upload.name} is not published", lambda upload=upload: self._publish(upload))
@@ -170,7 +184,13 @@ class PublishingTrainer(Trainer):
         )
 
     def _finish_current_push(self) -> None:
-        """Training does not wait: what comes after it publishes the end."""
+        """Wait for the last save's upload: for a script that only trains, it is the end."""
+        if self._publisher is not None and (name := self._publisher.wait(self.args.hub_patience)) is not None:
+            checkpoint = os.path.join(self.args.output_dir, name)
+            logger.warning(
+                f"push_to_hub: {checkpoint} is not published yet, and not waited for any more. "
+                f"{_what_to_do(checkpoint, self._publisher.repository)}"
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and with `push_to_hub` publish it. All processes must call it."""
@@ -228,14 +248,13 @@ class PublishingTrainer(Trainer):
             return publish(folder, repository, message, patience=self.args.hub_patience)
         except PublishingError as error:
             raise PublishingError(
-                f"push_to_hub: {folder} is not published: {error}. The checkpoint there is whole; to publish it, "
-                f"run: {_command(folder, repository)}"
+                f"push_to_hub: {folder} is not published: {error}. {_what_to_do(folder, repository)}"
             ) from error
 
 
-def _command(folder: str, repository: HubRepository) -> str:
+def _what_to_do(folder: str, repository: HubRepository) -> str:
     """The command that publishes a checkpoint as the run would have."""
     command = ["python", "examples/publish.py", folder, repository.repo_id]
     command += ["--private"] if repository.private else []
     command += ["--revision", repository.revision] if repository.revision else []
-    return shlex.join(command)
+    return f"The checkpoint there is whole; to publish it, run: {shlex.join(command)}"
