@@ -24,6 +24,7 @@ import base64
 import io
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -36,24 +37,28 @@ from modeling_cover.configuration_cover import PIPELINE_TASK
 from modeling_cover.image_reading_cover import read_image
 from modeling_cover.pictures import enlarged, overlay, shown_frames
 from modeling_cover.rollout import attention_rollout
-from modeling_cover.video_index_cover import open_video, reading, scan_packets
+from modeling_cover.video_decoding_cover import VideoDecodingError
+from modeling_cover.video_index_cover import open_video, reading, scan_packets, time_limit
 from PIL import Image
 from transformers import pipeline
 
 
 try:
     import gradio
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 except ImportError as error:
     raise ImportError("gradio is not installed, it comes with `pip install modeling-cover[demo]`") from error
 
 
 logger = logging.getLogger("demo")
 
-# Of a visitor's file. They bound the work, not the time: a codec that is slow takes as long as it takes.
+# Of a visitor's file.
 MAX_BYTES = 200 * 2**20
 MAX_SECONDS = 600
 MAX_FRAMES = 60_000  # ten minutes of 100 a second
 MAX_PIXELS = 4 * 10**10  # of all frames together: ten minutes of 1920 x 1080
+MAX_READING_SECONDS = 180.0  # a slow codec takes minutes for a fraction of these
 
 MOST_WINDOWS, SHORTEST_WINDOW = 24, 2.0  # seconds; a longer video than two windows has a timeline
 TOP_K = 5
@@ -125,6 +130,18 @@ def what_is_wrong(error: ValueError, path: Path) -> str:
     return f"This file cannot be used. {str(error).replace(str(path), path.name)}"
 
 
+def where_else(path: Path, is_image: bool) -> str:
+    """Of a file that cannot be used: where it could be."""
+    try:
+        if is_image:
+            check_video(path)
+        else:
+            read_image(path)
+    except ValueError:
+        return ""
+    return f". But it is a {'video' if is_image else 'picture'}: choose it under “{'Video' if is_image else 'Picture'}”, please."
+
+
 class Demo:
     """What the page does with a checkpoint.
 
@@ -155,6 +172,8 @@ class Demo:
             if not heads:
                 raise RefusedError("Choose at least one head, please.")
             yield from self._parts(file, list(dict.fromkeys(heads)), is_image)
+        except VideoDecodingError as error:
+            yield alert(what_is_wrong(error, file) + where_else(file, is_image)), "", ""
         except ValueError as error:
             yield alert(what_is_wrong(error, file)), "", ""
         except Exception:
@@ -168,10 +187,11 @@ class Demo:
     def _parts(self, file: Path, heads: list[str], is_image: bool) -> Iterator[tuple[str, str, str]]:
         if file.stat().st_size > MAX_BYTES:
             raise RefusedError(f"This file has more than {MAX_BYTES // 2**20} MB: make it smaller, please.")
-        seconds = 0.0 if is_image else check_video(file)
-        source = read_image(file) if is_image else file
+        until = time.monotonic() + MAX_READING_SECONDS
         views = {"num_clips": 1, "num_spatial_crops": 1, "return_metadata": True, "return_tensors": "pt"}
-        inputs = self.processor(source, **views)
+        with time_limit(until - time.monotonic()):
+            seconds = 0.0 if is_image else check_video(file)
+            inputs = self.processor(read_image(file) if is_image else file, **views)
         clip = inputs["pixel_values"].to(self.model.device)
         (output,) = self.classify.forward([{"pixel_values": clip}])
         predictions = self.classify.postprocess(output, head=heads, top_k=TOP_K)
@@ -182,7 +202,8 @@ class Demo:
         timeline = ""
         if seconds > 2 * SHORTEST_WINDOW:
             window = max(SHORTEST_WINDOW, seconds / MOST_WINDOWS)
-            timeline = timelines(self.classify(file, head=heads, window=window), seconds)
+            with time_limit(until - time.monotonic()):
+                timeline = timelines(self.classify(file, head=heads, window=window), seconds)
             yield answer, timeline, ""
         head = self.model.config.default_head if self.model.config.default_head in heads else heads[0]
         label = predictions[head][0]["label"]
@@ -262,10 +283,21 @@ def own_files_only(component: gradio.components.Component) -> gradio.components.
             raise gradio.Error("Upload a file, please: the page fetches none.")
         return await move(place)
 
-    component.async_move_resource_to_block_cache = (
-        move_own  # a subclass would have Gradio write a stub beside this file
-    )
+    # A subclass would have Gradio write a stub beside this file.
+    component.async_move_resource_to_block_cache = move_own
     return component
+
+
+class NoRelay:
+    """Refuses addresses in place of the server's files, which Gradio would fetch and pass on."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        is_relay = scope["type"] == "http" and "://" in scope["path"]
+        app = PlainTextResponse("the page fetches nothing", 403) if is_relay else self.app
+        await app(scope, receive, send)
 
 
 def build_page(demo: Demo, title: str) -> gradio.Blocks:
@@ -279,7 +311,7 @@ def build_page(demo: Demo, title: str) -> gradio.Blocks:
             video = own_files_only(gradio.Video(sources=["upload", "webcam"], label="Video", height=280))
             of_video = gradio.Button("What is it?", variant="primary", elem_id="ask-video")
         with gradio.Tab("Picture"):
-            image = own_files_only(gradio.File(file_types=["image"], label="Picture", height=120))
+            image = own_files_only(gradio.File(label="Picture", height=120))
             of_image = gradio.Button("What is it?", variant="primary", elem_id="ask-picture")
         parts = [gradio.HTML(elem_id=name) for name in ("answer", "timeline", "where")]
         # A model answers one after the other; who waits too long had better come again.
@@ -307,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         server_name=options.host,
         server_port=options.port,
         share=False,
+        app_kwargs={"middleware": [Middleware(NoRelay)]},
         ssr_mode=False,
         max_file_size=MAX_BYTES,
         run_history=False,

@@ -161,8 +161,11 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
         DecompressionBombError,
     ) as error:
         name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fsdecode(source)
-        unknown = isinstance(error, PIL.UnidentifiedImageError)  # whose message is about Python's file object
-        reason = f"its content is none of {', '.join(_IMAGE_FORMATS)}, or broken" if unknown else error
+        reason = error
+        if isinstance(error, PIL.UnidentifiedImageError):  # whose message is about Python's file object
+            reason = f"its content is none of {', '.join(_IMAGE_FORMATS)}, or broken"
+        elif isinstance(error, DecompressionBombError):  # whose message is about an attack
+            reason = f"it has too many pixels, more than {_MAX_IMAGE_PIXELS}"
         raise VideoDecodingError(f"{name} cannot be read as an image: {reason}") from error
 
 

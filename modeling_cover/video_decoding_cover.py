@@ -45,6 +45,7 @@ from .video_index_cover import (
     VideoDecodingError,
     VideoIndex,
     VideoSource,
+    check_time,
     open_video,
     packets_between,
     packets_of,
@@ -92,8 +93,8 @@ def read_video(
     Returns:
         The frames, uint8 of shape (T, H, W, 3), RGB, turned upright as the file says; and the metadata:
         `total_num_frames` that can be decoded, `fps` (None if unknown), `width` and `height` of the upright
-        source in pixels, `duration` in seconds (None if unknown) and `frames_indices`, the T indices. Number and
-        duration are those of the clip between `start` and `end`.
+        source in pixels, `duration` in seconds (None if unknown), `frames_indices`, the T indices, and `timestamps`,
+        when these frames are displayed. Number, duration and times are those of the clip between `start` and `end`.
 
     Raises:
         VideoDecodingError: whatever is wrong with the file, or no frame lies between `start` and `end`. A truncated
@@ -177,6 +178,21 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
+class ClipMetadata(VideoMetadata):
+    """Of a clip whose frames may not follow one another at one rate."""
+
+    seconds: np.ndarray | None = (
+        None  # (F,) when each frame is displayed, since the first is; None where it is not told
+    )
+
+    @property
+    def timestamps(self) -> list[float]:
+        """When the chosen frames are displayed, in seconds."""
+        if self.seconds is None or self.frames_indices is None:
+            return super().timestamps
+        return self.seconds[self.frames_indices].tolist()
+
+
 class _Clip(NamedTuple):
     """The frames that are asked about, those between `start` and `end`: their indices in the whole video."""
 
@@ -210,7 +226,8 @@ class Outline:
     def clip_of(self, first: int, stop: int) -> _Clip:
         width, height = (self.height, self.width) if self.orientation.transposed else (self.width, self.height)
         duration = self.index.duration(first, stop)
-        metadata = VideoMetadata(stop - first, self.index.fps, width, height, duration, video_backend="pyav")
+        metadata = ClipMetadata(stop - first, self.index.fps, width, height, duration, video_backend="pyav")
+        metadata.seconds = self.index.seconds(first, stop)
         return _Clip(range(first, stop), metadata)
 
 
@@ -229,6 +246,7 @@ def _decode_beginning(stream: VideoStream, index: VideoIndex) -> Beginning:
     """Up to the first packet after which pictures come out of the decoder; nothing where that fails."""
     try:
         for number, packet in enumerate(index.packets or ()):
+            check_time()
             pictures = stream.codec_context.decode(packet)
             if pictures:
                 return Beginning(pictures, number + 1)

@@ -21,9 +21,11 @@ refer to later ones are decoded after these, so frames are displayed in another 
 import io
 import math
 import os
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import BinaryIO
@@ -51,6 +53,9 @@ _CONTAINERS = (
 _MAX_PIXELS = 2**24
 _MAX_FRAME_BYTES = 2**25
 
+# FFmpeg probes each stream with a decoder of its own, and keeps frames of all.
+_MAX_STREAMS = 16
+
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "protocol_whitelist": "file",
@@ -58,8 +63,7 @@ _DEMUXER_OPTIONS = {
     "fflags": "discardcorrupt",
     # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
     "max_pixels": str(_MAX_PIXELS),
-    # It probes each stream with a decoder of its own, and keeps frames of all.
-    "max_streams": "16",
+    "max_streams": str(_MAX_STREAMS),
 }
 
 # 38 hours at 30 frames a second. An index takes some 40 bytes a packet.
@@ -82,6 +86,9 @@ _SEEKABLE_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
 
 _UNKNOWN = -(2**63)
 
+# Until when files may be read, by time.monotonic().
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
 
 class VideoDecodingError(ValueError):
     """A video cannot be read. Whatever is wrong with it, this is the one error; it names the file and the reason."""
@@ -99,11 +106,32 @@ def reading(source: VideoSource) -> Iterator[None]:
     except VideoDecodingError:
         raise
     except av.error.FFmpegError as error:
-        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error.strerror}") from error
+        reason = error.strerror
+        if isinstance(error, av.error.MemoryError):  # which FFmpeg says of many streams, too
+            reason = f"it takes too much memory, or has more than {_MAX_STREAMS} streams"
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {reason}") from error
     # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
     # those raised by these modules.
     except (OSError, ValueError) as error:
         raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error}") from error
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Within it, in this thread, a video that is still read after `seconds` is given up with a VideoDecodingError.
+
+    For files of strangers: how long a packet takes depends on the codec. Time is looked at between two packets.
+    """
+    token = _deadline.set(min(_deadline.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def check_time() -> None:
+    if time.monotonic() > _deadline.get():
+        raise ValueError("it takes too long to read: cut it, or encode it anew")
 
 
 @contextmanager
@@ -128,6 +156,7 @@ def open_video(
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The stream's packets from where the container stands."""
     for packet in container.demux(stream):
+        check_time()
         if packet.size:
             yield packet
         elif packet.dts is None:
@@ -178,6 +207,12 @@ class VideoIndex:
             if ticks > 0:
                 return float(ticks * self.time_base)
         return float((stop - first) / self.rate) if self.rate else None
+
+    def seconds(self, first: int, stop: int) -> np.ndarray | None:
+        """When the frames from `first` until before `stop` are displayed (F,), in seconds since `first` is; None where
+        the file does not tell."""
+        times = self.times
+        return None if times is None else (times[first:stop] - times[first]) * float(self.time_base)
 
     def between(self, start: float | None, end: float | None) -> tuple[int, int]:
         """The frames, from the first until before the second, displayed from `start` on and before `end`, in seconds.
@@ -313,7 +348,9 @@ def packets_between(
         BrokenPromise: the file does not yield the same packets again.
     """
     if index.packets is not None:
-        yield from index.packets[first : last + 1]
+        for packet in index.packets[first : last + 1]:
+            check_time()
+            yield packet
         return
     container.seek(int(index.timestamps[first]), stream=stream)
     number = first

@@ -110,6 +110,9 @@ class TestFrames:
         frames, metadata = read_video(path, eight_frames)
         assert frame_numbers(frames) == uniform_frame_indices(24, 8)
         assert metadata.duration == pytest.approx(5.3, abs=0.5)
+        assert metadata.timestamps == pytest.approx([times[index] / 1000 for index in metadata.frames_indices])
+        _, metadata = read_video(path, every_frame, start=1.0, end=3.0)
+        assert metadata.timestamps == pytest.approx([time / 1000 - 1.0 for time in times if 1000 <= time < 3000])
 
     def test_the_metadata_describes_the_clip(self, clip):
         _, metadata = read_video(clip, eight_frames)
@@ -429,43 +432,6 @@ class TestErrors:
         struct.pack_into("<HH", content, 6, 16000, 16000)
         with pytest.raises(VideoDecodingError):
             read_video(bytes(content), every_frame)
-
-
-class TestSafety:
-    """A file cannot make its reader open another one."""
-
-    PLAYLISTS = {
-        "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2,\n{name}\n#EXT-X-ENDLIST\n",
-        "concat": "ffconcat version 1.0\nfile {name}\n",
-        "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
-        'mimeType="video/mp4"><Representation id="0"><BaseURL>{name}</BaseURL></Representation></AdaptationSet></Period>'
-        "</MPD>",
-    }
-
-    @pytest.mark.parametrize("playlist", PLAYLISTS)
-    @pytest.mark.parametrize("suffix", [".m3u8", ".ffconcat", ".mpd", ".mp4"])
-    def test_a_playlist_is_no_video(self, playlist, suffix, tmp_path, monkeypatch):
-        write_clip(tmp_path / "secret.ts", indexed_frames(20))
-        path = tmp_path / f"clip{suffix}"
-        path.write_text(self.PLAYLISTS[playlist].format(name="secret.ts"))
-        monkeypatch.chdir(tmp_path)
-        for source in (path, path.name, path.read_bytes()):
-            with pytest.raises(VideoDecodingError):
-                read_video(source, every_frame)
-        with open(path, "rb") as file, pytest.raises(VideoDecodingError):
-            read_video(file, every_frame)
-
-    def test_ffmpeg_left_to_itself_would_read_the_other_file(self, tmp_path):
-        write_clip(tmp_path / "secret.ts", indexed_frames(20))
-        path = tmp_path / "clip.mp4"
-        path.write_text(self.PLAYLISTS["concat"].format(name="secret.ts"))
-        with av.open(str(path)) as container:
-            assert sum(1 for _ in container.decode(video=0)) == 20
-
-    @pytest.mark.parametrize("address", ["concat:{path}|{path}", "subfile:,,start,0,end,0,,:{path}", "data:{path}"])
-    def test_an_address_is_no_path(self, address, clip):
-        with pytest.raises(VideoDecodingError, match="No such file"):
-            read_video(address.format(path=clip), every_frame)
 
 
 def with_display_matrix(content: bytes, a: int, b: int, c: int, d: int) -> bytes:
