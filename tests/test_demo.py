@@ -13,8 +13,10 @@
 # limitations under the License.
 """The demo's page in a real browser, and what it answers to strangers' files."""
 
+import io
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -33,11 +35,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import QUICKSTART_LABELS, save_quickstart
+from clips import indexed_frames, write_clip
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from huggingface_hub.utils import httpx
+from modeling_cover.frame_sampling_cover import uniform_frame_indices
 from packaging.requirements import Requirement
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -46,6 +50,7 @@ from transformers import pipeline
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+import demo
 import space
 
 
@@ -70,6 +75,20 @@ def write_video(path: Path, num_frames: int, fps: int | Fraction, size: tuple[in
     return path
 
 
+def write_repeated(path: Path, num_frames: int, fps: int) -> Path:
+    """The same picture again and again."""
+    content = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(content, "JPEG")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mjpeg", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        for index in range(num_frames):
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, fps), index, index
+            container.mux(packet)
+    return path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A checkpoint; a clip of ten seconds and a picture; and what strangers send."""
@@ -88,6 +107,10 @@ def folder(tmp_path_factory) -> Path:
     (folder / "playlist.mp4").write_text(playlist)
     (folder / "list.mp4").write_text(f"ffconcat version 1.0\nfile {folder}/secret.mp4\n")
     (folder / "nothing.mp4").write_bytes(b"")
+    write_repeated(folder / "many.avi", num_frames=60_001, fps=120)
+    Image.open(folder / "picture.png").save(folder / "no suffix", "JPEG")
+    solid = Image.new("1", (15_000, 15_000))
+    solid.save(folder / "giant.png")
     return folder
 
 
@@ -204,6 +227,7 @@ class TestStrangers:
             ("playlist.mp4", "playlist.mp4 cannot be read as a video"),
             ("list.mp4", "list.mp4 cannot be read as a video"),
             ("nothing.mp4", "nothing.mp4 cannot be read as a video"),
+            ("many.avi", "This video has 60001 frames of 16 x 16 pixels, more than the page can look at"),
         ],
     )
     def test_a_file_that_cannot_be_used_is_named_without_a_path_and_the_server_lives_on(
@@ -221,10 +245,22 @@ class TestStrangers:
         best = classify(str(folder / "picture.png"), head="textures")[0]
         assert f">{best['label']}<" in answer
         assert f"{best['score']:.1%}" in answer
+        assert 'class="bar"' in self.answer(client, folder / "no suffix", ["textures"], "/picture")
         shutil.copy(folder / "film.mp4", folder / "film.png")
         refused = self.answer(client, folder / "film.png", ["textures"], "/picture")
         assert "film.png cannot be read as an image: its content is none of BMP, GIF" in refused
         assert 'role="alert"' in refused
+        giant = self.answer(client, folder / "giant.png", ["textures"], "/picture")
+        assert "giant.png cannot be read as an image: it has too many pixels" in giant
+
+    def test_what_belongs_on_the_other_tab_is_sent_there(self, client, folder):
+        picture = self.answer(client, folder / "no suffix")
+        assert "cannot be read as a video" in picture
+        assert "it is a picture: choose it under “Picture”" in picture
+        video = self.answer(client, folder / "clip.mp4", HEADS, "/picture")
+        assert "cannot be read as an image" in video
+        assert "it is a video: choose it under “Video”" in video
+        assert "But it is" not in self.answer(client, folder / "program.mp4")
 
     def test_an_unknown_head_is_refused(self, client, folder):
         with pytest.raises(AppError, match="ssv2"):
@@ -258,6 +294,43 @@ class TestStrangers:
     def test_no_file_of_the_server_is_served(self, url, folder):
         for path in (f"/gradio_api/file={folder}/secret.mp4", "/gradio_api/file=/etc/passwd"):
             assert httpx.get(url + path).status_code in (403, 404)
+
+    @pytest.mark.parametrize("place", ["gradio_api/file=", "gradio_api/file/"])
+    def test_nor_is_one_of_another_server(self, url, place):
+        for address in ("http://example.org/clip.mp4", "http:%2F%2Fexample.org/clip.mp4"):
+            answer = httpx.get(f"{url}/{place}{address}")
+            assert (answer.status_code, answer.text) == (403, "the page fetches nothing")
+
+    @pytest.mark.parametrize("name", ["video", "picture"])
+    def test_nobody_passes_the_queue(self, url, client, folder, name):
+        for place in ("run", "api"):
+            answer = httpx.post(f"{url}/gradio_api/{place}/{name}", json={"data": [None, HEADS]})
+            assert answer.status_code in (401, 403, 404)
+        functions = httpx.get(f"{url}/config").json()["dependencies"]
+        assert {function["api_name"] for function in functions if function["queue"]} >= {"video", "picture"}
+
+
+class TestAnswers:
+    def test_one_is_given_after_the_other_on_whichever_tab_they_are_asked_for(self, folder):
+        page = demo.build_page(demo.Demo(str(folder / "model")), "title")
+        limits = {
+            function.api_name: (function.concurrency_id, function.concurrency_limit) for function in page.fns.values()
+        }
+        assert limits["video"] == limits["picture"] == ("model", 1)
+
+    def test_the_times_under_the_frames_are_those_of_the_file(self, folder, tmp_path):
+        times = [index**2 * 10 for index in range(24)]  # milliseconds; ever slower
+        clip = write_clip(tmp_path / "slowing.mp4", indexed_frames(24), timestamps=times)
+        answer, _, _ = list(demo.Demo(str(folder / "model")).answer_video(clip, HEADS))[-1]
+        captions = re.findall(r"<figcaption>([\d.]+) s<", answer)
+        assert captions == [f"{times[index] / 1000:.1f}" for index in uniform_frame_indices(24, 8)]
+
+    @pytest.mark.parametrize("name", ["clip.mp4", "clip.ts"])
+    def test_a_video_that_takes_too_long_is_given_up(self, folder, tmp_path, monkeypatch, name):
+        clip = write_clip(tmp_path / name, indexed_frames(24))
+        monkeypatch.setattr(demo, "MAX_READING_SECONDS", 0.0)
+        ((answer, _, _),) = demo.Demo(str(folder / "model")).answer_video(clip, HEADS)
+        assert f"This file cannot be used. {name} cannot be read as a video: it takes too long to read" in answer
 
 
 def test_without_gradio_a_space_is_refused_and_the_extra_named(tmp_path, monkeypatch):
