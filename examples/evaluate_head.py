@@ -34,8 +34,8 @@ from modeling_cover import (
     collate_clips,
     load_recipe,
 )
-from modeling_cover.evaluation import average_precision, compute_metrics, metric_inputs, readable_rows
-from modeling_cover.evaluation_pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
+from modeling_cover.evaluation.metrics import average_precision, compute_metrics, metric_inputs, readable_rows
+from modeling_cover.evaluation.pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.recipe import Recipe
 from modeling_cover.sources import Source, read_sources

@@ -23,7 +23,7 @@ import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.evaluation_pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
+from modeling_cover.evaluation.pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.pictures import overlay, shown_frames
 from PIL import Image
 

@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
 from ..dataset_recipe import MULTI_LABEL
-from ..evaluation import compute_metrics, metric_inputs, readable_rows
+from ..evaluation.metrics import compute_metrics, metric_inputs, readable_rows
 from ..mixture import MixtureSampler, MixtureSchedule
 from ..modeling_cover import CoverForVideoClassification
 from ..video_processing_cover import CoverVideoProcessor
