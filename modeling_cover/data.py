@@ -48,8 +48,8 @@ from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
 from .sources.media import Media
 from .sources.streams import Example, StoredRow, Stream
-from .video_decoding_cover import VideoDecodingError, read_video
-from .video_processing_cover import CoverVideoProcessor, spatial_crops
+from .video_decoding_cover import VideoDecodingError
+from .video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
 
 
 Sample = dict[str, Any]
@@ -76,7 +76,7 @@ def load_frames(
     """Decode one row: uint8 (T, 3, H, W), T = 1 for an image.
 
     Args:
-        sample_indices: which frames of a video, see [`read_video`].
+        sample_indices: which frames of a video, see [`read_video`], in any order.
         short_side: of the frames, in pixels; as they are stored if None.
 
     Raises:
@@ -86,8 +86,7 @@ def load_frames(
         frames = image_to_tensor(read_image(media.content)).unsqueeze(0)
         size = SizeDict(shortest_edge=short_side)
         return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
-    segment = {"start": media.start, "end": media.end}
-    frames, _ = read_video(media.content, sample_indices, short_side, torch.get_num_threads(), **segment)
+    frames, _ = read_in_any_order(media.content, sample_indices, short_side, media.start, media.end)
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
@@ -318,7 +317,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
         try:
             media = self.source.media[row]
             name = media.key
-            return None if self._is_bad(name) else self._decoded(media)
+            return None if self._is_bad(name) else self._decoded(row, media)
         except (VideoDecodingError, OSError) as error:
             check_still_there(self.source)
             if self.quarantine is None:
@@ -331,7 +330,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
     def _is_bad(self, name: str) -> bool:
         return self.quarantine is not None and self.quarantine.reason(self.source.name, name, EVALUATED) is not None
 
-    def _decoded(self, media: Media) -> torch.Tensor:
+    def _decoded(self, row: int, media: Media) -> torch.Tensor:
         short_side = self.processor.size["shortest_edge"]
         sample_indices = partial(self.processor.sample_frames, num_clips=1)
         frames = load_frames(media, self.source.modality, self.processor, sample_indices, short_side)

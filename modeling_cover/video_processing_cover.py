@@ -18,7 +18,7 @@ An image is a clip of one frame and stays one; a video is sampled to `num_frames
 Axes: B clips, T frames, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -271,10 +271,10 @@ class CoverVideoProcessor(BaseVideoProcessor):
         source = video_url_or_urls
         sample_indices = sample_indices_fn or _every_frame
         if not is_url(source):
-            return _read_in_any_order(source, sample_indices, short_side)
+            return read_in_any_order(source, sample_indices, short_side)
         with download(source) as file:
             try:
-                return _read_in_any_order(file, sample_indices, short_side)
+                return read_in_any_order(file, sample_indices, short_side)
             except VideoDecodingError as error:
                 raise VideoDecodingError(f"{source}: {error}") from error
 
@@ -363,10 +363,14 @@ def _every_frame(metadata: VideoMetadata) -> range:
     return range(metadata.total_num_frames)
 
 
-def _read_in_any_order(
-    source: VideoSource, sample_indices: Callable[[VideoMetadata], list[int]], short_side: int | None
+def read_in_any_order(
+    source: VideoSource,
+    sample_indices: Callable[[VideoMetadata], Sequence[int]],
+    short_side: int | None,
+    start: float | None = None,
+    end: float | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
-    """`read_video` of indices that need not ascend, since clips of one video may overlap."""
+    """[`read_video`] of indices that need not ascend, since clips of one video may overlap."""
     wanted = []
 
     def ascending_indices(metadata: VideoMetadata) -> list[int]:
@@ -374,7 +378,7 @@ def _read_in_any_order(
         return sorted(set(wanted))
 
     # As many threads as torch may use: one in a data loader's worker, whose siblings have the other cores.
-    frames, metadata = read_video(source, ascending_indices, short_side, num_threads=torch.get_num_threads())
+    frames, metadata = read_video(source, ascending_indices, short_side, torch.get_num_threads(), start, end)
     if wanted != metadata.frames_indices:
         frames = frames[np.searchsorted(metadata.frames_indices, wanted)]
         metadata.frames_indices = wanted
@@ -429,4 +433,4 @@ def spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int = 1) -
     return [crop.contiguous() for crop in crops]  # of bytes this is cheap, and what follows is twice as fast for it
 
 
-__all__ = ["CoverVideoProcessor", "read_image"]
+__all__ = ["CoverVideoProcessor", "read_image", "read_in_any_order"]

@@ -77,8 +77,8 @@ def _clip(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named after its content, so that no two files are alike.
     rng = np.random.default_rng(list(str(path).encode()))
-    noise = rng.integers(0, 4, (8, 48, 64, 3), dtype=np.uint8)
-    write_clip(path, indexed_frames(8) + noise + rng.integers(0, 64, 3, dtype=np.uint8))
+    noise = rng.integers(0, 4, (16, 48, 64, 3), dtype=np.uint8)
+    write_clip(path, indexed_frames(16) + noise + rng.integers(0, 64, 3, dtype=np.uint8))
 
 
 def _image(path: Path) -> None:
@@ -89,7 +89,7 @@ def _image(path: Path) -> None:
 
 def _write_quickstart(folder: Path) -> None:
     for split in ("train", "val"):
-        for label in ("ring", "star"):
+        for label in ("ring", "cross"):
             for index in range(3):
                 _clip(folder / "shapes" / split / label / f"{index:03d}.mp4")
         for label in ("dots", "plain"):

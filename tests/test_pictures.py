@@ -13,7 +13,6 @@
 # limitations under the License.
 """Pictures of one answer and of all answers: what is drawn, and what the scripts write and say."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import pytest
 import torch
 from checkpoints import save_quickstart
 from clips import write_clip
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover import CoverVideoProcessor
 from modeling_cover.evaluation.pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.pictures import overlay, shown_frames
 from PIL import Image
@@ -30,13 +29,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-import evaluate_head
 import explain
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A checkpoint, a clip, an image, a file that is neither, and the data of its heads with a recipe."""
+    """A checkpoint, a clip, an image, and a file that is neither."""
     folder = tmp_path_factory.mktemp("pictures")
     torch.manual_seed(0)
     save_quickstart(folder / "model")
@@ -44,19 +42,6 @@ def folder(tmp_path_factory) -> Path:
     write_clip(folder / "clip.mp4", rng.integers(0, 256, (10, 48, 64, 3), dtype=np.uint8))
     Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / "image.png")
     (folder / "text.mp4").write_text("no video")
-    for label in ("circle", "cross", "ring"):
-        (folder / "shapes" / label).mkdir(parents=True)
-        for name in ("0", "1"):
-            path = folder / "shapes" / label / f"{name}.mp4"
-            write_clip(path, rng.integers(0, 256, (8, 48, 64, 3), dtype=np.uint8))
-    (folder / "shapes" / "ring" / "2.mp4").write_text("no video")
-    (folder / "recipe.yaml").write_text(
-        f"""
-bad_files: {{max_share: 0.5}}
-datasets:
-  - {{name: shapes, format: class_folders, modality: video, splits: {{train: {folder}/shapes, validation: {folder}/shapes}}}}
-"""
-    )
     return folder
 
 
@@ -123,7 +108,7 @@ class TestExplain:
         assert named in err.splitlines()[-1]
 
 
-class TestEvaluation:
+class TestPicturesOfAnEvaluation:
     def test_a_confusion_matrix_counts_rows_by_true_and_predicted_class(self):
         counts = confusion_matrix(np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0]), 3)
         assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 2]]
@@ -140,65 +125,3 @@ class TestEvaluation:
             with Image.open(tmp_path / name) as picture:
                 assert 200 < picture.height < 7000
                 assert 400 < picture.width < 3000
-
-    def run(self, monkeypatch, capsys, folder, output, *arguments) -> tuple[int, str, str]:
-        command = ["evaluate_head.py", "--model", folder / "model", "--recipe", folder / "recipe.yaml", *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, [*command, "--output", output, "--num_workers", 0])))
-        code = evaluate_head.main()
-        return code, *capsys.readouterr()
-
-    def test_a_head_is_evaluated_on_its_data_and_a_bad_file_is_counted_apart(
-        self, folder, tmp_path, monkeypatch, capsys
-    ):
-        code, out, _ = self.run(monkeypatch, capsys, folder, tmp_path, "--head", "shapes")
-        assert code == 0
-        assert "unreadable 1" in out
-        figures = json.loads((tmp_path / "evaluation_shapes.json").read_text())
-        model = CoverForVideoClassification.from_pretrained(folder / "model").eval()
-        processor = CoverVideoProcessor.from_pretrained(folder / "model")
-        expected = np.zeros((3, 3), dtype=int)
-        for index, label in enumerate(model.config.heads["shapes"]["labels"]):
-            for name in ("0", "1"):
-                inputs = processor(str(folder / "shapes" / label / f"{name}.mp4"), return_tensors="pt")
-                with torch.no_grad():
-                    expected[index, model(**inputs, head="shapes").logits.argmax()] += 1
-        assert figures["confusion"] == expected.tolist()
-        assert figures["top1"] == pytest.approx(expected.trace() / 6)
-        assert [entry["rows"] for entry in figures["classes"]] == [2, 2, 2]
-        assert [entry["accuracy"] for entry in figures["classes"]] == (expected.diagonal() / 2).tolist()
-        pictures = {"confusion_shapes.png", "per_class_accuracy_shapes.png"}
-        assert pictures <= {path.name for path in tmp_path.iterdir()}
-
-    def test_of_several_labels_a_row_it_is_the_average_precision_of_each(self, tmp_path):
-        logits = np.array([[2.0, -1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 2.0, 0.0]], dtype=np.float32)
-        targets = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=np.float32)
-        figures = evaluate_head.write_evaluation(logits, targets, ["run", "walk", "swim"], "tags", tmp_path)
-        assert [entry["average_precision"] for entry in figures["classes"]] == [pytest.approx(5 / 6), 1.0, None]
-        assert figures["map"] == pytest.approx((5 / 6 + 1) / 2)
-        assert not (tmp_path / "confusion_tags.png").exists()
-        assert (tmp_path / "per_class_average_precision_tags.png").exists()
-
-    @pytest.mark.parametrize(
-        ("arguments", "named"),
-        [
-            (["--head", "ssv2"], "ssv2"),
-            (["--head", "motions"], "motions"),
-            (["--head", "shapes", "--split", "test"], "test"),
-        ],
-    )
-    def test_what_there_is_not_is_named(self, folder, tmp_path, monkeypatch, capsys, arguments, named):
-        code, _, err = self.run(monkeypatch, capsys, folder, tmp_path, *arguments)
-        assert code == 1
-        assert named in err.splitlines()[-1]
-
-    def test_classes_that_the_head_does_not_have_are_named(self, tmp_path, folder, monkeypatch, capsys):
-        config = CoverConfig.from_pretrained(folder / "model")
-        config.update_heads({**config.heads, "shapes": {"labels": ["circle", "cross"]}}, "motions")
-        model = CoverForVideoClassification(config)
-        model.save_pretrained(tmp_path / "fewer")
-        CoverVideoProcessor.from_pretrained(folder / "model").save_pretrained(tmp_path / "fewer")
-        code, _, err = self.run(
-            monkeypatch, capsys, folder, tmp_path / "out", "--head", "shapes", "--model", tmp_path / "fewer"
-        )
-        assert code == 1
-        assert "ring" in err.splitlines()[-1]

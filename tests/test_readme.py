@@ -51,6 +51,11 @@ def workspace(tmp_path_factory) -> Path:
         write_clip(folder / path, rng.integers(0, 256, (8, 48, 64, 3), dtype=np.uint8))
 
     clip("data/quickstart/motions/videos/00000.mp4")
+    clip("data/quickstart/shapes/val/ring/0.mp4")
+    (folder / "data" / "quickstart" / "motions" / "val.csv").write_text("video,label\nvideos/00000.mp4,growing\n")
+    (folder / "data" / "quickstart" / "images" / "val" / "dots").mkdir(parents=True)
+    picture = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    picture.save(folder / "data" / "quickstart" / "images" / "val" / "dots" / "0.png")
     for split in ("train", "val"):
         for name in ("wave", "point"):
             clip(f"my_videos/{split}/{name}.mp4")

@@ -11,10 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Top-k accuracy and mean average precision, as `evaluate` metrics that need no download."""
+"""Top-k accuracy and mean average precision."""
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 from transformers import EvalPrediction
@@ -25,68 +23,44 @@ from ..data import UNREADABLE
 TOP_K = (1, 5)
 
 
-class TopKAccuracy(evaluate.Metric):
-    """The share of rows whose class is among the k classes of largest logit, for k = 1 and 5.
+def top_k_accuracy(best: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """The share of rows whose class (rows,) is among the best (rows, up to 5), the first of k, for k = 1 and 5."""
+    hits = best == targets[:, None]
+    return {f"top{k}": float(hits[:, :k].any(axis=1).mean()) for k in TOP_K}
 
-    `predictions`: (rows, up to 5), the classes of largest logit in descending order; `references`: (rows,).
+
+def mean_average_precision(scores: np.ndarray, has_label: np.ndarray, counts: np.ndarray | None = None) -> float:
+    """The mean, over the labels that some row has, of [`average_precision`]; NaN if no row has any.
+
+    Args:
+        scores: (rows, labels).
+        has_label: (rows, labels), of bool.
+        counts: (rows,), how often each row counts; by default once.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Top-1 and top-5 accuracy.",
-            citation="",
-            inputs_description=self.__doc__,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("int64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
-        )
-
-    def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, float]:
-        hits = np.asarray(predictions) == np.asarray(references)[:, None]
-        return {f"top{k}": float(hits[:, :k].any(axis=1).mean()) for k in TOP_K}
+    precisions = average_precisions(scores, has_label, counts)
+    there = ~np.isnan(precisions)
+    return float(precisions[there].mean()) if there.any() else float("nan")
 
 
-class MeanAveragePrecision(evaluate.Metric):
-    """The area under precision over recall of each label, averaged over the labels that some row has.
-
-    `predictions`: (rows, labels), a score for each label; `references`: (rows, labels), 0 or 1. Rows of equal score are
-    one point of the curve.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Mean average precision.",
-            citation="",
-            inputs_description=self.__doc__,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
-                    "references": datasets.Sequence(datasets.Value("float32")),
-                }
-            ),
-        )
-
-    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
-        scores, has_label = np.asarray(predictions), np.asarray(references) > 0.5
-        precisions = [
-            average_precision(scores[:, label], has_label[:, label])
-            for label in range(scores.shape[1])
-            if has_label[:, label].any()
+def average_precisions(scores: np.ndarray, has_label: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """(labels,), NaN for a label that no row has; see [`mean_average_precision`]."""
+    counts = np.ones(len(scores)) if counts is None else counts
+    return np.array(
+        [
+            average_precision(scores[:, label], has_label[:, label], counts) if there else np.nan
+            for label, there in enumerate(counts @ has_label > 0)
         ]
-        return {"map": float(np.mean(precisions)) if precisions else float("nan")}
+    )
 
 
-def average_precision(scores: np.ndarray, has_label: np.ndarray) -> float:
-    """The sum of precision times gain in recall, from the highest score (rows,) down."""
+def average_precision(scores: np.ndarray, has_label: np.ndarray, counts: np.ndarray) -> float:
+    """The area under precision over recall of one label: the sum of precision times gain in recall, from the highest score
+    (rows,) down; rows of equal score are one point of the curve."""
     order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(has_label[order])
-    is_last_of_equals = np.append(np.diff(scores[order]) != 0, True)
-    ranks = np.flatnonzero(is_last_of_equals)
-    precision, recall = hits[ranks] / (ranks + 1), hits[ranks] / hits[-1]
-    return float(np.sum(precision * np.diff(recall, prepend=0)))
+    hits, ranks = np.cumsum((has_label * counts)[order]), np.cumsum(counts[order])
+    is_last_of_equals = np.append(np.diff(scores[order]) != 0, True) & (ranks > 0)
+    hits, ranks = hits[is_last_of_equals], ranks[is_last_of_equals]
+    return float(np.sum(hits / ranks * np.diff(hits / hits[-1], prepend=0)))
 
 
 def metric_inputs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -114,6 +88,9 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     labels, readable = prediction.label_ids, readable_rows(prediction.label_ids)
     if not readable.any():
         raise ValueError("not one file of the evaluation could be decoded")
-    metric = (TopKAccuracy if labels.ndim == 1 else MeanAveragePrecision)(keep_in_memory=True)
-    metrics = metric.compute(predictions=prediction.predictions[readable], references=labels[readable])
+    predictions, labels = prediction.predictions[readable], labels[readable]
+    if labels.ndim == 1:
+        metrics = top_k_accuracy(predictions, labels)
+    else:
+        metrics = {"map": mean_average_precision(predictions, labels > 0.5)}
     return metrics if readable.all() else {**metrics, "unreadable": int((~readable).sum())}

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The rows of a data set: their files and their labels, read from the layouts that data sets come in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,8 +80,10 @@ class Source:
         return np.bincount(self.classes, minlength=len(self.labels))
 
 
-def read_sources(dataset: DatasetRecipe, head_labels: list[str] | None = None) -> dict[str, Source | StreamedSource]:
-    """Read every split of a data set.
+def read_sources(
+    dataset: DatasetRecipe, head_labels: list[str] | None = None, splits: Collection[str] | None = None
+) -> dict[str, Source | StreamedSource]:
+    """Read the splits of a data set.
 
     The formats are
 
@@ -101,6 +103,8 @@ def read_sources(dataset: DatasetRecipe, head_labels: list[str] | None = None) -
     Args:
         dataset: where it is and in which layout.
         head_labels: the label space of an existing head, in its order; the data set must have the same classes.
+        splits: to read; by default all. Without the train split, which may not be there to evaluate a model, the classes
+            are the head's, and a split may lack some.
 
     Raises:
         ValueError: if a path is missing or has no files, a list lacks a column or names a missing file, a shard is
@@ -109,19 +113,25 @@ def read_sources(dataset: DatasetRecipe, head_labels: list[str] | None = None) -
     """
     with _naming(dataset):
         given = None if dataset.labels is None else read_labels(dataset.labels)
-        found = {split: _read_split(dataset, split) for split in dataset.splits}
-        labels = given or found["train"].names or _found_labels(found["train"])
+        splits = dataset.splits if splits is None else splits
+        if missing := [split for split in splits if split not in dataset.splits]:
+            raise ValueError(f"there is no split '{missing[0]}', but {', '.join(dataset.splits)}")
+        if "train" not in splits and head_labels is None:
+            raise ValueError("without its train split, the labels of a head are needed")
+        found = {split: _read_split(dataset, split) for split in splits}
+        first = found.get("train", next(iter(found.values())))
+        labels = given or first.names or (_found_labels(first) if "train" in found else head_labels)
     if head_labels is not None:
         check_same_classes(dataset.name, labels, head_labels)
         labels = head_labels
     sources = {}
     with _naming(dataset):
         for split, rows in found.items():
-            space = LabelSpace(labels, rows.names or found["train"].names or given)
+            space = LabelSpace(labels, rows.names or first.names or given)
             if isinstance(rows, RowStream):
                 sources[split] = _streamed_source(dataset, rows, space)
             else:
-                is_listed = given is not None or found["train"].names is not None
+                is_listed = given is not None or first.names is not None or "train" not in found
                 sources[split] = _source(dataset, split, rows, space, is_listed)
     return sources
 

@@ -1,0 +1,229 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Evaluate a checkpoint on all data sets of a recipe, or on some of them, as the paper does: by the mean of 1x3 views.
+
+    accelerate launch examples/evaluate.py --model outputs/quickstart --recipe examples/recipes/quickstart.yaml
+    accelerate launch examples/evaluate.py --model ORG/NAME --recipe RECIPE --dataset ssv2 --views 4x3 --reverse_frames
+
+The recipe says where the data are; of each data set, the head of its name is evaluated. Prints a table, and writes into `--output`
+evaluation.json, confusion_<data set>.png and per_class_accuracy_<data set>.png; with several labels a row, there is
+per_class_average_precision_<data set>.png and no confusion matrix. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
+listed in quarantine.jsonl there and count neither for nor against the model; with more than the recipe's `bad_files` allows, it stops.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
+from modeling_cover.data import EVALUATED
+from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.evaluation.pictures import draw_confusion_matrix, draw_scores_of_classes
+from modeling_cover.evaluation.running import score_rows
+from modeling_cover.evaluation.scores import evaluate_scores
+from modeling_cover.evaluation.views import Views, ViewsDataset, resized_processor
+from modeling_cover.quarantine import Quarantine
+from modeling_cover.recipe import Recipe
+from modeling_cover.sources import Source, read_sources
+from transformers import AutoModelForVideoClassification, AutoVideoProcessor
+
+
+SHOWN = {
+    "rows": "rows",
+    "unreadable": "unreadable",
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_class_accuracy": "mean of classes",
+    "map": "mAP",
+    "ece": "ECE",
+    "rows_per_second": "rows/s",
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
+    parser.add_argument("--recipe", type=Path, required=True, help="where the data are")
+    parser.add_argument(
+        "--dataset", action="append", help="of the recipe, may be repeated; default: all that have the split"
+    )
+    parser.add_argument("--head", help="of one --dataset; default: the head of its name")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--views", default="1x3", help="temporal x spatial views of a row, default: the paper's 1x3")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards (Table 2 of the paper)")
+    order.add_argument("--shuffle_frames", action="store_true", help="show the frames of each clip in a random order")
+    parser.add_argument("--num_frames", type=int, help="of a clip; default: as the model was trained")
+    parser.add_argument(
+        "--image_size", type=int, help="side of the crop, in pixels; default: as the model was trained"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/evaluation"), help="the folder of what is written"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="rows that go through the model at once, of a process"
+    )
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that decode, of each process")
+    parser.add_argument("--num_resamples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of shuffled frames and of the bootstrap")
+    options = parser.parse_args(arguments)
+    options.frame_order = "reversed" if options.reverse_frames else "shuffled" if options.shuffle_frames else "forward"
+    return options
+
+
+def chosen_datasets(recipe: Recipe, names: Sequence[str] | None, split: str) -> list[DatasetRecipe]:
+    """Those that are asked for; by default all that have the split.
+
+    Raises:
+        ValueError: if the recipe has no such data set, or none has the split.
+    """
+    there = {dataset.name: dataset for dataset in recipe.datasets}
+    if unknown := [name for name in names or () if name not in there]:
+        raise ValueError(f"the recipe has no data set '{unknown[0]}', but {', '.join(there)}")
+    chosen = [there[name] for name in dict.fromkeys(names)] if names else list(there.values())
+    if not names:
+        chosen = [dataset for dataset in chosen if split in dataset.splits]
+    if not chosen:
+        raise ValueError(f"no data set of the recipe has a split '{split}'")
+    return chosen
+
+
+def source_of_head(model: CoverForVideoClassification, dataset: DatasetRecipe, head: str, split: str) -> Source:
+    """The split of a data set, with the labels of the head.
+
+    Raises:
+        ValueError: if there is no such split or head, the head is of another kind, or the data set has other classes.
+    """
+    if head not in model.config.heads:
+        raise ValueError(
+            f"dataset '{dataset.name}': the model has no head '{head}', but {', '.join(model.config.head_names)}"
+        )
+    description = model.config.get_head(head)
+    if description["problem_type"] != dataset.problem_type:
+        raise ValueError(
+            f"dataset '{dataset.name}' is of {dataset.problem_type}, and the head '{head}' of {description['problem_type']}"
+        )
+    source = read_sources(dataset, head_labels=description["labels"], splits=[split])[split]
+    if not isinstance(source, Source):
+        raise ValueError(f"dataset '{dataset.name}': its {split} split is streamed, and cannot be evaluated in order")
+    return source
+
+
+def draw(figures: dict[str, Any], name: str, output: Path) -> None:
+    """The pictures of one data set."""
+    classes = figures["classes"]
+    labels, rows = [entry["label"] for entry in classes], np.array([entry["rows"] for entry in classes])
+    measure = "average_precision" if "map" in figures else "accuracy"
+    if "confusion" in figures:
+        title = f"{name}: top-1 {figures['top1']:.1%} of {rows.sum()}"
+        path = output / f"confusion_{name}.png"
+        draw_confusion_matrix(np.array(figures["confusion"]), labels, title, path)
+    values = np.array([entry[measure] or 0.0 for entry in classes])
+    path = output / f"per_class_{measure}_{name}.png"
+    draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
+
+
+def table(evaluations: dict[str, dict[str, Any]]) -> str:
+    """A line for each data set, with a column for each figure that one of them has."""
+    keys = [key for key in SHOWN if any(key in figures for figures in evaluations.values())]
+    lines = [["data set", *(SHOWN[key] for key in keys)]]
+    lines += [[name, *(_cell(figures, key) for key in keys)] for name, figures in evaluations.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(figures: dict[str, Any], key: str) -> str:
+    value = figures.get(key)
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return str(value)
+    if key == "rows_per_second":
+        return f"{value:.3g}"
+    interval = figures["intervals"].get(key)
+    between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{value:.3f}" if key == "ece" else f"{value:.1%}{between}"
+
+
+def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """Evaluate each data set, on all processes, and write what there is to write on the main one."""
+    views, output = Views.parse(options.views), options.output
+    recipe = load_recipe(options.recipe)
+    datasets = chosen_datasets(recipe, options.dataset, options.split)
+    if options.head is not None and len(datasets) != 1:
+        raise ValueError(f"--head is of one --dataset, got {', '.join(dataset.name for dataset in datasets)}")
+    try:
+        model = AutoModelForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
+        processor: CoverVideoProcessor = AutoVideoProcessor.from_pretrained(options.model)
+    except OSError as error:  # transformers' for one that is not there
+        raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    processor = resized_processor(processor, options.num_frames, options.image_size)
+    heads = {dataset.name: options.head or dataset.name for dataset in datasets}
+    sources = [source_of_head(model, dataset, heads[dataset.name], options.split) for dataset in datasets]
+    quarantine = Quarantine(output / "quarantine.jsonl", recipe.bad_files.max_share)
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        quarantine.clear(EVALUATED)
+    accelerator.wait_for_everyone()
+    evaluations = {}
+    for source in sources:
+        dataset = ViewsDataset(source, processor, quarantine, views, options.frame_order, options.seed)
+        head = heads[source.name]
+        scored = score_rows(model, dataset, head, accelerator, options.batch_size, options.num_workers)
+        if accelerator.is_main_process:
+            figures = evaluate_scores(
+                scored.scores, scored.targets, source.labels, options.num_resamples, options.seed
+            )
+            about = {"head": head, "views": str(dataset.views), "rows_per_second": len(dataset) / scored.seconds}
+            evaluations[source.name] = about | figures
+            draw(figures, source.name, output)
+    written = {
+        "model": options.model,
+        "split": options.split,
+        "frame_order": options.frame_order,
+        "num_frames": processor.num_frames,
+        "image_size": processor.crop_size["height"],
+        "processes": accelerator.num_processes,
+        "seed": options.seed,
+        "datasets": evaluations,
+    }
+    if accelerator.is_main_process:
+        text = json.dumps(written, indent=1, ensure_ascii=False)
+        (output / "evaluation.json").write_text(text, encoding="utf-8")
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, accelerator = parse_arguments(arguments), Accelerator()
+    try:
+        written = evaluate(options, accelerator)
+    except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
+        # That of a data loader's worker is at the end of its traceback.
+        print(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip(), file=sys.stderr)
+        return 1
+    if accelerator.is_main_process:
+        print(table(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")
+    accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

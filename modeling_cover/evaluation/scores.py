@@ -1,0 +1,135 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From scores of classes to figures: accuracy in several senses, calibration, and how sure one may be of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import EvalPrediction
+
+from .metrics import average_precisions, compute_metrics, mean_average_precision, metric_inputs, readable_rows
+from .pictures import confusion_matrix
+
+
+NUM_BINS = 15
+CONFIDENCE_LEVEL = 0.95
+
+Figures = dict[str, Any]
+
+
+def evaluate_scores(
+    scores: np.ndarray, targets: np.ndarray, labels: Sequence[str], num_resamples: int = 1000, seed: int = 0
+) -> Figures:
+    """What a set of scores is worth.
+
+    Args:
+        scores: (rows, classes), probabilities.
+        targets: the class of each row (rows,), or with several labels a row 0 and 1 (rows, classes); `UNREADABLE` where a
+            file could not be decoded, which counts neither for nor against the model.
+        labels: of the classes.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        `rows` in all and, if there are any, `unreadable` ones; `top1`, `top5`, `mean_class_accuracy` over the classes that
+        have rows, `ece` (see [`calibration_error`]) and the `confusion` matrix; with several labels a row, `map`.
+        `intervals` has 95% bootstrap intervals of these but `ece`; `classes` the rows of each class and its `accuracy` or
+        `average_precision`, None where it has no row.
+
+    Raises:
+        ValueError: if not one row could be decoded.
+    """
+    inputs = metric_inputs(torch.from_numpy(scores), torch.from_numpy(targets)).numpy()
+    figures = {"rows": len(targets), **compute_metrics(EvalPrediction(inputs, targets))}
+    readable = readable_rows(targets)
+    scores, targets, inputs = scores[readable], targets[readable], inputs[readable]
+    if targets.ndim == 2:
+        has_label = targets > 0.5
+        counts, measure = has_label.sum(axis=0), "average_precision"
+        of_classes = average_precisions(scores, has_label)
+
+        def statistics(counts: np.ndarray) -> dict[str, float]:
+            return {"map": mean_average_precision(scores, has_label, counts)}
+    else:
+        confusion = confusion_matrix(targets, inputs[:, 0], len(labels))
+        counts, measure, statistics = confusion.sum(axis=1), "accuracy", _accuracies(inputs, targets, len(labels))
+        of_classes = confusion.diagonal() / np.maximum(counts, 1)
+        figures["mean_class_accuracy"] = float(of_classes[counts > 0].mean())
+        figures["ece"] = calibration_error(scores.max(axis=1), inputs[:, 0] == targets)
+        figures["confusion"] = confusion.tolist()
+    figures["intervals"] = bootstrap_intervals(statistics, len(targets), num_resamples, seed)
+    figures["classes"] = [
+        {"label": label, measure: float(score) if count else None, "rows": int(count)}
+        for label, score, count in zip(labels, of_classes, counts, strict=True)
+    ]
+    return figures
+
+
+def calibration_error(confidences: np.ndarray, hits: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """The expected calibration error (Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3).
+
+    The mean, over rows, of how far the accuracy of a row's bin is from its mean confidence; bins are of equal width.
+
+    Args:
+        confidences: (rows,), the score of the class that was chosen, from 0 to 1.
+        hits: (rows,), whether it was right.
+    """
+    bins = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)  # (0, 1/M], (1/M, 2/M], ...
+    surplus = np.bincount(bins, weights=hits - confidences.astype(np.float64), minlength=num_bins)
+    return float(np.abs(surplus).sum() / len(hits))
+
+
+def bootstrap_intervals(
+    statistics: Callable[[np.ndarray], Mapping[str, float]], num_rows: int, num_resamples: int, seed: int
+) -> dict[str, list[float]]:
+    """Between which values 95% of the statistics of resampled rows are (the percentile bootstrap of Efron).
+
+    Args:
+        statistics: given how often each row was drawn (rows,), what is asked for.
+        num_rows: drawn, with replacement, of as many.
+        num_resamples: of all rows.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistics(np.bincount(rng.integers(num_rows, size=num_rows), minlength=num_rows))
+        for _ in tqdm(range(num_resamples), desc="bootstrap", leave=False, delay=2)
+    ]
+    outside = (1 - CONFIDENCE_LEVEL) / 2
+    return {
+        name: np.nanquantile([values[name] for values in drawn], [outside, 1 - outside]).tolist()
+        for name in (drawn[0] if drawn else ())
+    }
+
+
+def _accuracies(
+    best: np.ndarray, targets: np.ndarray, num_classes: int
+) -> Callable[[np.ndarray], Mapping[str, float]]:
+    """Top-1, top-5 and mean accuracy over classes, of the best five classes (rows, up to 5)."""
+    is_best = best[:, 0] == targets
+    is_among = (best == targets[:, None]).any(axis=1)
+
+    def statistics(counts: np.ndarray) -> Mapping[str, float]:
+        rows = np.bincount(targets, counts, num_classes)
+        right = np.bincount(targets, counts * is_best, num_classes)
+        return {
+            "top1": right.sum() / rows.sum(),
+            "top5": (counts @ is_among) / rows.sum(),
+            "mean_class_accuracy": (right[rows > 0] / rows[rows > 0]).mean(),
+        }
+
+    return statistics
