@@ -42,7 +42,7 @@ ORIGINAL_SIZES = {**SIZES, "hidden_size": 128, "num_attention_heads": 2}
 
 QUICKSTART_LABELS = {
     "motions": ["growing", "moving down", "moving left"],
-    "shapes": ["circle", "cross", "ring"],
+    "shapes": ["circle", "ring", "star"],
     "textures": ["checker", "dots", "plain"],
 }
 

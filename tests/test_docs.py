@@ -89,7 +89,7 @@ def _image(path: Path) -> None:
 
 def _write_quickstart(folder: Path) -> None:
     for split in ("train", "val"):
-        for label in ("ring", "cross"):
+        for label in ("ring", "star"):
             for index in range(3):
                 _clip(folder / "shapes" / split / label / f"{index:03d}.mp4")
         for label in ("dots", "plain"):

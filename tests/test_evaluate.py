@@ -269,7 +269,7 @@ class TestTheCommand:
             (["--dataset", "motions"], "dataset 'motions': there is no split 'validation', but train"),
             (
                 ["--dataset", "shapes", "--head", "motions"],
-                "classes 'circle', 'cross', 'ring' are not among the labels",
+                "classes 'circle', 'ring', 'star' are not among the labels",
             ),
             (["--dataset", "shapes", "--split", "test"], "there is no split 'test'"),
             (["--split", "test"], "no data set of the recipe has a split 'test'"),

@@ -329,10 +329,10 @@ class TestLoading:
         heads = CoverConfig.from_pretrained(checkpoint).heads
         CoverConfig.from_pretrained(checkpoint, heads=heads, default_head="motions")
         assert caplog.text == ""
-        heads = {**heads, "shapes": {"labels": ["ring", "cross", "circle"]}}
+        heads = {**heads, "shapes": {"labels": ["star", "ring", "circle"]}}
         CoverConfig.from_pretrained(checkpoint, heads=heads, default_head="motions")
         assert (
-            "head 'shapes' has weights for the labels circle, cross, ring, and is given ring, cross, circle"
+            "head 'shapes' has weights for the labels circle, ring, star, and is given star, ring, circle"
             in caplog.text
         )
         assert "motions" not in caplog.text
