@@ -139,10 +139,10 @@ def draw(figures: dict[str, Any], name: str, output: Path) -> None:
     draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
 
 
-def table(evaluations: dict[str, dict[str, Any]]) -> str:
-    """A line for each data set, with a column for each figure that one of them has."""
+def table(evaluations: dict[str, dict[str, Any]], of: str = "data set") -> str:
+    """A line for each evaluation, with a column for each figure that one of them has."""
     keys = [key for key in SHOWN if any(key in figures for figures in evaluations.values())]
-    lines = [["data set", *(SHOWN[key] for key in keys)]]
+    lines = [[of, *(SHOWN[key] for key in keys)]]
     lines += [[name, *(_cell(figures, key) for key in keys)] for name, figures in evaluations.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -190,7 +190,7 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
         scored = score_rows(model, dataset, head, accelerator, options.batch_size, options.num_workers)
         if accelerator.is_main_process:
             figures = evaluate_scores(
-                scored.scores, scored.targets, source.labels, options.num_resamples, options.seed
+                scored.outputs, scored.targets, source.labels, options.num_resamples, options.seed
             )
             about = {"head": head, "views": str(dataset.views), "rows_per_second": len(dataset) / scored.seconds}
             evaluations[source.name] = about | figures

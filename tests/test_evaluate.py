@@ -125,8 +125,8 @@ class TestViews:
         for number in range(3):
             dataset = OneView(source, processor, views=Views(1, 3))
             dataset.number = number
-            apart.append(score_rows(model, dataset).scores)
-        assert np.abs(together.scores - np.mean(apart, axis=0)).max() < 1e-6
+            apart.append(score_rows(model, dataset).outputs)
+        assert np.abs(together.outputs - np.mean(apart, axis=0)).max() < 1e-6
         assert np.abs(apart[0] - apart[2]).max() > 1e-4
 
     @pytest.mark.parametrize(("views", "sampling"), [("1x3", "uniform"), ("2x3", "uniform"), ("3x1", "dense")])
@@ -136,7 +136,7 @@ class TestViews:
         scored = score_rows(model, ViewsDataset(source, processor, views=views), batch_size=4)
         classify = pipeline("cover-video-classification", model=model, video_processor=processor)
         options = {"views": views.spatial, "num_clips": views.temporal, "top_k": None, "head": "shapes"}
-        for row, scores in enumerate(scored.scores):
+        for row, scores in enumerate(scored.outputs):
             answer = {entry["label"]: entry["score"] for entry in classify(source.media[row].content, **options)}
             assert scores == pytest.approx([answer[label] for label in source.labels], abs=1e-6)
         assert scored.targets.tolist() == source.classes.tolist()

@@ -11,9 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Scores of every row of a data set, by any number of processes."""
+"""Scores and features of every row of a data set, by any number of processes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,27 +24,27 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data import collate_clips
+from ..dataset_recipe import MULTI_LABEL
 from ..modeling_cover import CoverForVideoClassification
 from ..pipeline_cover import head_scores
 from .views import ViewsDataset
 
 
 @dataclass(frozen=True)
-class RowScores:
+class RowOutputs:
     """Of all rows of a data set, in order.
 
     Attributes:
-        scores: (rows, classes), the mean over views of the probabilities.
-        targets: (rows,) or, with several labels a row, (rows, classes).
+        outputs: (rows, ...), what was asked for.
+        targets: (rows,) or, with several labels a row, (rows, classes); `UNREADABLE` where a file could not be decoded.
         seconds: that it took, decoding included.
     """
 
-    scores: np.ndarray
+    outputs: np.ndarray
     targets: np.ndarray
     seconds: float
 
 
-@torch.inference_mode()
 def score_rows(
     model: CoverForVideoClassification,
     dataset: ViewsDataset,
@@ -51,8 +52,8 @@ def score_rows(
     accelerator: Accelerator | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
-) -> RowScores:
-    """Average the probabilities of the views of each row, as section 4.1 of the paper does.
+) -> RowOutputs:
+    """The probabilities of the classes (rows, classes), the mean over the views of each row as in section 4.1 of the paper.
 
     Each row is scored once, by one of the processes, in a batch of the same rows however many processes there are.
 
@@ -68,31 +69,65 @@ def score_rows(
         The same on each process.
     """
     head = head or dataset.source.name
-    description, num_rows = model.config.get_head(head), len(dataset)
-    accelerator = accelerator or Accelerator()
+    description = model.config.get_head(head)
+
+    def scores(clips: torch.Tensor, num_views: int) -> torch.Tensor:
+        return head_scores(description, model(clips, head=head).logits.unflatten(0, (-1, num_views)))
+
+    return _of_rows(scores, (len(description["labels"]),), dataset, accelerator, batch_size, num_workers)
+
+
+def extract_features(
+    model: CoverForVideoClassification,
+    dataset: ViewsDataset,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> RowOutputs:
+    """The features (rows, hidden_size) that heads see, the mean over the views of each row.
+
+    Args:
+        model, dataset, accelerator, batch_size, num_workers: as of [`score_rows`]; the data set's classes may be any.
+
+    Returns:
+        The same on each process.
+    """
+
+    def features(clips: torch.Tensor, num_views: int) -> torch.Tensor:
+        return model.cover(clips).pooler_output.float().unflatten(0, (-1, num_views)).mean(dim=1)
+
+    return _of_rows(features, (model.config.hidden_size,), dataset, accelerator, batch_size, num_workers)
+
+
+@torch.inference_mode()
+def _of_rows(
+    compute: Callable[[torch.Tensor, int], torch.Tensor],
+    shape: tuple[int, ...],
+    dataset: ViewsDataset,
+    accelerator: Accelerator | None,
+    batch_size: int,
+    num_workers: int,
+) -> RowOutputs:
+    """What `compute` makes (rows, *shape) of the clips (rows * views, T, 3, H, W) of each batch, and the number of views."""
+    accelerator, num_rows = accelerator or Accelerator(), len(dataset)
     starts = range(0, num_rows, batch_size)[accelerator.process_index :: accelerator.num_processes]
     batches = [range(start, min(start + batch_size, num_rows)) for start in starts]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_clips)
-    num_classes = len(description["labels"])
-    is_multi_label = description["problem_type"] == "multi_label_classification"
-    scores = torch.zeros(num_rows, num_classes, device=accelerator.device)
-    targets = torch.zeros(
-        num_rows,
-        *((num_classes,) if is_multi_label else ()),
-        device=accelerator.device,
-        dtype=torch.float32 if is_multi_label else torch.int64,
-    )
+    outputs = torch.zeros(num_rows, *shape, device=accelerator.device)
+    if dataset.source.problem_type == MULTI_LABEL:
+        targets = torch.zeros(num_rows, len(dataset.source.labels), device=accelerator.device)
+    else:
+        targets = torch.zeros(num_rows, dtype=torch.int64, device=accelerator.device)
     started = time.perf_counter()
     progress = tqdm(loader, desc=dataset.source.name, unit="batch", disable=not accelerator.is_main_process)
     for rows, batch in zip(batches, progress, strict=True):
         views = batch["pixel_values"].to(accelerator.device)
         clips = dataset.processor.normalize_pixels(views.flatten(0, 1))
         with accelerator.autocast():
-            logits = model(clips, head=head).logits
-        scores[rows.start : rows.stop] = head_scores(description, logits.unflatten(0, views.shape[:2]))
+            outputs[rows.start : rows.stop] = compute(clips, views.shape[1])
         targets[rows.start : rows.stop] = batch["labels"].to(accelerator.device)
     seconds = torch.tensor([time.perf_counter() - started], device=accelerator.device)
-    # Where another process has scored a row, this one has zeros.
-    scores, targets = (accelerator.reduce(tensor, reduction="sum") for tensor in (scores, targets))
+    # Where another process has a row, this one has zeros.
+    outputs, targets = (accelerator.reduce(tensor, reduction="sum") for tensor in (outputs, targets))
     longest = accelerator.gather(seconds).max().item()
-    return RowScores(scores.cpu().numpy(), targets.cpu().numpy(), longest)
+    return RowOutputs(outputs.cpu().numpy(), targets.cpu().numpy(), longest)

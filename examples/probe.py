@@ -1,0 +1,161 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""See what an encoder knows of a data set without training it: nearest neighbours and a linear classifier on its features.
+
+    python examples/probe.py --model outputs/quickstart --recipe RECIPE --dataset gestures [--save outputs/with_gestures]
+
+Features of both splits are computed once, and kept in `--output`; the next probe of the same encoder takes seconds. The linear classifier is the
+solution of a convex problem whose L2 strength is chosen on a fifth of the training rows; the validation split chooses nothing. `--save`
+writes a checkpoint that has it as a head. Also by `accelerate launch`, on as many processes as there are.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from evaluate import chosen_datasets, table
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
+from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable
+from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neighbour_scores
+from modeling_cover.evaluation.running import RowOutputs, extract_features
+from modeling_cover.evaluation.scores import evaluate_scores
+from modeling_cover.evaluation.views import Views, ViewsDataset
+from modeling_cover.quarantine import Quarantine
+from modeling_cover.sources import Source, read_sources
+from transformers import AutoModelForVideoClassification, AutoVideoProcessor
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
+    parser.add_argument("--recipe", type=Path, required=True, help="where the data are")
+    parser.add_argument("--dataset", required=True, help="of the recipe, with a train and a validation split")
+    parser.add_argument("--views", default="1x1", help="whose features are averaged, temporal x spatial; default: 1x1")
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="write the checkpoint with the linear classifier as a head"
+    )
+    parser.add_argument("--head", help="the name of that head; default: the data set's")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/probe"), help="the folder of features and figures"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="rows that go through the encoder at once, of a process"
+    )
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that decode, of each process")
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out rows and of the bootstrap")
+    return parser.parse_args(arguments)
+
+
+def read_both_splits(options: argparse.Namespace) -> tuple[dict[str, Source], float]:
+    """The train and the validation split, and the share of bad files that the recipe allows.
+
+    Raises:
+        ValueError: if there is no such data set, it lacks a split, or is streamed.
+    """
+    recipe = load_recipe(options.recipe)
+    (dataset,) = chosen_datasets(recipe, [options.dataset], "validation")
+    sources = read_sources(dataset)
+    for split in ("train", "validation"):
+        if split not in sources:
+            raise ValueError(f"dataset '{dataset.name}': a probe needs a {split} split, there is {', '.join(sources)}")
+        if not isinstance(sources[split], Source):
+            raise ValueError(f"dataset '{dataset.name}': its {split} split is streamed, and cannot be read in order")
+    return sources, recipe.bad_files.max_share
+
+
+def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, dict]:
+    """The figures of each probe, on the main process; and the checkpoint, if it is asked for."""
+    views, head = Views.parse(options.views), options.head or options.dataset
+    sources, max_share = read_both_splits(options)
+    try:
+        model = AutoModelForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
+        processor = AutoVideoProcessor.from_pretrained(options.model)
+    except OSError as error:  # transformers' for one that is not there
+        raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    if options.save is not None and head in model.config.heads:
+        raise ValueError(f"--save: the model has a head '{head}' already, give another name by --head")
+    split_features = {}
+    for split, source in sources.items():
+        # Of a split its own, since a row may be of both.
+        quarantine = Quarantine(options.output / f"quarantine_{split}.jsonl", max_share)
+        dataset = ViewsDataset(source, processor, quarantine, views)
+        compute = partial(extract_features, model, dataset, accelerator, options.batch_size, options.num_workers)
+        path = options.output / f"features_{source.name}_{split}.safetensors"
+        split_features[split] = cached_features(path, features_identity(model, dataset), compute, accelerator)
+    if not accelerator.is_main_process:
+        return {}
+    figures, classifier = fit_and_score(split_features, sources["train"].labels, accelerator.device, options.seed)
+    text = json.dumps({"model": options.model, "views": str(views), **figures}, indent=1, ensure_ascii=False)
+    (options.output / f"probe_{options.dataset}.json").write_text(text, encoding="utf-8")
+    if options.save is not None:
+        save_with_head(model, processor, head, sources["train"], classifier, options.save)
+    return figures
+
+
+def fit_and_score(
+    split_features: dict[str, RowOutputs], labels: list[str], device: torch.device, seed: int
+) -> tuple[dict[str, dict], torch.nn.Linear]:
+    features, targets = (torch.from_numpy(part).to(device) for part in without_unreadable(split_features["train"]))
+    evaluated = split_features["validation"]
+    validation = torch.from_numpy(evaluated.outputs).to(device)
+    l2 = choose_l2(features, targets, len(labels), seed=seed)
+    classifier = fit_linear(features, targets, len(labels), l2)
+    logits = classifier(validation)
+    scores = {
+        "nearest neighbours": nearest_neighbour_scores(features, targets, validation, len(labels)),
+        "linear": logits.softmax(dim=-1) if targets.ndim == 1 else logits.sigmoid(),
+    }
+    figures = {
+        name: evaluate_scores(of_rows.cpu().numpy(), evaluated.targets, labels, seed=seed)
+        for name, of_rows in scores.items()
+    }
+    figures["linear"]["l2"] = l2
+    return figures, classifier
+
+
+def save_with_head(
+    model: CoverForVideoClassification,
+    processor: CoverVideoProcessor,
+    head: str,
+    source: Source,
+    classifier: torch.nn.Linear,
+    folder: Path,
+) -> None:
+    model.add_head(head, labels=source.labels, modality=source.modality, problem_type=source.problem_type)
+    model.classifiers[head].load_state_dict(classifier.state_dict())
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, accelerator = parse_arguments(arguments), Accelerator()
+    try:
+        figures = probe(options, accelerator)
+    except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
+        # That of a data loader's worker is at the end of its traceback.
+        print(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip(), file=sys.stderr)
+        return 1
+    if accelerator.is_main_process:
+        print(table(figures, "probe"), f"features and probe_{options.dataset}.json in {options.output}", sep="\n")
+    accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Features that are computed once, and kept in a file with what they are of."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers.utils import logging
+
+from ..data import UNREADABLE
+from ..modeling_cover import CoverForVideoClassification
+from .running import RowOutputs
+from .views import ViewsDataset
+
+
+logger = logging.get_logger(__name__)
+
+_KEY = "features_of"  # of the file's metadata
+
+
+def cached_features(
+    path: str | os.PathLike,
+    identity: dict[str, Any],
+    compute: Callable[[], RowOutputs],
+    accelerator: Accelerator | None = None,
+) -> RowOutputs:
+    """The features in a file, if they are of what `identity` says; computed and written there if not.
+
+    Args:
+        path: of a safetensors file, replaced if it is of something else.
+        identity: of [`features_identity`].
+        compute: see [`~modeling_cover.evaluation.running.extract_features`].
+        accelerator: of all processes, which must all call this and see the same files; by default of this one alone.
+    """
+    path, accelerator = Path(path), accelerator or Accelerator()
+    stored = _read(path)
+    accelerator.wait_for_everyone()  # until all of them have looked
+    if stored is not None and stored[0] == identity:
+        logger.info(f"{path}: features are there already")
+        return stored[1]
+    if stored is not None:
+        different = [key for key in identity if stored[0].get(key) != identity[key]]
+        logger.warning(f"{path} has features of another {' and '.join(different)}, they are computed anew")
+    outputs = compute()
+    if accelerator.is_main_process:
+        _write(path, identity, outputs)
+    return outputs
+
+
+def _write(path: Path, identity: dict[str, Any], outputs: RowOutputs) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    tensors = {"features": outputs.outputs, "targets": outputs.targets}
+    save_file(tensors, unfinished, {_KEY: json.dumps(identity, sort_keys=True), "seconds": str(outputs.seconds)})
+    unfinished.replace(path)
+
+
+def features_identity(model: CoverForVideoClassification, dataset: ViewsDataset) -> dict[str, Any]:
+    """What features depend on. Of the files it has the names and not the content: remove the cache where that changes."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.cover.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(np.ascontiguousarray(tensor.float().cpu().numpy()))
+    source, processor = dataset.source, dataset.processor.to_dict()
+    targets = hashlib.sha256(np.ascontiguousarray(source.classes))
+    if source.class_starts is not None:
+        targets.update(np.ascontiguousarray(source.class_starts))
+    keys = ("num_frames", "frame_sampling", "frame_stride", "size", "crop_size", "image_mean", "image_std")
+    identity = {
+        "encoder": weights.hexdigest(),
+        "data set": [source.name, list(source.roots), len(source)],
+        "classes": [source.labels, targets.hexdigest()],
+        "views": [str(dataset.views), dataset.frame_order, dataset.seed],
+        "processor": {key: processor.get(key) for key in keys},
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], RowOutputs] | None:
+    """What a file says it is of, and its features; None if there is none, or half of one."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            outputs = RowOutputs(file.get_tensor("features"), file.get_tensor("targets"), float(metadata["seconds"]))
+            return json.loads(metadata[_KEY]), outputs
+    except (SafetensorError, KeyError, ValueError) as error:
+        logger.warning(f"{path} is no file of features, they are computed anew: {error}")
+        return None
+
+
+def without_unreadable(outputs: RowOutputs) -> tuple[np.ndarray, np.ndarray]:
+    """Features and targets of the rows that could be decoded."""
+    first = outputs.targets if outputs.targets.ndim == 1 else outputs.targets[:, 0]
+    return outputs.outputs[first != UNREADABLE], outputs.targets[first != UNREADABLE]
