@@ -90,6 +90,7 @@ def test_it_takes_its_first_step(path, tmp_path, monkeypatch):
         write_files(dataset)
     overrides = {"max_steps": 1, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 2, "bf16": False}
     overrides |= {
+        "warmup_steps": 0,
         "dataloader_num_workers": 0,
         "use_cpu": True,
         "output_dir": "out",
