@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from cotrain import table
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
 from modeling_cover.data import EVALUATED
 from modeling_cover.dataset_recipe import DatasetRecipe
@@ -139,15 +140,12 @@ def draw(figures: dict[str, Any], name: str, output: Path) -> None:
     draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
 
 
-def table(evaluations: dict[str, dict[str, Any]], of: str = "data set") -> str:
+def table_of_figures(evaluations: dict[str, dict[str, Any]], of: str = "data set") -> str:
     """A line for each evaluation, with a column for each figure that one of them has."""
     keys = [key for key in SHOWN if any(key in figures for figures in evaluations.values())]
     lines = [[of, *(SHOWN[key] for key in keys)]]
     lines += [[name, *(_cell(figures, key) for key in keys)] for name, figures in evaluations.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return table(lines)
 
 
 def _cell(figures: dict[str, Any], key: str) -> str:
@@ -220,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip(), file=sys.stderr)
         return 1
     if accelerator.is_main_process:
-        print(table(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")
+        print(table_of_figures(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")
     accelerator.end_training()
     return 0
 

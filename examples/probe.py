@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from evaluate import chosen_datasets, table
+from evaluate import chosen_datasets, table_of_figures
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
 from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable
 from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neighbour_scores
@@ -152,7 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip(), file=sys.stderr)
         return 1
     if accelerator.is_main_process:
-        print(table(figures, "probe"), f"features and probe_{options.dataset}.json in {options.output}", sep="\n")
+        print(
+            table_of_figures(figures, "probe"),
+            f"features and probe_{options.dataset}.json in {options.output}",
+            sep="\n",
+        )
     accelerator.end_training()
     return 0
 

@@ -24,25 +24,20 @@ right": a model that sees motion is wrong on all of them, and one that sees only
 import argparse
 import sys
 
-import torch
 import transformers
 from cotrain import QUICKSTART, table
-from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, EvaluationDataset, collate_clips
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.evaluation.running import score_rows
+from modeling_cover.evaluation.views import ViewsDataset
 from modeling_cover.recipe import load_recipe
-from modeling_cover.sources import read_sources
+from modeling_cover.sources import Source, read_sources
 
 
-@torch.inference_mode()
-def accuracy(model: CoverForVideoClassification, dataset: EvaluationDataset, reverse: bool) -> float:
-    """Top-1 of `dataset`, its clips played backwards with `reverse`."""
-    loader = torch.utils.data.DataLoader(dataset, batch_size=64, collate_fn=collate_clips)
-    hits = 0
-    for batch in loader:
-        clips = dataset.processor.normalize_pixels(batch["pixel_values"])
-        clips = clips.flip(1) if reverse else clips
-        logits = model(clips, head=batch["head"]).logits
-        hits += (logits.argmax(dim=-1) == batch["labels"]).sum().item()
-    return hits / len(dataset)
+def top1(
+    model: CoverForVideoClassification, source: Source, processor: CoverVideoProcessor, frame_order: str
+) -> float:
+    scored = score_rows(model, ViewsDataset(source, processor, frame_order=frame_order), batch_size=64)
+    return float((scored.outputs.argmax(axis=1) == scored.targets).mean())
 
 
 def main() -> None:
@@ -55,9 +50,8 @@ def main() -> None:
     rows, failed = [["head", "classes", "chance", "top-1", "top-1, frames reversed"]], []
     for dataset in load_recipe(QUICKSTART).datasets:
         source = read_sources(dataset, model.config.heads[dataset.name]["labels"])["validation"]
-        evaluation = EvaluationDataset(source, processor)
-        forwards, chance = accuracy(model, evaluation, reverse=False), 1 / len(source.labels)
-        backwards = accuracy(model, evaluation, reverse=True) if source.modality == "video" else None
+        forwards, chance = top1(model, source, processor, "forward"), 1 / len(source.labels)
+        backwards = top1(model, source, processor, "reversed") if source.modality == "video" else None
         if forwards < 4 * chance or (dataset.name == "motions" and backwards > 1.5 * chance):
             failed.append(dataset.name)
         cells = ["-" if share is None else f"{share:.1%}" for share in (chance, forwards, backwards)]

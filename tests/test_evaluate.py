@@ -273,6 +273,7 @@ class TestTheCommand:
             ),
             (["--dataset", "shapes", "--split", "test"], "there is no split 'test'"),
             (["--split", "test"], "no data set of the recipe has a split 'test'"),
+            (["--dataset", "shapes", "--batch_size", "0"], "batch_size must be a positive whole number, got 0"),
             (["--dataset", "shapes", "--views", "1x5"], "views: expected 1 or 3 spatial crops, got 5"),
             (["--dataset", "shapes", "--views", "20x1"], "has 18 frames, too few for 20 temporal views that differ"),
             (["--model", "nowhere/there"], "nowhere/there cannot be loaded"),

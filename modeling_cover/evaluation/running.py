@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..checks import check_whole_number
 from ..data import collate_clips
 from ..dataset_recipe import MULTI_LABEL
 from ..modeling_cover import CoverForVideoClassification
@@ -109,6 +110,7 @@ def _of_rows(
     num_workers: int,
 ) -> RowOutputs:
     """What `compute` makes (rows, *shape) of the clips (rows * views, T, 3, H, W) of each batch, and the number of views."""
+    check_whole_number("batch_size", batch_size)
     accelerator, num_rows = accelerator or Accelerator(), len(dataset)
     starts = range(0, num_rows, batch_size)[accelerator.process_index :: accelerator.num_processes]
     batches = [range(start, min(start + batch_size, num_rows)) for start in starts]
