@@ -14,6 +14,7 @@
 """A recipe: the data sets of a co-training run, the model it starts from, and training arguments, as a YAML file.
 
 data_root: data                       # what relative paths start from; default: the current directory
+# extends: base.yaml                  # another recipe, of which this one says what is different: see recipe_bases.py
 model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
   default_head: k400                  # a data set's name; default: the first data set
@@ -68,6 +69,7 @@ from .checks import check_choice, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe
 from .mixture import MixtureRecipe
 from .quarantine import BadFilesRecipe
+from .recipe_bases import laid_over
 
 
 STARTING_POINTS = ("from_image_checkpoint", "from_timesformer", "from_pretrained")
@@ -167,14 +169,34 @@ def load_recipe(path: str | os.PathLike) -> Recipe:
             what the key takes; the message names the file and the culprit.
     """
     try:
-        loader = _Loader(Path(path).read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        content = None if node is None else loader.construct_document(node)
-        _check_names(node)
-        return _build_recipe(content)
+        return _build_recipe(_read_content(Path(path), ()))
     # RuntimeError: "~somebody" without a home, and a file nested more deeply than Python can follow.
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RuntimeError) as error:
         raise ValueError(f"recipe {os.fspath(path)}: {error}") from error
+
+
+def _read_content(path: Path, extended_by: tuple[Path, ...]) -> Any:
+    """What a file says, over what the recipe says that it extends."""
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    node = loader.get_single_node()
+    content = None if node is None else loader.construct_document(node)
+    _check_names(node)
+    if not isinstance(content, Mapping) or content.get("extends") is None:
+        return content
+    content = dict(content)
+    base = content.pop("extends")
+    if not is_text(base):
+        raise ValueError(f"extends: expected the file of another recipe, got {base!r}")
+    base_path = path.parent / base
+    if base_path.resolve() in (seen := (*extended_by, path.resolve())):
+        raise ValueError(f"extends: {base} is extended by this recipe, and by itself")
+    try:
+        base_content = _read_content(base_path, seen)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"extends: {base}: {error}") from error
+    if not isinstance(base_content, Mapping):
+        raise ValueError(f"extends: {base}: expected keys and values, got {base_content!r}")
+    return laid_over(base_content, content, STARTING_POINTS)
 
 
 def _check_names(node: yaml.Node | None) -> None:

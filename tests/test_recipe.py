@@ -175,6 +175,61 @@ class TestExamples:
         assert [name for name, dataset in datasets.items() if not dataset.horizontal_flip] == ["motions"]
 
 
+class TestExtending:
+    @pytest.fixture
+    def load_over(self, load, tmp_path):
+        """Loads a recipe that extends one of two data sets."""
+        base = {
+            "data_root": "/data",
+            "model": {"from_image_checkpoint": "org/vit", "default_head": "k400", "drop_path_rate": 0.1},
+            "clips": {"num_frames": 16, "image_size": 448},
+            "datasets": [KINETICS, {**IMAGENET, "weight": 0.5}],
+            "training": {"learning_rate": 0.005, "num_train_epochs": 20},
+        }
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+        return lambda **content: load(yaml.safe_dump({"extends": "base.yaml", **content}))
+
+    def test_what_is_not_said_is_the_bases(self, load_over, tmp_path):
+        assert load_over() == load_over(model=None, datasets=None) == load_recipe(tmp_path / "base.yaml")
+
+    def test_sections_are_laid_over_it_key_by_key(self, load_over):
+        loaded = load_over(clips={"num_frames": 8}, training={"learning_rate": 0.1, "seed": 3})
+        assert (loaded.clips.num_frames, loaded.clips.image_size) == (8, 448)
+        assert loaded.training == {"learning_rate": 0.1, "num_train_epochs": 20, "seed": 3}
+
+    def test_data_sets_are_chosen_and_changed(self, load_over):
+        loaded = load_over(datasets=[{"name": "imagenet", "weight": 0.75}])
+        assert [(dataset.name, dataset.weight) for dataset in loaded.datasets] == [("imagenet", 0.75)]
+        assert loaded.datasets[0].splits == {"train": "/data/imagenet/train"}
+        loaded = load_over(datasets=["k400", {**IMAGENET, "name": "places"}])
+        assert [dataset.name for dataset in loaded.datasets] == ["k400", "places"]
+
+    def test_another_starting_point_takes_the_place_of_the_bases(self, load_over):
+        loaded = load_over(model={"from_pretrained": "org/cover"})
+        assert loaded.model == {"from_pretrained": "org/cover", "default_head": "k400", "drop_path_rate": 0.1}
+
+    def test_a_base_may_extend_another(self, load_over, load, tmp_path):
+        load_over(training={"seed": 3})
+        (tmp_path / "recipe.yaml").rename(tmp_path / "middle.yaml")
+        loaded = load(yaml.safe_dump({"extends": "middle.yaml", "training": {"seed": 4}}))
+        assert loaded.training == {"learning_rate": 0.005, "num_train_epochs": 20, "seed": 4}
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"extends": "nowhere.yaml"}, r"extends: nowhere\.yaml: .*No such file"),
+            ({"extends": 3}, "extends: expected the file of another recipe, got 3"),
+            ({"extends": "recipe.yaml"}, r"extends: recipe\.yaml is extended by this recipe, and by itself"),
+            ({"datasets": ["k500"]}, "datasets: 'k500' is none of the base's, which are k400, imagenet"),
+            ({"datasets": ["k400", "k400"]}, "datasets: k400 given more than once"),
+            ({"trainin": {}}, "unknown key 'trainin', did you mean 'training'"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, load_over, content, message):
+        with pytest.raises(ValueError, match=rf"recipe .*recipe\.yaml: .*{message}"):
+            load_over(**content)
+
+
 class TestBadFiles:
     def test_one_that_is_missing_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"recipe .*nowhere\.yaml: .*No such file"):

@@ -37,7 +37,8 @@ sys.path.insert(0, str(EXAMPLES))
 import cotrain  # noqa: E402
 
 
-RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+RECIPES = sorted((EXAMPLES / "recipes").rglob("*.yaml"))
+PAPER = [path for path in RECIPES if path.parent.name == "paper"]
 TRANSFERS = [path for path in RECIPES if path.stem.startswith("transfer_")]
 CLASSES = ("first", "second")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
@@ -129,3 +130,26 @@ def test_a_transfer_is_called_by_its_target_and_by_what_it_trains(path):
     assert (dataset.name, recipe.model["default_head"], recipe.training["trained_part"]) == (target, target, part)
     assert dataset.horizontal_flip == (target != "ssv2")
     assert f"examples/recipes/{path.name} " in path.read_text()
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_run_of_the_paper_is_called_by_its_data_sets_and_its_table_is_on_the_page(path):
+    recipe, text = load_recipe(path), path.read_text()
+    names = [dataset.name for dataset in recipe.datasets]
+    assert path.stem.split("_")[: len(names)] == names
+    variant = path.stem.removeprefix("_".join(names)).removeprefix("_")
+    assert recipe.model["default_head"] == names[0]
+    assert (recipe.clips.num_frames, recipe.clips.image_size) == ((8, 224) if "8x224" in variant else (16, 448))
+    weights = {dataset.name: dataset.weight for dataset in recipe.datasets}
+    assert weights.get("imagenet", 0.5) == (0.75 if variant == "weight_0.75" else 0.5)
+    start = (
+        f"jft-{variant.removeprefix('jft')}"
+        if "jft" in variant
+        else "base"
+        if "base" in variant
+        else "large-patch16-224-in21k"
+    )
+    assert start in recipe.model["from_image_checkpoint"]
+    assert f"examples/recipes/paper/{path.name} " in text
+    assert "To expect: " in text
+    assert f"`{path.stem}`" in (EXAMPLES.parent / "docs" / "paper.md").read_text()

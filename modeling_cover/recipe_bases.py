@@ -1,0 +1,66 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Recipes that say only what they have of their own, and extend another one.
+
+    extends: base.yaml                  # beside this file
+    datasets: [k400, {name: imagenet, weight: 0.75}]
+    training: {learning_rate: 1.0e-3}
+
+Sections are laid over those of the base key by key. `datasets` chooses among its data sets and changes keys of those that it chooses; a data
+set that the base does not have is given whole. Without `datasets`, there are all of the base's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .checks import is_text
+
+
+def laid_over(base: Mapping[str, Any], content: Mapping[str, Any], alternatives: Sequence[str]) -> dict[str, Any]:
+    """The content of a recipe that extends another one.
+
+    Args:
+        base: the other's content.
+        content: of the recipe.
+        alternatives: keys of `model` of which one takes the place of another.
+
+    Raises:
+        ValueError: if `datasets` names one that the base does not have.
+    """
+    merged = {**base}
+    for key, value in content.items():
+        under = base.get(key)
+        if key == "datasets":
+            merged[key] = _chosen(under, value)
+        elif isinstance(under, Mapping) and isinstance(value, Mapping):
+            replaced = alternatives if key == "model" and any(name in value for name in alternatives) else ()
+            merged[key] = {name: kept for name, kept in under.items() if name not in replaced} | dict(value)
+        elif value is not None:  # an empty section leaves the base's
+            merged[key] = value
+    return merged
+
+
+def _chosen(base: Any, entries: Any) -> Any:
+    if not isinstance(entries, list) or not isinstance(base, list):
+        return base if entries is None else entries
+    named = {entry["name"]: entry for entry in base if isinstance(entry, Mapping) and is_text(entry.get("name"))}
+    chosen = []
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            chosen.append({**named.get(entry.get("name"), {}), **entry} if is_text(entry.get("name")) else entry)
+        elif entry in named:
+            chosen.append(named[entry])
+        else:
+            raise ValueError(f"datasets: {entry!r} is none of the base's, which are {', '.join(named)}")
+    return chosen
