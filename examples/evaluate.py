@@ -42,7 +42,6 @@ from modeling_cover.evaluation.views import Views, ViewsDataset, resized_process
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.recipe import Recipe
 from modeling_cover.sources import Source, read_sources
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 
 SHOWN = {
@@ -162,15 +161,15 @@ def _cell(figures: dict[str, Any], key: str) -> str:
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Evaluate each data set, on all processes, and write what there is to write on the main one."""
+    """Evaluate each data set, on all processes; the main one draws the pictures, writes evaluation.json and returns its content."""
     views, output = Views.parse(options.views), options.output
     recipe = load_recipe(options.recipe)
     datasets = chosen_datasets(recipe, options.dataset, options.split)
     if options.head is not None and len(datasets) != 1:
         raise ValueError(f"--head is of one --dataset, got {', '.join(dataset.name for dataset in datasets)}")
     try:
-        model = AutoModelForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
-        processor: CoverVideoProcessor = AutoVideoProcessor.from_pretrained(options.model)
+        model = CoverForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
+        processor = CoverVideoProcessor.from_pretrained(options.model)
     except OSError as error:  # transformers' for one that is not there
         raise ValueError(f"{options.model} cannot be loaded: {error}") from error
     processor = resized_processor(processor, options.num_frames, options.image_size)
@@ -181,18 +180,23 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
         output.mkdir(parents=True, exist_ok=True)
         quarantine.clear(EVALUATED)
     accelerator.wait_for_everyone()
+    evaluated = [
+        ViewsDataset(source, processor, quarantine, views, options.frame_order, options.seed) for source in sources
+    ]
+    scored = [
+        score_rows(model, dataset, heads[dataset.source.name], accelerator, options.batch_size, options.num_workers)
+        for dataset in evaluated
+    ]
+    if not accelerator.is_main_process:
+        return {}
     evaluations = {}
-    for source in sources:
-        dataset = ViewsDataset(source, processor, quarantine, views, options.frame_order, options.seed)
-        head = heads[source.name]
-        scored = score_rows(model, dataset, head, accelerator, options.batch_size, options.num_workers)
-        if accelerator.is_main_process:
-            figures = evaluate_scores(
-                scored.outputs, scored.targets, source.labels, options.num_resamples, options.seed
-            )
-            about = {"head": head, "views": str(dataset.views), "rows_per_second": len(dataset) / scored.seconds}
-            evaluations[source.name] = about | figures
-            draw(figures, source.name, output)
+    # Now that no process waits for this one any more: the bootstrap of many labels takes minutes.
+    for dataset, rows in zip(evaluated, scored, strict=True):
+        name, labels = dataset.source.name, dataset.source.labels
+        figures = evaluate_scores(rows.outputs, rows.targets, labels, options.num_resamples, options.seed)
+        about = {"head": heads[name], "views": str(dataset.views), "rows_per_second": len(dataset) / rows.seconds}
+        evaluations[name] = about | figures
+        draw(figures, name, output)
     written = {
         "model": options.model,
         "split": options.split,
@@ -203,9 +207,8 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
         "seed": options.seed,
         "datasets": evaluations,
     }
-    if accelerator.is_main_process:
-        text = json.dumps(written, indent=1, ensure_ascii=False)
-        (output / "evaluation.json").write_text(text, encoding="utf-8")
+    text = json.dumps(written, indent=1, ensure_ascii=False)
+    (output / "evaluation.json").write_text(text, encoding="utf-8")
     return written
 
 

@@ -38,7 +38,6 @@ from modeling_cover.evaluation.scores import evaluate_scores
 from modeling_cover.evaluation.views import Views, ViewsDataset
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.sources import Source, read_sources
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,8 +83,8 @@ def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, di
     views, head = Views.parse(options.views), options.head or options.dataset
     sources, max_share = read_both_splits(options)
     try:
-        model = AutoModelForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
-        processor = AutoVideoProcessor.from_pretrained(options.model)
+        model = CoverForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
+        processor = CoverVideoProcessor.from_pretrained(options.model)
     except OSError as error:  # transformers' for one that is not there
         raise ValueError(f"{options.model} cannot be loaded: {error}") from error
     if options.save is not None and head in model.config.heads:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import QUICKSTART_LABELS, save_quickstart
+from checkpoints import QUICKSTART_LABELS, save_quickstart, save_timesformer
 from clips import write_clip
 from modeling_cover import (
     CoverConfig,
@@ -285,6 +285,14 @@ class TestTheCommand:
         assert (code, out) == (1, "")
         assert "Traceback" not in err
         assert message in err
+
+    def test_a_model_of_another_architecture_is_named(self, folder, tmp_path, capsys):
+        save_timesformer(tmp_path / "timesformer", num_frames=8)
+        arguments = ("--dataset", "shapes", "--model", tmp_path / "timesformer")
+        code, _, err = self.run(folder, tmp_path, capsys, *arguments)
+        assert code == 1
+        assert "timesformer" in err
+        assert "Traceback" not in err
 
     def test_more_bad_files_than_the_recipe_allows_end_it(self, folder, tmp_path, capsys):
         strict = (folder / "recipe.yaml").read_text().replace("max_share: 0.5", "max_share: 0.1")
