@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from cotrain import table
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
@@ -104,6 +105,24 @@ def chosen_datasets(recipe: Recipe, names: Sequence[str] | None, split: str) -> 
     return chosen
 
 
+def load_checkpoint(place: str, device: torch.device) -> tuple[CoverForVideoClassification, CoverVideoProcessor]:
+    """A model in evaluation mode and its processor, of a folder or Hub id.
+
+    Raises:
+        ValueError: if there is none, or of another architecture.
+    """
+    try:
+        model = CoverForVideoClassification.from_pretrained(place).eval().to(device)
+        return model, CoverVideoProcessor.from_pretrained(place)
+    except OSError as error:  # transformers' for one that is not there
+        raise ValueError(f"{place} cannot be loaded: {error}") from error
+
+
+def plain_message(error: Exception) -> str:
+    """That of a data loader's worker is at the end of its traceback."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip()
+
+
 def source_of_head(model: CoverForVideoClassification, dataset: DatasetRecipe, head: str, split: str) -> Source:
     """The split of a data set, with the labels of the head.
 
@@ -167,11 +186,7 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
     datasets = chosen_datasets(recipe, options.dataset, options.split)
     if options.head is not None and len(datasets) != 1:
         raise ValueError(f"--head is of one --dataset, got {', '.join(dataset.name for dataset in datasets)}")
-    try:
-        model = CoverForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
-        processor = CoverVideoProcessor.from_pretrained(options.model)
-    except OSError as error:  # transformers' for one that is not there
-        raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    model, processor = load_checkpoint(options.model, accelerator.device)
     processor = resized_processor(processor, options.num_frames, options.image_size)
     heads = {dataset.name: options.head or dataset.name for dataset in datasets}
     sources = [source_of_head(model, dataset, heads[dataset.name], options.split) for dataset in datasets]
@@ -217,8 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = evaluate(options, accelerator)
     except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
-        # That of a data loader's worker is at the end of its traceback.
-        print(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip(), file=sys.stderr)
+        print(plain_message(error), file=sys.stderr)
         return 1
     if accelerator.is_main_process:
         print(table_of_figures(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from evaluate import chosen_datasets, table_of_figures
+from evaluate import chosen_datasets, load_checkpoint, plain_message, table_of_figures
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
 from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable
 from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neighbour_scores
@@ -82,19 +82,15 @@ def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, di
     """The figures of each probe, on the main process; and the checkpoint, if it is asked for."""
     views, head = Views.parse(options.views), options.head or options.dataset
     sources, max_share = read_both_splits(options)
-    try:
-        model = CoverForVideoClassification.from_pretrained(options.model).eval().to(accelerator.device)
-        processor = CoverVideoProcessor.from_pretrained(options.model)
-    except OSError as error:  # transformers' for one that is not there
-        raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    model, processor = load_checkpoint(options.model, accelerator.device)
     if options.save is not None and head in model.config.heads:
         raise ValueError(f"--save: the model has a head '{head}' already, give another name by --head")
     split_features = {}
     for split, source in sources.items():
         # Of a split its own, since a row may be of both.
-        quarantine = Quarantine(options.output / f"quarantine_{split}.jsonl", max_share)
+        quarantine = Quarantine(options.output / f"quarantine_{source.name}_{split}.jsonl", max_share)
         dataset = ViewsDataset(source, processor, quarantine, views)
-        compute = partial(extract_features, model, dataset, accelerator, options.batch_size, options.num_workers)
+        compute = partial(computed_features, model, dataset, accelerator, options)
         path = options.output / f"features_{source.name}_{split}.safetensors"
         split_features[split] = cached_features(path, features_identity(model, dataset), compute, accelerator)
     if not accelerator.is_main_process:
@@ -105,6 +101,16 @@ def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, di
     if options.save is not None:
         save_with_head(model, processor, head, sources["train"], classifier, options.save)
     return figures
+
+
+def computed_features(
+    model: CoverForVideoClassification, dataset: ViewsDataset, accelerator: Accelerator, options: argparse.Namespace
+) -> RowOutputs:
+    """Features of files that may have been mended since the last time."""
+    if accelerator.is_main_process:
+        dataset.quarantine.clear()
+    accelerator.wait_for_everyone()
+    return extract_features(model, dataset, accelerator, options.batch_size, options.num_workers)
 
 
 def fit_and_score(
@@ -147,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         figures = probe(options, accelerator)
     except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
-        # That of a data loader's worker is at the end of its traceback.
-        print(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip(), file=sys.stderr)
+        print(plain_message(error), file=sys.stderr)
         return 1
     if accelerator.is_main_process:
         print(

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -311,6 +312,14 @@ class TestStrangers:
 
 
 class TestAnswers:
+    def test_the_first_is_there_within_two_seconds(self, folder):
+        page = demo.Demo(str(folder / "model"))
+        next(page.answer_video(str(folder / "clip.mp4"), HEADS))  # what torch loads when it is first used
+        started = time.perf_counter()
+        answer, _, _ = next(page.answer_video(str(folder / "clip.mp4"), HEADS))
+        assert 'class="bar"' in answer
+        assert time.perf_counter() - started < 2  # some 0.1 on two idle cores
+
     def test_one_is_given_after_the_other_on_whichever_tab_they_are_asked_for(self, folder):
         page = demo.build_page(demo.Demo(str(folder / "model")), "title")
         limits = {

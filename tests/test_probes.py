@@ -15,6 +15,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neig
 from modeling_cover.evaluation.running import RowOutputs, extract_features
 from modeling_cover.evaluation.views import Views, ViewsDataset
 from modeling_cover.sources import read_sources
+from safetensors.numpy import load_file
 
 
 ROOT = Path(__file__).parent.parent
@@ -213,12 +215,26 @@ class TestTheCommand:
                 outputs = saved(**inputs)
             assert saved.config.heads["light"]["labels"][outputs.head_logits["light"].argmax()] == label
         assert torch.equal(saved.classifiers["motions"].weight, model.classifiers["motions"].weight)
-        (bad,) = (tmp_path / "out" / "quarantine_train.jsonl").read_text().splitlines()
+        (bad,) = (tmp_path / "out" / "quarantine_light_train.jsonl").read_text().splitlines()
         assert "broken.mp4" in bad
 
         code, _, err = self.run(folder, tmp_path / "out", capsys, *save, "--model", tmp_path / "saved")
         assert code == 1
         assert "the model has a head 'light' already, give another name by --head" in err
+
+    def test_a_file_that_is_mended_is_read_when_features_are_computed_anew(self, folder, tmp_path, capsys):
+        shutil.copytree(folder / "train", tmp_path / "train")
+        shutil.copytree(folder / "val", tmp_path / "val")
+        (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
+        broken = tmp_path / "train" / "dark" / "broken.mp4"
+        rows = []
+        for views in ("1x1", "1x3"):
+            arguments = ("--dataset", "light", "--recipe", tmp_path / "recipe.yaml", "--views", views)
+            assert self.run(folder, tmp_path / "out", capsys, *arguments)[0] == 0
+            targets = load_file(tmp_path / "out" / "features_light_train.safetensors")["targets"]
+            rows.append((targets != UNREADABLE).sum())
+            shutil.copy(tmp_path / "train" / "dark" / "0.mp4", broken)
+        assert rows == [18, 19]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
