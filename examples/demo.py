@@ -38,7 +38,8 @@ from modeling_cover.image_reading_cover import read_image
 from modeling_cover.pictures import enlarged, overlay, shown_frames
 from modeling_cover.rollout import attention_rollout
 from modeling_cover.video_decoding_cover import VideoDecodingError
-from modeling_cover.video_index_cover import open_video, reading, scan_packets, time_limit
+from modeling_cover.video_index_cover import scan_packets
+from modeling_cover.video_opening_cover import open_video, reading, time_limit
 from PIL import Image
 from transformers import pipeline
 

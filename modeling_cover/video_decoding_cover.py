@@ -40,18 +40,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from transformers.video_utils import VideoMetadata
 
-from .video_index_cover import (
-    BrokenPromise,
-    VideoDecodingError,
-    VideoIndex,
-    VideoSource,
-    check_time,
-    open_video,
-    packets_between,
-    packets_of,
-    reading,
-    scan_packets,
-)
+from .video_index_cover import BrokenPromise, VideoIndex, packets_between, scan_packets
+from .video_opening_cover import VideoDecodingError, VideoSource, check_time, open_video, packets_of, reading
 
 
 # Of a file, at a time: some 2.5 hours of 1920 x 1080, if none of it can be passed over.

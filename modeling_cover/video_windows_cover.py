@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 from transformers.video_utils import VideoMetadata
 
 from .video_decoding_cover import Beginning, Outline, VideoSource, decode_in_order, decode_planned, outline_of
-from .video_index_cover import open_video, reading
+from .video_opening_cover import open_video, reading
 
 
 # Decoded at a time, over which a file without an index is begun anew: some 250 MB at 224 x 400.

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from clips import indexed_frames, moving_frames, write_clip
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_index_cover import VideoIndex, open_video, packets_between, scan_packets
+from modeling_cover.video_index_cover import VideoIndex, packets_between, scan_packets
+from modeling_cover.video_opening_cover import open_video
 
 
 def index_of(path: str) -> VideoIndex:

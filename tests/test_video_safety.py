@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_index_cover import open_video, time_limit
+from modeling_cover.video_opening_cover import open_video, time_limit
 from modeling_cover.video_windows_cover import read_windows
 from transformers.video_utils import VideoMetadata
 

@@ -24,7 +24,7 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.video.stream import VideoStream
 
-from ..video_index_cover import VideoSource, open_video, packets_of, reading
+from ..video_opening_cover import VideoSource, open_video, packets_of, reading
 
 
 # A header's duration is rounded, and may be that of a sound track which goes on for a little after its last packet.

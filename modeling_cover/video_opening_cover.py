@@ -1,0 +1,171 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Opens video files that may be a stranger's: which kinds, how large, for how long; and one error for whatever is wrong."""
+
+import io
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+
+VideoSource = str | os.PathLike | bytes | BinaryIO
+
+# FFmpeg's names of the containers and bare streams that hold their own frames. FFmpeg goes by a file's content, and a
+# playlist (hls, dash), a script (concat, avs) or a pattern (image2) makes it open whatever files that content names: a
+# "video" from an untrusted source could show any file of the machine. So nothing is opened but these.
+_CONTAINERS = (
+    "apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,webm,wtv,"
+    "yuv4mpegpipe"
+)
+
+# A few bytes can claim to be a picture of gigabytes: 4096 x 4096. Where frames refer to others, a decoder keeps up to 18 of
+# them, so these have a bound in bytes, too: 3840 x 2160 with 10 bits and every second colour value of a row.
+_MAX_PIXELS = 2**24
+_MAX_FRAME_BYTES = 2**25
+
+# FFmpeg probes each stream with a decoder of its own, and keeps frames of all.
+_MAX_STREAMS = 16
+
+_DEMUXER_OPTIONS = {
+    "format_whitelist": _CONTAINERS,
+    "protocol_whitelist": "file",
+    # Where a truncated file ends inside a frame, the half that is left is no frame.
+    "fflags": "discardcorrupt",
+    # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
+    "max_pixels": str(_MAX_PIXELS),
+    "max_streams": str(_MAX_STREAMS),
+}
+
+# Until when files may be read, by time.monotonic().
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+class VideoDecodingError(ValueError):
+    """A video cannot be read. Whatever is wrong with it, this is the one error; it names the file and the reason."""
+
+
+@contextmanager
+def reading(source: VideoSource) -> Iterator[None]:
+    """What goes wrong with a file leaves as a VideoDecodingError that names it."""
+    try:
+        yield
+    except VideoDecodingError:
+        raise
+    except av.error.FFmpegError as error:
+        reason = error.strerror
+        if isinstance(error, av.error.MemoryError):  # which FFmpeg says of many streams, too
+            reason = f"it takes too much memory, or has more than {_MAX_STREAMS} streams"
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {reason}") from error
+    # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
+    # those raised by these modules.
+    except (OSError, ValueError) as error:
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error}") from error
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Within it, in this thread, a video that is still read after `seconds` is given up with a VideoDecodingError.
+
+    For files of strangers: how long a packet takes depends on the codec. Time is looked at between two packets.
+    """
+    token = _deadline.set(min(_deadline.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def check_time() -> None:
+    if time.monotonic() > _deadline.get():
+        raise ValueError("it takes too long to read: cut it, or encode it anew")
+
+
+@contextmanager
+def open_video(
+    source: VideoSource, num_threads: int, strict: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens `source` and finds its video stream. A `strict` decoder raises where another one would conceal an error."""
+    file = _input(source)
+    with av.open(file, mode="r", options=_DEMUXER_OPTIONS, metadata_errors="ignore") as container:
+        stream = _video_stream(container)
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        context = stream.codec_context
+        _check_frame_size(stream)
+        context.options = {"max_pixels": str(_MAX_PIXELS)} | ({"err_detect": "explode"} if strict else {})
+        context.thread_type = "AUTO"
+        context.thread_count = num_threads
+        yield container, stream
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The stream's packets from where the container stands."""
+    for packet in container.demux(stream):
+        check_time()
+        if packet.size:
+            yield packet
+        elif packet.dts is None:
+            # PyAV's own flushing packet for this stream. Those of the others would follow, and PyAV trips (IndexError)
+            # over a stream that only appeared late in the file.
+            break
+
+
+def _check_frame_size(stream: VideoStream) -> None:
+    """Raise a `ValueError` if the frames that a decoder keeps would take too much memory."""
+    context = stream.codec_context
+    bits = 0 if context.format is None else context.format.padded_bits_per_pixel
+    if not context.codec.intra_only and context.width * context.height * bits // 8 > _MAX_FRAME_BYTES:
+        size = f"{context.width}x{context.height} pixels of {bits} bits"
+        raise ValueError(f"its frames are too large: {size}, more than {_MAX_FRAME_BYTES} bytes")
+
+
+def _input(source: VideoSource) -> str | BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, str | os.PathLike):
+        if "\0" in os.fsdecode(source):
+            raise ValueError("there is no such path")  # FFmpeg would take what is before the zero
+        # Without "file:", FFmpeg would take a name such as "a:b.mp4" for an address of protocol "a".
+        return f"file:{os.fsdecode(source)}"
+    source.seek(0)
+    return source
+
+
+def name_of(source: VideoSource) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    return repr(source)
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    for stream in container.streams.video:
+        # The cover picture of a song counts as a video stream.
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise ValueError("there is no decoder for its video stream")
+            return stream
+    raise ValueError("it has no video stream")
