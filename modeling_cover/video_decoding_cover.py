@@ -171,9 +171,8 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
 class ClipMetadata(VideoMetadata):
     """Of a clip whose frames may not follow one another at one rate."""
 
-    seconds: np.ndarray | None = (
-        None  # (F,) when each frame is displayed, since the first is; None where it is not told
-    )
+    # (F,), when each frame is displayed, since the first is; None where it is not told. No field, which a copy would take.
+    seconds = None
 
     @property
     def timestamps(self) -> list[float]:

@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 from av.container import InputContainer
@@ -76,7 +77,7 @@ class VideoIndex:
     def num_frames(self) -> int:
         return len(self.display_order)
 
-    @property
+    @cached_property  # each window of a long video asks for it
     def times(self) -> np.ndarray | None:
         """When each frame is displayed, ascending (F,), in units of time; None where one is not known."""
         times = self.timestamps[self.display_order]
