@@ -1,0 +1,318 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Draws the data of examples/paper_in_miniature.py: pictures of clothes from Fashion-MNIST, moved about, as real H.264 and PNG files.
+
+Three data sets, each with a train, a validation and a test split:
+
+- `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way; the class is the pair, of three tops
+  and three shoes. How they move says nothing.
+- `moves`, videos, the miniature's Something-Something: what happens. One garment moves before another one that stands still; the
+  class is the movement and what of four kinds moves: "sandal, to the left". Played backwards, that is "sandal, to the right"; what moves to and fro
+  does so backwards, too.
+- `garments`, images, the miniature's ImageNet: a garment, of ten kinds. `wardrobe`, the miniature's ImageNet-21k, has more of them, for pre-training.
+
+So the three have what is seen in common, and no class.
+
+All are on a slowly moving background cut from other garments, enlarged and dimmed, in random tints, with noise, and compressed. The pictures of the train
+splits are from Fashion-MNIST's train split, those of validation and test from disjoint halves of its test split, so no garment of a test clip
+was ever trained on.
+
+Fashion-MNIST (Xiao et al. 2017, MIT licence) is read from its four published files, which Debian has as the package dataset-fashion-mnist.
+"""
+
+import colorsys
+import functools
+import gzip
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from make_quickstart_data import write_clip
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+
+SIZE = 40  # pixels, height and width: room for crops of 32
+NUM_FRAMES = 8
+SPLITS = ("train", "validation", "test")
+
+# As the published labels count them.
+KINDS = (
+    *("T-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+TOPS, SHOES = ("T-shirt", "dress", "coat"), ("sandal", "sneaker", "ankle boot")
+OUTFITS = {f"{top} and {shoe}": (top, shoe) for top in TOPS for shoe in SHOES}
+
+Course = Callable[[np.ndarray], np.ndarray]  # time from 0 to 1 -> how far on the way, from 0 to 1
+
+
+def _to_and_fro(time: np.ndarray) -> np.ndarray:
+    return abs(1 - 2 * time)
+
+
+COURSES: dict[str, tuple[int, Course]] = {  # which of (x, y) changes, and how
+    "to the right": (0, lambda time: time),
+    "to the left": (0, lambda time: 1 - time),
+    "down": (1, lambda time: time),
+    "up": (1, lambda time: 1 - time),
+    "to and fro": (0, _to_and_fro),
+}
+MOVING_KINDS = ("dress", "coat", "sandal", "ankle boot")
+MOVES = {f"{kind}, {course}": (kind, course) for kind in MOVING_KINDS for course in COURSES}
+LABELS = {"outfits": tuple(OUTFITS), "moves": tuple(MOVES), "garments": KINDS, "wardrobe": KINDS}
+IMAGE_DATASETS = ("garments", "wardrobe")
+MARKER = "miniature.json"
+
+FilesPerLabel = Mapping[str, Mapping[str, int]]  # data set -> split -> files of each class
+
+
+class FashionMNIST:
+    """The grey pictures (28, 28) of each kind of garment, apart for each split.
+
+    Raises:
+        ValueError: if `folder` lacks one of the four files, or one is not what it should be.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        parts = {}
+        for published in ("train", "t10k"):
+            images = _read_idx(Path(folder, f"{published}-images-idx3-ubyte.gz"), 3)
+            labels = _read_idx(Path(folder, f"{published}-labels-idx1-ubyte.gz"), 1)
+            if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() >= len(KINDS):
+                raise ValueError(f"{folder}: its {published} files are not those of Fashion-MNIST")
+            parts[published] = images, labels
+        images, labels = parts["t10k"]
+        halves = {
+            "train": parts["train"],
+            "validation": (images[::2], labels[::2]),
+            "test": (images[1::2], labels[1::2]),
+        }
+        self._pictures = {
+            (split, kind): images[labels == index]
+            for split, (images, labels) in halves.items()
+            for index, kind in enumerate(KINDS)
+        }
+        if missing := [
+            f"{kind} of {split}" for (split, kind), pictures in self._pictures.items() if not len(pictures)
+        ]:
+            raise ValueError(f"{folder}: there is no {missing[0]}")
+
+    def draw(self, rng: np.random.Generator, split: str, kind: str) -> np.ndarray:
+        """A picture at random, (28, 28) uint8, or its mirror image."""
+        pictures = self._pictures[split, kind]
+        picture = pictures[rng.integers(len(pictures))]
+        return picture[:, ::-1] if rng.random() < 0.5 else picture
+
+
+def _read_idx(path: Path, num_axes: int) -> np.ndarray:
+    """Numbers of one byte in the format of MNIST: 0, 0, 8, the number of axes, their lengths, and the numbers."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: install Debian's package dataset-fashion-mnist, or download Fashion-MNIST's four files, and "
+            "name their folder by --fashion_mnist"
+        )
+    content = gzip.decompress(path.read_bytes())
+    lengths = np.frombuffer(content, ">u4", num_axes, 4) if len(content) >= 4 + 4 * num_axes else np.zeros(1)
+    if content[:4] != bytes((0, 0, 8, num_axes)) or len(content) != 4 + 4 * num_axes + math.prod(lengths.tolist()):
+        raise ValueError(f"{path} is not a file of MNIST's format with {num_axes} axes of bytes")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(lengths.tolist())
+
+
+def _tint(rng: np.random.Generator, darkest: float, brightest: float) -> np.ndarray:
+    return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.5), rng.uniform(darkest, brightest)))
+
+
+def _placed(picture: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
+    """A picture (28, 28) on the canvas (SIZE, SIZE), from 0 to 1; centre and side in pixels."""
+    scale = 28 / size
+    corner = 14 - scale * np.array([x, y])
+    affine = (scale, 0, corner[0], 0, scale, corner[1])
+    image = Image.fromarray(picture).transform((SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+class _Garment:
+    """A tinted picture on its way through a clip; `track` (3, T) has its centre and its side, in pixels."""
+
+    def __init__(self, rng: np.random.Generator, picture: np.ndarray, track: np.ndarray, brightness: float = 1.0):
+        self.picture = picture
+        self.track = track
+        self.colour = _tint(rng, 0.8 * brightness, brightness)
+
+    def paint(self, canvas: np.ndarray, frame: int) -> np.ndarray:
+        grey = _placed(self.picture, *self.track[:, frame])[..., None]
+        cover = np.clip(4 * grey, 0, 1)
+        return (1 - cover) * canvas + cover * (0.15 + 0.85 * grey) * self.colour
+
+
+def _backgrounds(rng: np.random.Generator, picture: np.ndarray, num_frames: int) -> Iterator[np.ndarray]:
+    """A picture larger than the canvas, of which each frame shows a place a little further on."""
+    size, colour = rng.uniform(70, 110), _tint(rng, 0.1, 0.4)
+    start, pan = rng.uniform(-8, 8, 2) + SIZE / 2, rng.uniform(-5, 5, 2)
+    for time in np.linspace(0, 1, num_frames):
+        yield _placed(picture, *(start + time * pan), size)[..., None] * colour
+
+
+def _still(rng: np.random.Generator, x: float, y: float, size: float, spread: float) -> np.ndarray:
+    """A place near the given one, for all frames."""
+    return np.array([x, y, size]) + rng.uniform(-1, 1, 3) * np.array([spread, spread, 2])
+
+
+def _drifting(rng: np.random.Generator, place: np.ndarray, num_frames: int) -> np.ndarray:
+    """A track (3, T) that passes the place, changing in every respect."""
+    change = rng.uniform(-1, 1, 3) * np.array([8, 5, 4])
+    return place[:, None] + change[:, None] * np.linspace(-0.5, 0.5, num_frames)
+
+
+def _outfit(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
+    places = (_still(rng, SIZE / 2, 13, 20, 3), _still(rng, SIZE / 2, 29, 17, 3))
+    return [
+        _Garment(rng, garment(kind), _drifting(rng, place, NUM_FRAMES))
+        for kind, place in zip(OUTFITS[label], places, strict=True)
+    ]
+
+
+def _move(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
+    """One that moves in a part of the clip, from and to a random point of the way, and one in the background that does not."""
+    kind, name = MOVES[label]
+    axis, course = COURSES[name]
+    start, end = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
+    time = np.clip((np.linspace(0, 1, NUM_FRAMES) - start) / (end - start), 0, 1)
+    track = _still(rng, SIZE / 2, SIZE / 2, 18, 3)[:, None].repeat(NUM_FRAMES, axis=1)
+    track += rng.uniform(-1.5, 1.5, (3, 1)) * np.linspace(-0.5, 0.5, NUM_FRAMES)
+    reach = rng.uniform(9, 16)
+    if course is _to_and_fro and rng.random() < 0.5:
+        reach = -reach  # to the other side first
+    track[axis] += reach * (course(time) - 0.5)
+    moving, standing = garment(kind), garment(str(rng.choice(KINDS)))
+    other = _still(rng, SIZE / 2, SIZE / 2, 16, 12)[:, None].repeat(NUM_FRAMES, axis=1)
+    return [_Garment(rng, standing, other, brightness=0.6), _Garment(rng, moving, track)]
+
+
+def _image(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
+    return [_Garment(rng, garment(label), _still(rng, SIZE / 2, SIZE / 2, rng.uniform(17, 25), 6)[:, None])]
+
+
+SCENES = {"outfits": _outfit, "moves": _move, "garments": _image, "wardrobe": _image}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One file to draw: the `number`-th of a class of a split."""
+
+    dataset: str
+    split: str
+    label: str
+    number: int
+
+    @property
+    def path(self) -> Path:
+        suffix = "png" if self.dataset in IMAGE_DATASETS else "mp4"
+        return Path(self.dataset, self.split, self.label, f"{self.number:04d}.{suffix}")
+
+
+def render(sample: Sample, pictures: FashionMNIST, seed: int) -> np.ndarray:
+    """The frames (T, SIZE, SIZE, 3) of a sample, uint8 RGB, a function of the sample and the seed alone."""
+    labels = LABELS[sample.dataset]
+    key = (list(LABELS).index(sample.dataset), SPLITS.index(sample.split), labels.index(sample.label), sample.number)
+    rng = np.random.default_rng((seed, *key))
+    scene = SCENES[sample.dataset](rng, functools.partial(pictures.draw, rng, sample.split), sample.label)
+    num_frames = scene[0].track.shape[1]
+    behind = pictures.draw(rng, sample.split, str(rng.choice(KINDS)))
+    frames = []
+    for frame, canvas in enumerate(_backgrounds(rng, behind, num_frames)):
+        for garment in scene:
+            canvas = garment.paint(canvas, frame)
+        frames.append(canvas)
+    noisy = 255 * np.stack(frames) + rng.normal(0, 6, (num_frames, SIZE, SIZE, 1))
+    return noisy.clip(0, 255).round().astype(np.uint8)
+
+
+def _draw(samples: list[Sample], pictures: FashionMNIST, output: Path, seed: int) -> int:
+    for sample in samples:
+        frames = render(sample, pictures, seed)
+        if sample.dataset in IMAGE_DATASETS:
+            Image.fromarray(frames[0]).save(output / sample.path)
+        else:
+            write_clip(output / sample.path, frames)
+    return len(samples)
+
+
+def draw_miniature(
+    output: str | os.PathLike, fashion_mnist: str | os.PathLike, files_per_label: FilesPerLabel, seed: int
+) -> int:
+    """Draws the three data sets under `output`, and returns the number of files drawn: 0 where all is there already.
+
+    What an interrupted run left behind, or one of other numbers, is drawn anew.
+
+    Raises:
+        ValueError: if Fashion-MNIST is not in its folder, or `output` holds something else.
+    """
+    output = Path(output)
+    marker = json.dumps(
+        {"seed": seed, "files_per_label": {key: dict(value) for key, value in files_per_label.items()}}
+    )
+    if (output / MARKER).exists() and (output / MARKER).read_text(encoding="utf-8") == marker:
+        return 0
+    if output.exists():
+        if foreign := sorted({path.name for path in output.iterdir()} - {*LABELS, MARKER}):
+            raise ValueError(f"{output} holds {foreign[0]}, which this script did not draw: name another folder")
+        shutil.rmtree(output)
+    pictures = FashionMNIST(fashion_mnist)
+    samples = [
+        Sample(dataset=dataset, split=split, label=label, number=number)
+        for dataset, numbers in files_per_label.items()
+        for split in SPLITS
+        for label in LABELS[dataset]
+        for number in range(numbers[split])
+    ]
+    for folder in {sample.path.parent for sample in samples}:
+        (output / folder).mkdir(parents=True)
+    chunks = [samples[start : start + 50] for start in range(0, len(samples), 50)]
+    draw = functools.partial(_draw, pictures=pictures, output=output, seed=seed)
+    with ProcessPoolExecutor() as pool, tqdm(total=len(samples), desc=f"drawing {output}", unit="file") as progress:
+        for drawn in pool.map(draw, chunks):
+            progress.update(drawn)
+    (output / MARKER).write_text(marker, encoding="utf-8")
+    return len(samples)
+
+
+def contact_sheet(pictures: FashionMNIST, seed: int, columns: int = NUM_FRAMES) -> Image.Image:
+    """Frames of the first training clip of some classes, one in a row, and an image of each of some kinds of garment."""
+    tile, margin, text_width = 2 * SIZE, 4, 190
+    rows = []
+    for dataset, labels in (("outfits", list(OUTFITS)[::4]), ("moves", list(MOVES)[::3])):
+        for label in labels:
+            sample = Sample(dataset=dataset, split="train", label=label, number=0)
+            rows.append((f"{dataset}: {label}", render(sample, pictures, seed)))
+    kinds = [Sample(dataset="garments", split="train", label=kind, number=0) for kind in KINDS[:columns]]
+    rows.append(
+        ("garments: T-shirt, trouser, ...", np.concatenate([render(sample, pictures, seed) for sample in kinds]))
+    )
+    sheet = Image.new("RGB", (text_width + columns * (tile + margin), margin + len(rows) * (tile + margin)), "white")
+    canvas = ImageDraw.Draw(sheet)
+    for row, (text, frames) in enumerate(rows):
+        top = margin + row * (tile + margin)
+        canvas.text((margin, top + tile // 2), text, fill="black", anchor="lm")
+        for column, frame in enumerate(frames):
+            enlarged = Image.fromarray(frame).resize((tile, tile), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (text_width + column * (tile + margin), top))
+    return sheet

@@ -1,0 +1,183 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The experiments of the paper in miniature: does training on several data sets at once beat training on each alone?
+
+    python examples/paper_in_miniature.py --output outputs/miniature
+
+It draws three small data sets from Fashion-MNIST's pictures (miniature/data.py), does all runs of miniature/runs.py for three seeds, and writes
+outputs/miniature/report/paper_in_miniature.md with pictures: each table and figure of the paper beside its miniature. On 2 CPU cores that takes
+TODO minutes. Killed and started again by the same command, it goes on where it was, to the same figures.
+
+Fashion-MNIST comes with Debian's package dataset-fashion-mnist (`apt-get install dataset-fashion-mnist`), or its four files from
+anywhere, in the folder that `--fashion_mnist` names.
+
+With `--split validation` the runs are evaluated on the validation splits: choose settings by that. The report is on the test splits, which have chosen nothing.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from miniature.data import LABELS, FashionMNIST, contact_sheet
+from miniature.report import Results, compare, write_report
+from miniature.runs import SCALES, Study
+from tqdm import tqdm
+
+
+STANDS_FOR = {
+    "outfits": "Kinetics",
+    "moves": "Something-Something",
+    "garments": "ImageNet",
+    "wardrobe": "ImageNet-21k",
+}
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/miniature"), help="the folder of runs and report")
+    parser.add_argument("--fashion_mnist", type=Path, default=FASHION_MNIST, help="the folder of its four files")
+    parser.add_argument("--scale", choices=SCALES, help="default: gpu where there is one, else cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of data, weights and order")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="that is evaluated")
+    parser.add_argument(
+        "--processes", type=int, help="that train at once; default: one for each CPU core, or one on a GPU"
+    )
+    return parser.parse_args(arguments)
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """What is asked for.
+
+    Raises:
+        ValueError: if seeds are repeated or not positive, or there are no processes.
+    """
+    if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 1:
+        raise ValueError(f"--seeds: expected different positive numbers, got {options.seeds}")
+    if options.processes is not None and options.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    use_gpu = torch.cuda.is_available()
+    scale = SCALES[options.scale or ("gpu" if use_gpu else "cpu")]
+    # Absolute, as recipes name folders, and one may be trained from anywhere.
+    return Study(
+        output=options.output.resolve(), scale=scale, seeds=tuple(options.seeds), split=options.split, use_gpu=use_gpu
+    )
+
+
+def do_all(study: Study, processes: int) -> dict[tuple[str, int], dict]:
+    """The figures of every run by its name and seed, each run as soon as the one that it starts from is done."""
+    # Of the processes that are started: two threads that share a core wait for one another.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    waiting, done, running = study.tasks(), {}, {}
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
+    with pool, tqdm(total=len(waiting), unit="run") as progress:
+        try:
+            while waiting or running:
+                ready = [task for task in waiting if all(needed in done for needed in study.needed(*task))]
+                for task in ready[: processes - len(running)]:
+                    waiting.remove(task)
+                    running[pool.submit(study.do, *task)] = task
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run, seed = running.pop(future)
+                    done[run.name, seed] = future.result()
+                    progress.update()
+                    progress.set_postfix_str(f"{run.name} of seed {seed}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return done
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, which may be killed, and started again, while this one still trains."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def introduction(study: Study, hours: float) -> str:
+    scale, (standard, small) = study.scale, (study.scale.inputs[name] for name in ("standard", "small"))
+    rows = [["data set", "stands for", "classes", "training files", "evaluated files", "rows in a step"], ["---"] * 6]
+    for name, files in scale.files_per_label.items():
+        classes = len(LABELS[name])
+        counts = (files["train"] * classes, files[study.split] * classes, scale.rows[name])
+        rows.append([name, STANDS_FOR[name], *map(str, (classes, *counts))])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    sizes = "; ".join(
+        f"{name.capitalize()} {fields['num_hidden_layers']} layers, {fields['hidden_size']} wide"
+        for name, fields in scale.encoders.items()
+    )
+    updates = scale.updates
+    return f"""# The paper in miniature
+
+Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits: {len(study.tasks())} runs, seeds
+{", ".join(map(str, study.seeds))}, {hours:.1f} hours of {"one GPU" if study.use_gpu else "one CPU core"} in all. Does training on several data sets at once beat training on each alone,
+as the paper finds? These are tiny models on made-up videos, so numbers are not to be compared with the paper's, but signs are.
+
+![Frames of training clips, and images](paper_in_miniature/data.png)
+
+{table}
+
+Pictures of clothes from Fashion-MNIST, moved about in front of others; `outfits` asks what is seen, `moves` what moves where, `garments` and `wardrobe` what is on an
+image. [examples/miniature/data.py](../examples/miniature/data.py) says how they are drawn. Few training clips, so that there is something to gain; garments of the {study.split} split
+were never trained on.
+
+- **The same number of updates.** A run has in each step as many rows of each of its data sets as a run on that data set alone, and both take
+  {updates["training"]} steps. So each data set has the same {updates["training"]} updates alone and together; together, a step costs more.
+- **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
+  Fine-tuning (Figure 3) takes {updates["transfer"]} steps more, with a new head. All have the same learning rate and schedule.
+- **A seed** has data, weights of heads and order of training of its own. ± is the standard deviation over seeds; a difference is between runs of one seed.
+- **Nothing was chosen on the test splits**: settings were chosen on the validation split of data of another seed.
+- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, {small["num_frames"]} x {small["image_size"]}² in Table 7; {sizes}; 1x3 views, as in the paper.
+
+A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
+
+
+def write(study: Study, done: Mapping[tuple[str, int], Mapping[str, Any]], fashion_mnist: Path, folder: Path) -> Path:
+    """The report; returns the path of the page."""
+    results = Results([{name: figures for (name, of), figures in done.items() if of == seed} for seed in study.seeds])
+    hours = sum(figures["seconds"] for figures in done.values()) / 3600
+    page = write_report(compare(results), introduction(study, hours), folder, "paper_in_miniature")
+    contact_sheet(FashionMNIST(fashion_mnist), study.seeds[0]).save(folder / page.stem / "data.png")
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        study = study_of(options)
+        study.draw(options.fashion_mnist)
+        done = do_all(study, options.processes or (1 if study.use_gpu else os.cpu_count()))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"report: {write(study, done, options.fashion_mnist, options.output / 'report')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
