@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
+from fashion_mnist import write_fashion_mnist
 from hub_server import HubServer
 from modeling_cover import load_recipe
 from modeling_cover.sources import read_sources
@@ -69,6 +70,7 @@ def workspace(tmp_path_factory, hub) -> Path:
     _write_quickstart(folder / "data" / "quickstart")
     save_quickstart(folder / "outputs" / "quickstart")
     _write_layouts(folder / "my_data")
+    write_fashion_mnist(folder / "data" / "fashion-mnist")
     run(hub, folder, sys.executable, "examples/publish.py", "outputs/quickstart", "org/quickstart", "--private")
     return folder
 

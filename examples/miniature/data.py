@@ -38,6 +38,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -129,7 +130,10 @@ def _read_idx(path: Path, num_axes: int) -> np.ndarray:
             f"{path} is missing: install Debian's package dataset-fashion-mnist, or download Fashion-MNIST's four files, and "
             "name their folder by --fashion_mnist"
         )
-    content = gzip.decompress(path.read_bytes())
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        content = b""
     lengths = np.frombuffer(content, ">u4", num_axes, 4) if len(content) >= 4 + 4 * num_axes else np.zeros(1)
     if content[:4] != bytes((0, 0, 8, num_axes)) or len(content) != 4 + 4 * num_axes + math.prod(lengths.tolist()):
         raise ValueError(f"{path} is not a file of MNIST's format with {num_axes} axes of bytes")

@@ -25,10 +25,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from miniature.data import LABELS
+from miniature.plan import Scale
 
 
 PAPER_NAMES = {"outfits": "K400", "moves": "SSv2", "garments": "ImageNet"}
-COLOURS = {"outfits": "#3b6fb6", "moves": "#d1782c", "garments": "#5a9a57"}
 
 Figures = Mapping[str, Mapping[str, Any]]  # run -> what it measured
 Table = dict[
@@ -85,18 +85,17 @@ class Results:
         return {dataset: self.top1(run, dataset, measure) for dataset in self.seeds[0][run][measure]}
 
 
-def compare(results: Results) -> list[Comparison]:
+def compare(results: Results, scale: Scale) -> list[Comparison]:
     """Each table and figure of the paper that the study has a miniature of."""
     return [
         _co_training(results),
-        _pretraining(results),
         _image_weight(results),
         _reversed_frames(results),
         _frozen_transfer(results),
         _transfer(results, "outfits", {"outfits": 1.3, "moves": 1.7}),
         _transfer(results, "moves", {"moves": 2.0, "outfits": 1.8}),
         _sizes(results),
-        _inputs(results),
+        _inputs(results, scale),
     ]
 
 
@@ -122,30 +121,6 @@ def _co_training(results: Results) -> Comparison:
             Claim("moves, images beside the videos", 0.2, together["moves"] - videos["moves"]),
         ],
         picture="cotraining.png",
-    )
-
-
-def _pretraining(results: Results) -> Comparison:
-    scratch, pretrained = results.row("together_from_scratch"), results.row("together")
-    return Comparison(
-        title="Table 4: more images to start from",
-        text="All data sets together, with K400. The paper's pre-training sets have 14 million, 300 million and 3 billion images; the miniature "
-        "has none or `wardrobe`.",
-        paper={
-            "ImageNet-21k": {"K400": 83.1, "SSv2": 64.2, "MiT": 41.3},
-            "JFT-300M": {"K400": 86.3, "SSv2": 69.3, "MiT": 45.0},
-            "JFT-3B": {"K400": 87.2, "SSv2": 70.8, "MiT": 46.1},
-        },
-        miniature={"none": scratch, "wardrobe": pretrained},
-        claims=[
-            Claim(
-                "outfits, the most images to start from, not the fewest",
-                4.1,
-                pretrained["outfits"] - scratch["outfits"],
-            ),
-            Claim("moves, the most images to start from, not the fewest", 6.6, pretrained["moves"] - scratch["moves"]),
-        ],
-        picture="pretraining.png",
     )
 
 
@@ -217,34 +192,28 @@ def _frozen_transfer(results: Results) -> Comparison:
 
 def _transfer(results: Results, target: str, gains: Mapping[str, float]) -> Comparison:
     """`gains`: the paper's, by the data set that the encoder was trained on alone."""
-    names = {
-        f"{source}_to_{target}" for source in ("outfits", "moves", "outfits_garments", "moves_garments", "together")
-    }
-    rows = {run: results.top1(run, target) for run in sorted(names & set(results.seeds[0]))}
-    together = rows[f"together_to_{target}"]
+
+    def of(source: str) -> np.ndarray:
+        return results.top1(f"{source}_to_{target}", target)
+
+    miniature = {f"{source} → {target}": {target: of(source)} for source in ("outfits", "moves")}
+    miniature[f"all together → {target}"] = {target: of("together")}
+    if target == "moves":
+        miniature["outfits and garments → moves"] = {target: of("outfits_garments")}
     place = PAPER_NAMES[target]
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
-        text="The paper gives the gains of a co-trained encoder over one of a single data set. The last row is an encoder that was co-trained, "
-        "but not on the target.",
+        text="The paper gives the gains of a co-trained encoder over one of a single data set.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()
         },
-        miniature={
-            **{f"{source} → {target}": {target: rows[f"{source}_to_{target}"]} for source in ("outfits", "moves")},
-            f"all together → {target}": {target: together},
-            f"{_other(target)} and garments → {target}": {target: rows[f"{_other(target)}_garments_to_{target}"]},
-        },
+        miniature=miniature,
         claims=[
-            Claim(f"co-trained in place of {source} → {target}", gain, together - rows[f"{source}_to_{target}"])
+            Claim(f"co-trained in place of {source} → {target}", gain, of("together") - of(source))
             for source, gain in gains.items()
         ],
         picture=f"transfer_to_{target}.png",
     )
-
-
-def _other(target: str) -> str:
-    return "moves" if target == "outfits" else "outfits"
 
 
 def _sizes(results: Results) -> Comparison:
@@ -262,16 +231,17 @@ def _sizes(results: Results) -> Comparison:
     )
 
 
-def _inputs(results: Results) -> Comparison:
+def _inputs(results: Results, scale: Scale) -> Comparison:
     small, standard = results.row("together_small_input"), results.row("together")
+    names = {key: f"{clip['num_frames']} x {clip['image_size']}²" for key, clip in scale.inputs.items()}
     return Comparison(
         title="Table 7: two input settings, both co-trained",
-        text="The paper's are 8 x 224² and 16 x 448², with K400; the miniature's are 4 x 24² and 8 x 32².",
+        text="Frames of a clip x side of the crop, in pixels; the paper's with K400.",
         paper={
             "8 x 224²": {"K400": 85.1, "SSv2": 67.4, "MiT": 44.2},
             "16 x 448²": {"K400": 87.2, "SSv2": 70.8, "MiT": 46.1},
         },
-        miniature={"4 x 24²": small, "8 x 32²": standard},
+        miniature={names["small"]: small, names["standard"]: standard},
         claims=[
             Claim("outfits, the larger input", 2.1, standard["outfits"] - small["outfits"]),
             Claim("moves, the larger input", 3.4, standard["moves"] - small["moves"]),

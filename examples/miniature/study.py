@@ -11,12 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The runs of examples/paper_in_miniature.py: what each trains on and starts from, and how one is done.
+"""Doing the runs of a study: each is a recipe, written into its folder, that `examples/cotrain.py` trains by itself, too."""
 
-A run is a recipe, written into its folder, so that `accelerate launch examples/cotrain.py` can do it again by itself.
-"""
-
-import dataclasses
 import json
 import shutil
 import time
@@ -29,7 +25,8 @@ from typing import Any
 import torch
 import yaml
 from cotrain import parse_training_arguments
-from miniature.data import IMAGE_DATASETS, LABELS, FilesPerLabel, draw_miniature
+from miniature.data import IMAGE_DATASETS, LABELS, draw_miniature
+from miniature.plan import Run, Scale, plan_runs
 from modeling_cover import (
     CoverForVideoClassification,
     CoverTrainer,
@@ -53,103 +50,6 @@ ENCODER = {"patch_size": 8, "initializer_range": 0.1, "time_initializer_range": 
 VIEWS = Views(1, 3)  # as the paper has them (section 4.1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How large a study is. What is called an update of a data set is an optimizer step with `rows` of its rows.
-
-    Attributes:
-        files_per_label: of each data set and split.
-        encoders: fields of `CoverConfig` of each size.
-        inputs: frames of a clip and side of the crop, in pixels, of each input setting.
-        rows: of each data set in a step.
-        updates: of every data set, in each stage.
-        training: arguments of all runs.
-    """
-
-    files_per_label: FilesPerLabel
-    encoders: Mapping[str, Mapping[str, int]]
-    inputs: Mapping[str, Mapping[str, int]]
-    rows: Mapping[str, int]
-    updates: Mapping[str, int]
-    training: Mapping[str, Any]
-
-
-CPU = Scale(
-    files_per_label={
-        "outfits": {"train": 20, "validation": 30, "test": 40},
-        "moves": {"train": 12, "validation": 15, "test": 20},
-        "garments": {"train": 150, "validation": 30, "test": 50},
-        "wardrobe": {"train": 600, "validation": 30, "test": 50},
-    },
-    encoders={
-        "base": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
-        "large": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 384},
-    },
-    inputs={"standard": {"num_frames": 8, "image_size": 32}, "small": {"num_frames": 4, "image_size": 24}},
-    rows={"outfits": 8, "moves": 8, "garments": 16, "wardrobe": 64},
-    updates={"pretraining": 1500, "training": 700, "transfer": 200},
-    training={"learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 50, "lr_scheduler_type": "cosine"},
-)
-
-# Ten times the data, six times the updates and wider encoders.
-GPU = dataclasses.replace(
-    CPU,
-    files_per_label={
-        name: {"train": 10 * files["train"], "validation": 50, "test": 100}
-        for name, files in CPU.files_per_label.items()
-    },
-    encoders={
-        "base": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
-        "large": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
-    },
-    rows={"outfits": 32, "moves": 32, "garments": 32, "wardrobe": 128},
-    updates={stage: 6 * updates for stage, updates in CPU.updates.items()},
-    training={**CPU.training, "dataloader_num_workers": 8, "bf16": True},
-)
-
-# To see that all of it works, in a minute or two; its figures say nothing.
-TINY = dataclasses.replace(
-    CPU,
-    files_per_label={name: {"train": 1, "validation": 1, "test": 1} for name in CPU.files_per_label},
-    encoders={
-        "base": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
-        "large": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
-    },
-    rows=dict.fromkeys(CPU.rows, 2),
-    updates=dict.fromkeys(CPU.updates, 2),
-)
-
-SCALES = {"cpu": CPU, "gpu": GPU, "tiny": TINY}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training, and what is measured after it.
-
-    Attributes:
-        name: of its folder.
-        datasets: the weight of the loss of each.
-        start: the run whose encoder it starts from; heads are always new.
-        stage: "pretraining", "training" or "transfer", which decides the number of updates.
-        encoder, input: of the scale's.
-        backwards: whether clips are evaluated played backwards, too.
-        probes: data sets for which a linear classifier is fitted to the encoder's features, too.
-    """
-
-    name: str
-    datasets: Mapping[str, float]
-    start: str | None = "pretrained"
-    stage: str = "training"
-    encoder: str = "base"
-    input: str = "standard"
-    backwards: bool = False
-    probes: tuple[str, ...] = ()
-
-    def head(self, dataset: str) -> str:
-        """Another name than in the run that it starts from, whose heads stay in the checkpoint as they are."""
-        return dataset if self.stage == "training" else f"{dataset}_{self.stage}"
-
-
 def dataset_entry(name: str, split: str) -> dict[str, Any]:
     """What a recipe says of a data set, whatever the run; `split` is the one that is evaluated."""
     return {
@@ -159,37 +59,6 @@ def dataset_entry(name: str, split: str) -> dict[str, Any]:
         "labels": list(LABELS[name]),
         "horizontal_flip": name != "moves",  # which would turn left into right
     }
-
-
-def plan_runs() -> list[Run]:
-    """All runs of a seed, and those that it starts from before it; the longest early, so that none is left over at the end."""
-    together = {"outfits": 1.0, "moves": 1.0, "garments": 1.0}
-    images = {"garments": 1.0}
-    wardrobe = {"wardrobe": 1.0}
-    pretraining = {"start": None, "stage": "pretraining"}
-    runs = [
-        Run(name="pretrained", datasets=wardrobe, **pretraining),
-        Run(name="pretrained_large", datasets=wardrobe, encoder="large", **pretraining),
-        Run(name="pretrained_small_input", datasets=wardrobe, input="small", **pretraining),
-        Run(name="together_large", datasets=together, encoder="large", start="pretrained_large"),
-        Run(name="outfits", datasets={"outfits": 1.0}, backwards=True, probes=("moves",)),
-        Run(name="moves", datasets={"moves": 1.0}, backwards=True),
-        Run(name="garments", datasets=images),
-        Run(name="videos", datasets={"outfits": 1.0, "moves": 1.0}),
-        Run(name="together", datasets=together, backwards=True),
-        Run(name="together_0.5", datasets={**together, "garments": 0.5}),
-        Run(name="together_0.75", datasets={**together, "garments": 0.75}),
-        Run(name="together_from_scratch", datasets=together, start=None),
-        Run(name="outfits_garments", datasets={"outfits": 1.0, "garments": 1.0}, probes=("moves",)),
-        Run(name="moves_garments", datasets={"moves": 1.0, "garments": 1.0}),
-        Run(name="together_small_input", datasets=together, input="small", start="pretrained_small_input"),
-    ]
-    for target in ("outfits", "moves"):
-        for source in ("outfits", "moves", "outfits_garments", "moves_garments", "together"):
-            if source != f"{target}_garments":
-                name = f"{source}_to_{target}"
-                runs.append(Run(name=name, datasets={target: 1.0}, start=source, stage="transfer"))
-    return runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +80,7 @@ class Study:
     use_gpu: bool = False
 
     def tasks(self) -> list[tuple[Run, int]]:
-        """Each run and its seed, after the one that it starts from; the longest first, so that no process is left with it alone."""
+        """Each run and its seed, after the one that it starts from."""
         runs = plan_runs()
         pretraining = [(run, PRETRAINING_SEED) for run in runs if run.stage == "pretraining"]
         return pretraining + [(run, seed) for seed in self.seeds for run in runs if run.stage != "pretraining"]
