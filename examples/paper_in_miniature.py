@@ -60,6 +60,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--scale", choices=SCALES, help="default: gpu where there is one, else cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help="of data, weights and order")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="that is evaluated")
+    parser.add_argument("--report", type=Path, help="the folder of the report; default: report in that of the runs")
     parser.add_argument(
         "--processes", type=int, help="that train at once; default: one for each CPU core, or one on a GPU"
     )
@@ -144,16 +145,19 @@ as the paper finds? These are tiny models on made-up videos, so numbers are not 
 {table}
 
 Pictures of clothes from Fashion-MNIST, moved about in front of others; `outfits` asks what is seen, `moves` what moves where, `garments` and `wardrobe` what is on an
-image. [examples/miniature/data.py](../examples/miniature/data.py) says how they are drawn. Few training clips, so that there is something to gain; garments of the {study.split} split
+image; `examples/miniature/data.py` says how they are drawn. Few training clips, so that there is something to gain; garments of the {study.split} split
 were never trained on.
 
 - **The same number of updates.** A run has in each step as many rows of each of its data sets as a run on that data set alone, and both take
   {updates["training"]} steps. So each data set has the same {updates["training"]} updates alone and together; together, a step costs more.
-- **Every run**, but one of Table 4, **starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
+- **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
   Fine-tuning (Figure 3) takes {updates["transfer"]} steps more, with a new head. All have the same learning rate and schedule.
 - **A seed** has data, weights of heads and order of training of its own. ± is the standard deviation over seeds; a difference is between runs of one seed.
-- **Nothing was chosen on the test splits**: settings were chosen on the validation split of data of another seed.
+- **Nothing was chosen on the test splits**: settings were chosen on the validation split of data of another seed. (Seeds 1 to 3 were run with an earlier
+  version of this study, so these are others.)
 - Input is {standard["num_frames"]} x {standard["image_size"]}² in general, {small["num_frames"]} x {small["image_size"]}² in Table 7; {sizes}; 1x3 views, as in the paper.
+
+Of the paper's tables, 1 sums up others, and 4 (larger sets to pre-train on) has no miniature, as there is one source of pictures.
 
 A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
 
@@ -176,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"report: {write(study, done, options.fashion_mnist, options.output / 'report')}")
+    folder = options.report or options.output / "report"
+    print(f"report: {write(study, done, options.fashion_mnist, folder)}")
     return 0
 
 

@@ -226,7 +226,7 @@ def test_a_difference_is_one_within_each_seed():
         figures["moves"] = {**figures["moves"], "top1": {"moves": 0.25}}
         return figures
 
-    claims = {claim.text: claim for claim in compare(Results([of_seed(1), of_seed(2)]))[0].claims}
+    claims = {claim.text: claim for claim in compare(Results([of_seed(1), of_seed(2)]), CPU)[0].claims}
     np.testing.assert_allclose(claims["moves, with the other videos"].miniature, [26, 27])
     assert "**agrees**: moves, with the other videos: +2.7 in the paper, +26.5 ± 0.7 here (+26.0, +27.0)" in map(
         str, claims.values()
@@ -273,11 +273,11 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     page = (finished / "report" / "paper_in_miniature.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     for wanted in (
-        *("Tables 3 and 5", "Table 4", "Table 6", "Table 2", "Section 3.2"),
+        *("Tables 3 and 5", "Table 6", "Table 2", "Section 3.2"),
         *("Figure 3 (a)", "Figure 3 (b)", "Figure 4", "Table 7"),
     ):
         assert sum(title.startswith(f"## {wanted}:") for title in titles) == 1
-    assert page.count("| the paper |") == page.count("| the miniature |") == 9
+    assert page.count("| the paper |") == page.count("| the miniature |") == 8
     measured = figures(finished)
     assert f"| moves → outfits | {100 * measured['moves_to_outfits']['top1']['outfits']:.1f} |" in page
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]

@@ -178,8 +178,8 @@ def _frozen_transfer(results: Results) -> Comparison:
     frozen = {run: results.top1(run, "moves", "probed") for run in ("outfits", "outfits_garments")}
     return Comparison(
         title="Section 3.2: a frozen encoder of appearance, on motion",
-        text="A linear classifier of features of an encoder that was trained on something else. Chance is "
-        f"{100 / len(LABELS['moves']):.0f}%.",
+        text="A linear classifier of the centre crop's features, by an encoder that was trained on something else. The paper's 62.4 is Table 3's; chance is "
+        f"{100 / len(LABELS['moves']):.0f}% here.",
         paper={"encoder of K400": {"SSv2": 19.5}, "trained on SSv2": {"SSv2": 62.4}},
         miniature={
             "encoder of outfits": {"moves": frozen["outfits"]},
@@ -203,7 +203,8 @@ def _transfer(results: Results, target: str, gains: Mapping[str, float]) -> Comp
     place = PAPER_NAMES[target]
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
-        text="The paper gives the gains of a co-trained encoder over one of a single data set.",
+        text="The paper gives the gains of a co-trained encoder over one of a single data set. An encoder of the target's own clips, and one of all "
+        "together, have been trained on the target before.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()
         },
