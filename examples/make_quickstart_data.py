@@ -56,7 +56,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,10 +313,9 @@ def read_clip(path: Path) -> np.ndarray:
 
 def draw_preview(output: str | Path, scale: float, columns: int = 8) -> Image.Image:
     """A contact sheet of the files under `output`: a clip's frames, or several images, of each label in a row."""
-    tile, margin, text_width = 2 * SIZE, 4, 190
-    rows = {}  # (dataset, label) -> pictures
+    rows = {}
     for sample in plan_samples(scale):
-        pictures = rows.setdefault((sample.dataset, sample.label), [])
+        pictures = rows.setdefault(f"{sample.dataset}: {sample.label}", [])
         path = Path(output) / sample.path
         if sample.dataset == "images":
             if len(pictures) < columns:
@@ -324,12 +323,18 @@ def draw_preview(output: str | Path, scale: float, columns: int = 8) -> Image.Im
         elif not pictures:
             pictures.extend(read_clip(path)[:: NUM_FRAMES // columns])
 
+    return contact_sheet(rows, columns)
+
+
+def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]], columns: int) -> Image.Image:
+    """Pictures (SIZE, SIZE, 3) in rows, enlarged, with a text at the left of each."""
+    tile, margin, text_width = 2 * SIZE, 4, 190
     step = tile + margin
     sheet = Image.new("RGB", (text_width + columns * step, margin + len(rows) * step), "white")
     canvas = ImageDraw.Draw(sheet)
-    for row, ((dataset, label), pictures) in enumerate(rows.items()):
+    for row, (text, pictures) in enumerate(rows.items()):
         top = margin + row * step
-        canvas.text((margin, top + tile // 2), f"{dataset}: {label}", fill="black", anchor="lm")
+        canvas.text((margin, top + tile // 2), text, fill="black", anchor="lm")
         for column, picture in enumerate(pictures):
             enlarged = Image.fromarray(picture).resize((tile, tile), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (text_width + column * step, top))

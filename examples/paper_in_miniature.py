@@ -17,7 +17,7 @@
 
 It draws three small data sets from Fashion-MNIST's pictures (miniature/data.py), does all runs of miniature/plan.py for three seeds, and writes
 outputs/miniature/report/paper_in_miniature.md with pictures: each table and figure of the paper beside its miniature. On 2 CPU cores that takes
-TODO minutes. Killed and started again by the same command, it goes on where it was, to the same figures.
+36 minutes. Killed and started again by the same command, it goes on where it was, to the same figures.
 
 Fashion-MNIST comes with Debian's package dataset-fashion-mnist (`apt-get install dataset-fashion-mnist`), or its four files from
 anywhere, in the folder that `--fashion_mnist` names.
@@ -33,11 +33,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
-from miniature.data import LABELS, FashionMNIST, contact_sheet
+from miniature.data import LABELS, FashionMNIST, draw_preview
 from miniature.plan import SCALES
 from miniature.report import Results, compare, write_report
 from miniature.study import Study
@@ -167,7 +168,7 @@ def write(study: Study, done: Mapping[tuple[str, int], Mapping[str, Any]], fashi
     results = Results([{name: figures for (name, of), figures in done.items() if of == seed} for seed in study.seeds])
     hours = sum(figures["seconds"] for figures in done.values()) / 3600
     page = write_report(compare(results, study.scale), introduction(study, hours), folder, "paper_in_miniature")
-    contact_sheet(FashionMNIST(fashion_mnist), study.seeds[0]).save(folder / page.stem / "data.png")
+    draw_preview(FashionMNIST(fashion_mnist), study.seeds[0]).save(folder / page.stem / "data.png")
     return page
 
 
@@ -177,7 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = study_of(options)
         study.draw(options.fashion_mnist)
         done = do_all(study, options.processes or (1 if study.use_gpu else os.cpu_count()))
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        BrokenProcessPool,
+    ) as error:  # the last: a process was killed, for want of memory, say
         print(error, file=sys.stderr)
         return 1
     folder = options.report or options.output / "report"

@@ -281,7 +281,7 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     measured = figures(finished)
     assert f"| moves → outfits | {100 * measured['moves_to_outfits']['top1']['outfits']:.1f} |" in page
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(pictures) == 8
+    assert len(pictures) == 7
     for picture in pictures:
         assert Image.open(finished / "report" / picture).width > 600
 

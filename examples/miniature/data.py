@@ -45,12 +45,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from make_quickstart_data import write_clip
-from PIL import Image, ImageDraw
+from make_quickstart_data import SIZE, contact_sheet, write_clip
+from PIL import Image
 from tqdm import tqdm
 
 
-SIZE = 40  # pixels, height and width: room for crops of 32
 NUM_FRAMES = 8
 SPLITS = ("train", "validation", "test")
 
@@ -299,24 +298,13 @@ def draw_miniature(
     return len(samples)
 
 
-def contact_sheet(pictures: FashionMNIST, seed: int, columns: int = NUM_FRAMES) -> Image.Image:
+def draw_preview(pictures: FashionMNIST, seed: int, columns: int = NUM_FRAMES) -> Image.Image:
     """Frames of the first training clip of some classes, one in a row, and an image of each of some kinds of garment."""
-    tile, margin, text_width = 2 * SIZE, 4, 190
-    rows = []
-    for dataset, labels in (("outfits", list(OUTFITS)[::4]), ("moves", list(MOVES)[::3])):
-        for label in labels:
-            sample = Sample(dataset=dataset, split="train", label=label, number=0)
-            rows.append((f"{dataset}: {label}", render(sample, pictures, seed)))
-    kinds = [Sample(dataset="garments", split="train", label=kind, number=0) for kind in KINDS[:columns]]
-    rows.append(
-        ("garments: T-shirt, trouser, ...", np.concatenate([render(sample, pictures, seed) for sample in kinds]))
-    )
-    sheet = Image.new("RGB", (text_width + columns * (tile + margin), margin + len(rows) * (tile + margin)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for row, (text, frames) in enumerate(rows):
-        top = margin + row * (tile + margin)
-        canvas.text((margin, top + tile // 2), text, fill="black", anchor="lm")
-        for column, frame in enumerate(frames):
-            enlarged = Image.fromarray(frame).resize((tile, tile), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (text_width + column * (tile + margin), top))
-    return sheet
+
+    def first(dataset: str, label: str) -> np.ndarray:
+        return render(Sample(dataset=dataset, split="train", label=label, number=0), pictures, seed)
+
+    rows = {f"outfits: {label}": first("outfits", label) for label in list(OUTFITS)[::4]}
+    rows |= {f"moves: {label}": first("moves", label) for label in list(MOVES)[::3]}
+    rows["garments: T-shirt, trouser, ..."] = [first("garments", kind)[0] for kind in KINDS[:columns]]
+    return contact_sheet(rows, columns)

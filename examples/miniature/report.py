@@ -69,6 +69,7 @@ class Comparison:
     miniature: Table
     claims: Sequence[Claim] = field(default_factory=tuple)
     picture: str | None = None
+    paper_measure: str = "top-1, %"
 
 
 class Results:
@@ -214,6 +215,7 @@ def _transfer(results: Results, target: str, gains: Mapping[str, float]) -> Comp
             for source, gain in gains.items()
         ],
         picture=f"transfer_to_{target}.png",
+        paper_measure="gain in top-1, points",
     )
 
 
@@ -229,6 +231,7 @@ def _sizes(results: Results) -> Comparison:
             Claim("moves, Large", 2.1, large["moves"] - base["moves"]),
         ],
         picture="sizes.png",
+        paper_measure="gain in top-1, points",
     )
 
 
@@ -337,13 +340,14 @@ def draw(comparison: Comparison, path: Path) -> None:
             shade = 0.85 - 0.65 * index / max(len(table) - 1, 1)
             means = [value.mean() for value in values]
             bars = axis.bar(places, means, 0.92 * width, color=_blue(shade), label=name)
-            axis.bar_label(bars, [f"{mean:.1f}" for mean in means], fontsize=7, padding=2)
+            labels = [f"{mean:.1f}" for mean in means]
+            axis.bar_label(bars, labels, label_type="center", fontsize=7, color="black" if shade > 0.5 else "white")
             for place, value in zip(places, values, strict=True):
                 if len(value) > 1:
                     axis.plot(np.full(len(value), place), value, "o", color="black", markersize=2.5)
         axis.set_xticks(range(len(columns)), columns)
         axis.set_title(title)
-        axis.set_ylabel("top-1, %")
+        axis.set_ylabel(comparison.paper_measure if title == "the paper" else "top-1, %")
         axis.margins(y=0.15)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
