@@ -55,7 +55,7 @@ class Claim:
         return "undecided"
 
     def __str__(self) -> str:
-        values = ", ".join(f"{value:+.1f}" for value in self.miniature)
+        values = ", ".join(f"{value:+z.1f}" for value in self.miniature)
         return f"**{self.verdict}**: {self.text}: {self.paper:+.1f} in the paper, {_signed(self.miniature)} here ({values})"
 
 
@@ -254,12 +254,14 @@ def _inputs(results: Results, scale: Scale) -> Comparison:
     )
 
 
-def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+def _spread(values: np.ndarray, sign: str = "") -> str:
+    """The mean and, of several seeds, the standard deviation."""
+    mean = f"{values.mean():{sign}z.1f}"  # z: no minus before a zero
+    return f"{mean} ± {values.std(ddof=1):.1f}" if len(values) > 1 else mean
 
 
 def _signed(values: np.ndarray) -> str:
-    return f"{values.mean():+.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():+.1f}"
+    return _spread(values, sign="+")
 
 
 def _markdown_table(corner: str, table: Table) -> str:
