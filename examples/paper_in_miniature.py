@@ -94,20 +94,16 @@ def do_all(study: Study, processes: int) -> dict[tuple[str, int], dict]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
     with pool, tqdm(total=len(waiting), unit="run") as progress:
-        try:
-            while waiting or running:
-                ready = [task for task in waiting if all(needed in done for needed in study.needed(*task))]
-                for task in ready[: processes - len(running)]:
-                    waiting.remove(task)
-                    running[pool.submit(study.do, *task)] = task
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    run, seed = running.pop(future)
-                    done[run.name, seed] = future.result()
-                    progress.update()
-                    progress.set_postfix_str(f"{run.name} of seed {seed}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        while waiting or running:
+            ready = [task for task in waiting if all(needed in done for needed in study.needed(*task))]
+            for task in ready[: processes - len(running)]:
+                waiting.remove(task)
+                running[pool.submit(study.do, *task)] = task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run, seed = running.pop(future)
+                done[run.name, seed] = future.result()
+                progress.update()
+                progress.set_postfix_str(f"{run.name} of seed {seed}")
     return done
 
 
@@ -151,14 +147,14 @@ were never trained on.
 
 - **The same number of updates.** A run has in each step as many rows of each of its data sets as a run on that data set alone, and both take
   {updates["training"]} steps. So each data set has the same {updates["training"]} updates alone and together; together, a step costs more.
-- **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
+- **Every run**, but one of Table 4, **starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
   Fine-tuning (Figure 3) takes {updates["transfer"]} steps more, with a new head. All have the same learning rate and schedule.
 - **A seed** has data, weights of heads and order of training of its own. ± is the standard deviation over seeds; a difference is between runs of one seed.
-- **Nothing was chosen on the test splits**: settings were chosen on the validation split of data of another seed. (Seeds 1 to 3 were run with an earlier
-  version of this study, so these are others.)
+- **Nothing was chosen on the test splits**: settings were chosen on the validation split of data of another seed. (An earlier version of this study had been run with
+  seeds 1 and 2, so these are others.)
 - Input is {standard["num_frames"]} x {standard["image_size"]}² in general, {small["num_frames"]} x {small["image_size"]}² in Table 7; {sizes}; 1x3 views, as in the paper.
 
-Of the paper's tables, 1 sums up others, and 4 (larger sets to pre-train on) has no miniature, as there is one source of pictures.
+Table 1 of the paper sums up Tables 3 and 4.
 
 A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
 
@@ -178,15 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = study_of(options)
         study.draw(options.fashion_mnist)
         done = do_all(study, options.processes or (1 if study.use_gpu else os.cpu_count()))
-    except (
-        OSError,
-        ValueError,
-        BrokenProcessPool,
-    ) as error:  # the last: a process was killed, for want of memory, say
+        page = write(study, done, options.fashion_mnist, options.report or options.output / "report")
+    # BrokenProcessPool: a process was killed, for want of memory, say.
+    except (OSError, ValueError, BrokenProcessPool) as error:
         print(error, file=sys.stderr)
         return 1
-    folder = options.report or options.output / "report"
-    print(f"report: {write(study, done, options.fashion_mnist, folder)}")
+    print(f"report: {page}")
     return 0
 
 

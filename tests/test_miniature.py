@@ -40,8 +40,8 @@ from miniature.data import (  # noqa: E402
     MOVES,
     SCENES,
     FashionMNIST,
-    Sample,
     draw_miniature,
+    plan_sample,
     render,
 )
 from miniature.plan import CPU, GPU, TINY, plan_runs  # noqa: E402
@@ -96,6 +96,11 @@ def test_a_file_that_is_not_of_fashion_mnist_is_refused(tmp_path, content):
         FashionMNIST(tmp_path)
 
 
+def test_files_without_pictures_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no T-shirt of train"):
+        FashionMNIST(write_fashion_mnist(tmp_path, pictures_per_kind=0))
+
+
 def test_a_file_that_is_not_compressed_is_refused(tmp_path):
     write_fashion_mnist(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"not gzip")
@@ -104,12 +109,12 @@ def test_a_file_that_is_not_compressed_is_refused(tmp_path):
 
 
 def test_a_sample_is_a_function_of_itself_and_the_seed(pictures):
-    sample = Sample(dataset="outfits", split="train", label="coat and sandal", number=3)
+    sample = plan_sample("outfits", "train", "coat and sandal", 3)
     frames = render(sample, pictures, seed=1)
     assert frames.shape == (8, 40, 40, 3)
     np.testing.assert_array_equal(frames, render(sample, pictures, seed=1))
     assert (frames != render(sample, pictures, seed=2)).any()
-    other = Sample(dataset="outfits", split="train", label="coat and sandal", number=4)
+    other = plan_sample("outfits", "train", "coat and sandal", 4)
     assert (frames != render(other, pictures, seed=1)).any()
 
 
@@ -273,15 +278,15 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     page = (finished / "report" / "paper_in_miniature.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     for wanted in (
-        *("Tables 3 and 5", "Table 6", "Table 2", "Section 3.2"),
+        *("Tables 3 and 5", "Table 4", "Table 6", "Table 2", "Section 3.2"),
         *("Figure 3 (a)", "Figure 3 (b)", "Figure 4", "Table 7"),
     ):
         assert sum(title.startswith(f"## {wanted}:") for title in titles) == 1
-    assert page.count("| the paper |") == page.count("| the miniature |") == 8
+    assert page.count("| the paper |") == page.count("| the miniature |") == 9
     measured = figures(finished)
     assert f"| moves → outfits | {100 * measured['moves_to_outfits']['top1']['outfits']:.1f} |" in page
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         assert Image.open(finished / "report" / picture).width > 600
 
@@ -298,6 +303,14 @@ def test_a_finished_study_does_nothing_again(finished, pictures_folder, capsys):
     before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
     assert paper_in_miniature.main(arguments(finished, pictures_folder, "--processes", "1")) == 0
     assert {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_report_that_cannot_be_written_is_an_error_and_no_run_is_lost(finished, pictures_folder, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    more = ("--processes", "1", "--report", str(tmp_path / "taken"))
+    assert paper_in_miniature.main(arguments(finished, pictures_folder, *more)) == 1
+    assert "taken" in capsys.readouterr().err
+    assert len(figures(finished)) == len(plan_runs())
 
 
 def test_other_settings_in_the_folder_of_a_study_are_refused(finished, pictures_folder, capsys):

@@ -41,11 +41,10 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from make_quickstart_data import SIZE, contact_sheet, write_clip
+from make_quickstart_data import SIZE, Sample, contact_sheet, write_clip
 from PIL import Image
 from tqdm import tqdm
 
@@ -96,7 +95,7 @@ class FashionMNIST:
         for published in ("train", "t10k"):
             images = _read_idx(Path(folder, f"{published}-images-idx3-ubyte.gz"), 3)
             labels = _read_idx(Path(folder, f"{published}-labels-idx1-ubyte.gz"), 1)
-            if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() >= len(KINDS):
+            if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max(initial=0) >= len(KINDS):
                 raise ValueError(f"{folder}: its {published} files are not those of Fashion-MNIST")
             parts[published] = images, labels
         images, labels = parts["t10k"]
@@ -217,19 +216,11 @@ def _image(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label
 SCENES = {"outfits": _outfit, "moves": _move, "garments": _image, "wardrobe": _image}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One file to draw: the `number`-th of a class of a split."""
-
-    dataset: str
-    split: str
-    label: str
-    number: int
-
-    @property
-    def path(self) -> Path:
-        suffix = "png" if self.dataset in IMAGE_DATASETS else "mp4"
-        return Path(self.dataset, self.split, self.label, f"{self.number:04d}.{suffix}")
+def plan_sample(dataset: str, split: str, label: str, number: int) -> Sample:
+    """The file of the `number`-th of a class of a split."""
+    suffix = "png" if dataset in IMAGE_DATASETS else "mp4"
+    path = Path(dataset, split, label, f"{number:04d}.{suffix}")
+    return Sample(dataset=dataset, split=split, label=label, number=number, path=path)
 
 
 def render(sample: Sample, pictures: FashionMNIST, seed: int) -> np.ndarray:
@@ -281,7 +272,7 @@ def draw_miniature(
         shutil.rmtree(output)
     pictures = FashionMNIST(fashion_mnist)
     samples = [
-        Sample(dataset=dataset, split=split, label=label, number=number)
+        plan_sample(dataset, split, label, number)
         for dataset, numbers in files_per_label.items()
         for split in SPLITS
         for label in LABELS[dataset]
@@ -302,7 +293,7 @@ def draw_preview(pictures: FashionMNIST, seed: int, columns: int = NUM_FRAMES) -
     """Frames of the first training clip of some classes, one in a row, and an image of each of some kinds of garment."""
 
     def first(dataset: str, label: str) -> np.ndarray:
-        return render(Sample(dataset=dataset, split="train", label=label, number=0), pictures, seed)
+        return render(plan_sample(dataset, "train", label, 0), pictures, seed)
 
     rows = {f"outfits: {label}": first("outfits", label) for label in list(OUTFITS)[::4]}
     rows |= {f"moves: {label}": first("moves", label) for label in list(MOVES)[::3]}

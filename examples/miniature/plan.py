@@ -136,6 +136,7 @@ def plan_runs() -> list[Run]:
         Run(name="together", datasets=together, backwards=True),
         Run(name="together_0.5", datasets={**together, "garments": 0.5}),
         Run(name="together_0.75", datasets={**together, "garments": 0.75}),
+        Run(name="together_from_scratch", datasets=together, start=None),
         Run(name="outfits_garments", datasets={"outfits": 1.0, "garments": 1.0}, probes=("moves",)),
         Run(name="together_small_input", datasets=together, input="small", start="pretrained_small_input"),
     ]
