@@ -17,7 +17,7 @@
 
 It draws three small data sets from Fashion-MNIST's pictures (miniature/data.py), does all runs of miniature/plan.py for three seeds, and writes
 outputs/miniature/report/paper_in_miniature.md with pictures: each table and figure of the paper beside its miniature. On 2 CPU cores that takes
-36 minutes. Killed and started again by the same command, it goes on where it was, to the same figures.
+39 minutes. Killed and started again by the same command, it goes on where it was, to the same figures.
 
 Fashion-MNIST comes with Debian's package dataset-fashion-mnist (`apt-get install dataset-fashion-mnist`), or its four files from
 anywhere, in the folder that `--fashion_mnist` names.

@@ -274,7 +274,7 @@ def draw_miniature(
     samples = [
         plan_sample(dataset, split, label, number)
         for dataset, numbers in files_per_label.items()
-        for split in SPLITS
+        for split in numbers
         for label in LABELS[dataset]
         for number in range(numbers[split])
     ]

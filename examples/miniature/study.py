@@ -90,14 +90,18 @@ class Study:
         return [] if run.start is None else [(run.start, _seed_of(run.start, seed))]
 
     def draw(self, fashion_mnist: Path) -> None:
-        """Draws the data of all seeds.
+        """Draws what all seeds train on and are evaluated on.
 
         Raises:
             ValueError: if Fashion-MNIST is not in its folder.
         """
         for seed in (PRETRAINING_SEED, *self.seeds):
             datasets = PRETRAINING_DATASETS if seed == PRETRAINING_SEED else set(LABELS) - PRETRAINING_DATASETS
-            files = {name: numbers for name, numbers in self.scale.files_per_label.items() if name in datasets}
+            files = {
+                name: {part: numbers[part] for part in ("train", self.split)}
+                for name, numbers in self.scale.files_per_label.items()
+                if name in datasets
+            }
             draw_miniature(self._data(seed), fashion_mnist, files, seed)
 
     def _data(self, seed: int) -> Path:
