@@ -288,7 +288,8 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert len(pictures) == 8
     for picture in pictures:
-        assert Image.open(finished / "report" / picture).width > 600
+        with Image.open(finished / "report" / picture) as image:
+            assert image.width > 600
 
 
 def test_every_run_is_a_recipe_that_trains_by_itself(finished, tmp_path):
