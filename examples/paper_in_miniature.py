@@ -86,14 +86,14 @@ def study_of(options: argparse.Namespace) -> Study:
     )
 
 
-def do_all(study: Study, processes: int) -> dict[tuple[str, int], dict]:
-    """The figures of every run by its name and seed, each run as soon as the one that it starts from is done."""
+def do_rest(study: Study, done: dict[tuple[str, int], dict[str, Any]], processes: int) -> None:
+    """Does what is not `done`, and adds it: each run as soon as the one that it starts from is there."""
     # Of the processes that are started: two threads that share a core wait for one another.
     os.environ["OMP_NUM_THREADS"] = "1"
-    waiting, done, running = study.tasks(), {}, {}
+    waiting, running = [(run, seed) for run, seed in study.tasks() if (run.name, seed) not in done], {}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
-    with pool, tqdm(total=len(waiting), unit="run") as progress:
+    with pool, tqdm(total=len(study.tasks()), initial=len(done), unit="run") as progress:
         while waiting or running:
             ready = [task for task in waiting if all(needed in done for needed in study.needed(*task))]
             for task in ready[: processes - len(running)]:
@@ -104,7 +104,6 @@ def do_all(study: Study, processes: int) -> dict[tuple[str, int], dict]:
                 done[run.name, seed] = future.result()
                 progress.update()
                 progress.set_postfix_str(f"{run.name} of seed {seed}")
-    return done
 
 
 def _end_with(parent: int) -> None:
@@ -172,8 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         study = study_of(options)
+        done = study.finished()
         study.draw(options.fashion_mnist)
-        done = do_all(study, options.processes or (1 if study.use_gpu else os.cpu_count()))
+        do_rest(study, done, options.processes or (1 if study.use_gpu else os.cpu_count()))
         page = write(study, done, options.fashion_mnist, options.report or options.output / "report")
     # BrokenProcessPool: a process was killed, for want of memory, say.
     except (OSError, ValueError, BrokenProcessPool) as error:

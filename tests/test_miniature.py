@@ -14,6 +14,7 @@
 """The study in miniature: its data, its runs and its report."""
 
 import gzip
+import hashlib
 import json
 import signal
 import subprocess
@@ -248,11 +249,12 @@ def start(output: Path, pictures_folder: Path) -> subprocess.Popen:
 
 
 def figures(output: Path) -> dict[str, dict]:
-    """What each run has measured, without what differs between two that are the same."""
+    """What each run has measured, and a digest of its weights."""
     found = {}
     for path in (output / "runs").rglob("figures.json"):
         content = json.loads(path.read_text())
-        found[path.parent.name] = {key: content[key] for key in ("top1", "reversed", "probed")}
+        weights = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
+        found[path.parent.name] = {key: content[key] for key in ("top1", "reversed", "probed")} | {"weights": weights}
     return found
 
 
@@ -315,12 +317,16 @@ def test_a_report_that_cannot_be_written_is_an_error_and_no_run_is_lost(finished
 
 
 def test_other_settings_in_the_folder_of_a_study_are_refused(finished, pictures_folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     more = ("--processes", "1", "--split", "validation")
     assert paper_in_miniature.main(arguments(finished, pictures_folder, *more)) == 1
     assert "holds a run of other settings: name another --output" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_figures(finished, pictures_folder, tmp_path):
+def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_figures(
+    finished, pictures_folder, tmp_path
+):
     process = start(tmp_path, pictures_folder)
     wait_for(lambda: len(figures(tmp_path)) >= 5)
     workers = psutil.Process(process.pid).children(recursive=True)

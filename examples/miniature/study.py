@@ -149,22 +149,34 @@ class Study:
             "training": training,
         }
 
-    def do(self, run: Run, seed: int) -> dict[str, Any]:
-        """Trains and evaluates, and returns the figures; what is done already is neither done again nor changed.
+    def settings(self, run: Run, seed: int) -> dict[str, Any]:
+        """What the figures of a run depend on."""
+        files = {name: dict(self.scale.files_per_label[name]) for name in (*run.datasets, *run.probes)}
+        return {"recipe": self.recipe(run, seed), "files_per_label": files}
+
+    def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """The figures of the runs that are done, by name and seed.
 
         Raises:
-            ValueError: if the folder holds a run of other settings.
+            ValueError: if there is a run of other settings.
         """
-        folder, recipe = self.folder(run.name, seed), self.recipe(run, seed)
-        files = {name: dict(self.scale.files_per_label[name]) for name in (*run.datasets, *run.probes)}
-        settings = {"recipe": recipe, "files_per_label": files}
-        if (folder / FIGURES).exists():
-            written = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-            if {key: written[key] for key in settings} != settings:
-                raise ValueError(f"{folder} holds a run of other settings: name another --output, or remove it")
-            return written
+        done = {}
+        for run, seed in self.tasks():
+            path, settings = self.folder(run.name, seed) / FIGURES, self.settings(run, seed)
+            if path.exists():
+                written = json.loads(path.read_text(encoding="utf-8"))
+                if {key: written[key] for key in settings} != settings:
+                    raise ValueError(
+                        f"{path.parent} holds a run of other settings: name another --output, or remove it"
+                    )
+                done[run.name, seed] = written
+        return done
+
+    def do(self, run: Run, seed: int) -> dict[str, Any]:
+        """Trains, from where it was if it was begun, evaluates, and returns the figures."""
+        folder, settings = self.folder(run.name, seed), self.settings(run, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(settings["recipe"], sort_keys=False), encoding="utf-8")
         started = time.perf_counter()
         with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
             measured = self._train_and_evaluate(run, seed, folder)
