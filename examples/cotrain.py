@@ -37,6 +37,7 @@ from transformers import HfArgumentParser, set_seed
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 QUICKSTART_DATA = Path("data/quickstart")
+METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 
 
 def parse_training_arguments(recipe: Recipe, arguments: list[str]) -> CoverTrainingArguments:
@@ -55,13 +56,17 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def accuracy_table(trainer: CoverTrainer, metrics: dict[str, float]) -> str:
-    def row(name: str, classes: str = "", size: str = "") -> list[str]:
-        return [name, classes, size, *(f"{metrics[f'eval_{name}_{metric}']:.1%}" for metric in ("top1", "top5"))]
-
+def metrics_table(trainer: CoverTrainer, metrics: dict[str, float]) -> str:
+    """A line for each head that was evaluated, and their mean, with a column for each metric that one of them has."""
     heads, sizes = trainer.model.config.heads, trainer.train_dataset.sizes
+    shown = {key: title for key, title in METRICS.items() if f"eval_mean_{key}" in metrics}
+
+    def row(name: str, classes: str = "", size: str = "") -> list[str]:
+        values = [metrics.get(f"eval_{name}_{key}") for key in shown]
+        return [name, classes, size, *("-" if value is None else f"{value:.1%}" for value in values)]
+
     rows = [row(name, str(len(heads[name]["labels"])), str(sizes[name])) for name in sorted(trainer.eval_dataset)]
-    return table([["head", "classes", "training rows", "top-1", "top-5"], *rows, row("mean")])
+    return table([["head", "classes", "training rows", *shown.values()], *rows, row("mean")])
 
 
 def publish_end(trainer: CoverTrainer) -> None:
@@ -92,7 +97,7 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics, combined=False)
         if trainer.is_world_process_zero():
-            print(f"\n{accuracy_table(trainer, metrics)}\n\nCheckpoint: {args.output_dir}")
+            print(f"\n{metrics_table(trainer, metrics)}\n\nCheckpoint: {args.output_dir}")
     trainer.create_model_card()
     if args.push_to_hub:
         publish_end(trainer)

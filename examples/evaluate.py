@@ -148,11 +148,13 @@ def draw(figures: dict[str, Any], name: str, output: Path) -> None:
     """The pictures of one data set."""
     classes = figures["classes"]
     labels, rows = [entry["label"] for entry in classes], np.array([entry["rows"] for entry in classes])
-    measure = "average_precision" if "map" in figures else "accuracy"
+    measure = "accuracy" if "confusion" in figures else "average_precision"
     if "confusion" in figures:
         title = f"{name}: top-1 {figures['top1']:.1%} of {rows.sum()}"
         path = output / f"confusion_{name}.png"
         draw_confusion_matrix(np.array(figures["confusion"]), labels, title, path)
+    if not rows.any():  # of several labels a row, none may have one
+        return
     values = np.array([entry[measure] or 0.0 for entry in classes])
     path = output / f"per_class_{measure}_{name}.png"
     draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)

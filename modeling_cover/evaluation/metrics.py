@@ -13,6 +13,8 @@
 # limitations under the License.
 """Top-k accuracy and mean average precision."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from transformers import EvalPrediction
@@ -21,6 +23,10 @@ from ..data import UNREADABLE
 
 
 TOP_K = (1, 5)
+
+# What one number says of a dataset: of one label a row, and of several.
+MAIN_METRICS = ("top1", "map")
+MEAN_METRICS = ("top1", "top5", "map")
 
 
 def top_k_accuracy(best: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -79,8 +85,8 @@ def readable_rows(labels: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tenso
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` of a Trainer whose predictions are `metric_inputs`.
 
-    `top1` and `top5`, or `map` of a multi-label head; and `unreadable`, the number of rows whose file could not be
-    decoded, if there are any: they count neither for nor against the model.
+    `top1` and `top5`, or `map` of a multi-label head, unless no row has a label; and `unreadable`, the number of rows
+    whose file could not be decoded, if there are any: they count neither for nor against the model.
 
     Raises:
         ValueError: if not one row could be decoded.
@@ -89,8 +95,24 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     if not readable.any():
         raise ValueError("not one file of the evaluation could be decoded")
     predictions, labels = prediction.predictions[readable], labels[readable]
+    metrics = {}
     if labels.ndim == 1:
         metrics = top_k_accuracy(predictions, labels)
-    else:
-        metrics = {"map": mean_average_precision(predictions, labels > 0.5)}
+    elif (has_label := labels > 0.5).any():
+        metrics = {"map": mean_average_precision(predictions, has_label)}
     return metrics if readable.all() else {**metrics, "unreadable": int((~readable).sum())}
+
+
+def mean_metrics(of_datasets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What the metrics of several datasets come to.
+
+    Args:
+        of_datasets: the metrics of each, as [`compute_metrics`] has them.
+
+    Returns:
+        `mean_top1`, `mean_top5` and `mean_map`, each over the datasets that have the metric; and `mean_score`, over all
+        datasets the mean of the main metric: top-1, or mAP of a multi-label one. What no dataset has is left out.
+    """
+    values = {key: [metrics[key] for metrics in of_datasets.values() if key in metrics] for key in MEAN_METRICS}
+    values["score"] = [value for key in MAIN_METRICS for value in values[key]]
+    return {f"mean_{key}": sum(found) / len(found) for key, found in values.items() if found}

@@ -46,7 +46,8 @@ def evaluate_scores(
 
     Returns:
         `rows` in all and, if there are any, `unreadable` ones; `top1`, `top5`, `mean_class_accuracy` over the classes that
-        have rows, `ece` (see [`calibration_error`]) and the `confusion` matrix; with several labels a row, `map`.
+        have rows, `ece` (see [`calibration_error`]) and the `confusion` matrix; with several labels a row, `map`, unless no
+        row has a label.
         `intervals` has 95% bootstrap intervals of these but `ece`; `classes` the rows of each class and its `accuracy` or
         `average_precision`, None where it has no row.
 
@@ -63,7 +64,7 @@ def evaluate_scores(
         of_classes = average_precisions(scores, has_label)
 
         def statistics(counts: np.ndarray) -> dict[str, float]:
-            return {"map": mean_average_precision(scores, has_label, counts)}
+            return {"map": mean_average_precision(scores, has_label, counts)} if has_label.any() else {}
     else:
         confusion = confusion_matrix(targets, inputs[:, 0], len(labels))
         counts, measure, statistics = confusion.sum(axis=1), "accuracy", _accuracies(inputs, targets, len(labels))

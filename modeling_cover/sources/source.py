@@ -120,7 +120,7 @@ def read_sources(
             raise ValueError("without its train split, the labels of a head are needed")
         found = {split: _read_split(dataset, split) for split in splits}
         first = found.get("train", next(iter(found.values())))
-        labels = given or first.names or (_found_labels(first) if "train" in found else head_labels)
+        labels = given or first.names or (_found_labels(dataset, first) if "train" in found else head_labels)
     if head_labels is not None:
         check_same_classes(dataset.name, labels, head_labels)
         labels = head_labels
@@ -161,7 +161,7 @@ def _read_split(dataset: DatasetRecipe, split: str) -> SplitRows | RowStream:
     return _READERS[dataset.format](dataset, split, place)
 
 
-def _found_labels(rows: SplitRows | RowStream) -> list[str]:
+def _found_labels(dataset: DatasetRecipe, rows: SplitRows | RowStream) -> list[str]:
     """The classes of a split that nothing lists."""
     if isinstance(rows, RowStream):
         raise ValueError(f"{rows.place} does not list its classes: a streamed data set needs `labels`")
@@ -169,6 +169,9 @@ def _found_labels(rows: SplitRows | RowStream) -> list[str]:
         if not isinstance(value, str):
             place = rows.place(rows.labels.first_row_of(code))
             raise ValueError(f"{place}: the label {value} is an index: list the names that it counts under `labels`")
+    if not rows.labels.values:
+        place = dataset.splits["train"]
+        raise ValueError(f"no row of the train split ({place}) has a label: list the classes under `labels`")
     return sorted(rows.labels.values)
 
 

@@ -26,6 +26,9 @@ from .parameter_groups import TRAINED_PARTS
 
 LOSS_REDUCTIONS = ("per_dataset", "per_sample")
 
+# What chooses the best checkpoint by default: every mixture that can be evaluated has it.
+BEST_METRIC = "eval_mean_score"
+
 
 @dataclass
 class CoverTrainingArguments(TrainingArguments):
@@ -103,6 +106,12 @@ class CoverTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Skipped steps are not in the logged loss, so there is nothing to filter."},
     )
+    dataloader_drop_last: bool = field(
+        default=False,
+        metadata={
+            "help": "Changes nothing: an epoch of the mixture is whole steps, and an evaluation is of all rows."
+        },
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True,
         metadata={"help": "Whether a resumed run goes on with what its callbacks have seen: early stopping, say."},
@@ -110,7 +119,8 @@ class CoverTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "eval_mean_top1"
+            self.metric_for_best_model = BEST_METRIC
+        self.dataloader_drop_last = False  # Trainer would drop rows of evaluations
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros
         uses_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"

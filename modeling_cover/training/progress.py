@@ -63,7 +63,9 @@ class CurvesCallback(TrainerCallback):
 def draw_training_curves(
     log_history: Sequence[Mapping[str, Any]], names: Sequence[str], path: str | os.PathLike
 ) -> None:
-    """Loss and top-1 of each data set over the optimizer steps, in training and in evaluation, as a PNG.
+    """Loss and top-1 of each dataset over the optimizer steps, in training and in evaluation, as a PNG.
+
+    Of a dataset of several labels a row, the mAP of evaluations is in the place of top-1.
 
     Args:
         log_history: of a Trainer's state.
@@ -73,13 +75,15 @@ def draw_training_curves(
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
-    for axis, kind, title in zip(axes, ("loss", "top1"), ("Loss", "Top-1"), strict=True):
+    for axis, kind, title in zip(axes, ("loss", "top1"), ("Loss", "Top-1, of several labels a row mAP"), strict=True):
         for index, name in enumerate(names):
             color = f"C{index % 10}"
             _draw(axis, log_history, f"{name}_{kind}", f"{name}, training", color=color, linewidth=1, alpha=0.55)
             _draw(
                 axis, log_history, f"eval_{name}_{kind}", f"{name}, evaluation", color=color, linewidth=2, marker="o"
             )
+            if kind == "top1":  # what a dataset of several labels a row has in its place
+                _draw(axis, log_history, f"eval_{name}_map", f"{name}, evaluation", color=color, linewidth=2, marker="o")
         axis.set_title(title)
         axis.set_xlabel("optimizer step")
         axis.grid(alpha=0.3)

@@ -17,6 +17,7 @@ It relies on a sampler that can be told where to go on, see [`~modeling_cover.mi
 Trainer restores the rest only nearly, and writes a checkpoint in place.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_cover import CoverConfig
+from ..files import finite, write_json
 from ..mixture import MixtureSampler
 from ..modeling_cover import CoverForVideoClassification
 from .checkpoints import (
@@ -208,11 +210,22 @@ class ResumableTrainer(PublishingTrainer):
     ) -> None:
         self._save(str(folder), state_dict=weights)
         self._export_callbacks()
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        self._write_trainer_state(folder)
         quarantine = self.train_dataset.quarantine
         if quarantine is not None:
             quarantine.copy_to(folder / "training_state" / "quarantine.jsonl")
         writer.write_state(folder, state, tensors)
+
+    def _write_trainer_state(self, folder: Path) -> None:
+        # TrainerState's own method writes NaN, which is no JSON: the loss where every step was skipped, say.
+        write_json(folder / TRAINER_STATE_NAME, dataclasses.asdict(self.state), indent=2, sort_keys=True)
+
+    def save_state(self) -> None:
+        if self.is_world_process_zero():
+            self._write_trainer_state(Path(self.args.output_dir))
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        super().save_metrics(split, finite(metrics), combined)
 
     def _save_whole(self, output_dir: str | None) -> None:
         if self._is_sharded:

@@ -36,7 +36,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..dataset_recipe import DatasetRecipe
 from ..recipe import STARTING_POINTS, Recipe
-from .arguments import CoverTrainingArguments
+from .arguments import BEST_METRIC, CoverTrainingArguments
 
 
 SUMMARY_NAME = "training_summary.json"
@@ -204,7 +204,7 @@ def launch_command(recipe: Recipe, args: CoverTrainingArguments, processes: int 
     command += ["examples/cotrain.py", "RECIPE.yaml"]
     expected = {field.name: field.default for field in fields(args)} | dict(recipe.training)
     if args.load_best_model_at_end and expected["metric_for_best_model"] is None:
-        expected["metric_for_best_model"] = "eval_mean_top1"  # see CoverTrainingArguments
+        expected["metric_for_best_model"] = BEST_METRIC  # see CoverTrainingArguments
     for name, value in training_arguments(args).items():
         if str(value) != str(_plain(expected[name])):
             command += [f"--{name}", *_as_arguments(value)]

@@ -26,11 +26,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
 from ..dataset_recipe import MULTI_LABEL
-from ..evaluation.metrics import compute_metrics, metric_inputs, readable_rows
+from ..evaluation.metrics import MEAN_METRICS, compute_metrics, mean_metrics, metric_inputs, readable_rows
 from ..mixture import MixtureSampler, MixtureSchedule
 from ..modeling_cover import CoverForVideoClassification
 from ..video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
+from .best_metric import check_best_metric, warn_of_unmeasurable
 from .checkpoints import check_writable
 from .labels import hits_of_heads, row_losses, smoothed_labels
 from .optimizing import OptimizingTrainer
@@ -99,6 +100,16 @@ def _processor_of(
     return made[0].processor if made else None
 
 
+def _is_told_apart(eval_dataset: Any) -> bool:
+    """Whether what is evaluated are splits of datasets, by their names."""
+    return isinstance(eval_dataset, Mapping) and all(isinstance(data, EvaluationDataset) for data in eval_dataset.values())
+
+
+def _metrics_of(name: str, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """One dataset's metrics, without what their names begin with."""
+    return {key: metrics[f"{prefix}_{name}_{key}"] for key in MEAN_METRICS if f"{prefix}_{name}_{key}" in metrics}
+
+
 class CoverTrainer(OptimizingTrainer):
     """A Trainer of one model on a mixture of data sets.
 
@@ -112,8 +123,9 @@ class CoverTrainer(OptimizingTrainer):
 
     The log has the mean loss (`<data set>_loss`), the top-1 on training samples (`<data set>_top1`), the share of the drawn samples (`<data set>_share`) and, if there are
     any, the number of files that could not be decoded (`<data set>_bad_files`) of each data set, and the part of the
-    time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<data set>_top1`)
-    and their means (`eval_mean_top1`), of a multi-label data set the mean average precision (`eval_<data set>_map`).
+    time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<data set>_top1`),
+    of a multi-label data set the mean average precision (`eval_<data set>_map`), and the means that [`mean_metrics`] has,
+    such as `eval_mean_score`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise.
     Predictions are the five classes of largest logit, in order, of a multi-label data set the logits; with another
     `compute_metrics` they are logits.
 
@@ -170,6 +182,9 @@ class CoverTrainer(OptimizingTrainer):
         if "compute_metrics" not in kwargs:
             kwargs["compute_metrics"] = compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
+        if kwargs["compute_metrics"] is compute_metrics and train_dataset is not None and _is_told_apart(eval_dataset):
+            check_best_metric(args, eval_dataset)
+            warn_of_unmeasurable(eval_dataset)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_deepspeed_enabled:
             check_options(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.max_grad_norm)
@@ -388,12 +403,9 @@ class CoverTrainer(OptimizingTrainer):
         data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(data_sets, Mapping):
             return metrics
-        means = {}
-        for metric in ("top1", "top5"):
-            names = [f"{metric_key_prefix}_{name}_{metric}" for name in data_sets]
-            if names and all(name in metrics for name in names):  # another compute_metrics may have others
-                means[f"{metric_key_prefix}_mean_{metric}"] = sum(metrics[name] for name in names) / len(names)
-        if means:
+        means = mean_metrics({name: _metrics_of(name, metrics, metric_key_prefix) for name in data_sets})
+        means = {f"{metric_key_prefix}_{key}": value for key, value in means.items()}
+        if means:  # another compute_metrics may have none of them
             self.log(means)
             # Callbacks such as early stopping look for the means; until now they have seen one data set at a time.
             metrics = {**metrics, **means}

@@ -1,0 +1,36 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files that are what they say, whatever is written into them."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which has neither NaN nor infinity: None in their place, however deep they are."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
+    """Write JSON that any reader takes; `options` as of `json.dumps`."""
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, **options)
+    Path(path).write_text(f"{text}\n", encoding="utf-8")
