@@ -26,9 +26,9 @@ from modeling_cover import CoverTrainer, CoverTrainingArguments, load_recipe, pr
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-import check_dataset  # noqa: E402
-import cotrain  # noqa: E402
-import evaluate  # noqa: E402
+import check_dataset
+import cotrain
+import evaluate
 
 
 LISTS = {

@@ -44,7 +44,9 @@ def warn_of_unmeasurable(datasets: Mapping[str, EvaluationDataset]) -> None:
     """Name the datasets of whose evaluation nothing but the loss can be told."""
     for name, dataset in datasets.items():
         if not _metrics_of(dataset):
-            logger.warning(f"dataset '{name}': no row of its validation split has a label, so it has a loss and no mAP")
+            logger.warning(
+                f"dataset '{name}': no row of its validation split has a label, so it has a loss and no mAP"
+            )
 
 
 def check_best_metric(args: CoverTrainingArguments, datasets: Mapping[str, EvaluationDataset]) -> None:

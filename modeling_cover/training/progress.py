@@ -83,7 +83,9 @@ def draw_training_curves(
                 axis, log_history, f"eval_{name}_{kind}", f"{name}, evaluation", color=color, linewidth=2, marker="o"
             )
             if kind == "top1":  # what a dataset of several labels a row has in its place
-                _draw(axis, log_history, f"eval_{name}_map", f"{name}, evaluation", color=color, linewidth=2, marker="o")
+                _draw(
+                    axis, log_history, f"eval_{name}_map", f"{name}, evaluation", color=color, linewidth=2, marker="o"
+                )
         axis.set_title(title)
         axis.set_xlabel("optimizer step")
         axis.grid(alpha=0.3)

@@ -102,7 +102,9 @@ def _processor_of(
 
 def _is_told_apart(eval_dataset: Any) -> bool:
     """Whether what is evaluated are splits of datasets, by their names."""
-    return isinstance(eval_dataset, Mapping) and all(isinstance(data, EvaluationDataset) for data in eval_dataset.values())
+    return isinstance(eval_dataset, Mapping) and all(
+        isinstance(data, EvaluationDataset) for data in eval_dataset.values()
+    )
 
 
 def _metrics_of(name: str, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
