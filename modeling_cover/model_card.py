@@ -216,6 +216,7 @@ def _template() -> Template:
     environment = Environment(**options)
     environment.filters |= {
         "md": escape_markdown,
+        "setting": lambda value: "not set" if value is None else escape_markdown(str(value)),
         "row": lambda cells: f"| {' | '.join(map(str, cells))} |",
         "names": lambda names: ", ".join(f"`{name}`" for name in names),
         "percent": lambda share: f"{share:.1%}",

@@ -356,7 +356,7 @@ class TestLog:
         )
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
         trainer.train()
-        assert trainer.args.metric_for_best_model == "eval_mean_top1"
+        assert trainer.args.metric_for_best_model == "eval_mean_score"
         assert trainer.state.global_step == 3
 
     def test_the_best_checkpoint_is_chosen_by_the_mean(self, recipe, tmp_path):

@@ -24,6 +24,7 @@ from ..data import EvaluationDataset
 from ..model_card import write_model_card
 from ..recipe import Recipe
 from .progress import CURVES_NAME
+from .run_settings import differing_parts
 from .summary import (
     dataset_origin,
     hardware,
@@ -110,7 +111,8 @@ class RecordedTrainer(AveragingTrainer):
     def summary(self, folder: str) -> dict[str, Any]:
         """The record of the run as it is now, JSON-able, for the checkpoint in `folder`.
 
-        `progress.step` is the step of the weights, `last_step` the one that training has come to; `time` is that of all
+        Recipe, command and `training` are those of the last steps; where earlier ones were taken with other settings,
+        `parts` tells which. `progress.step` is the step of the weights, `last_step` the one that training has come to; `time` is that of all
         sessions, evaluations and checkpoints included; `emissions` are in kilograms.
         """
         recipe, args, seconds = self.recipe, self.args, self._seconds
@@ -128,6 +130,7 @@ class RecordedTrainer(AveragingTrainer):
                 "precision": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
                 "sharding": distributed if distributed in ("FSDP", "DEEPSPEED") else None,
             },
+            "parts": differing_parts(self.parts),
             "progress": {
                 "step": step,
                 "last_step": self.state.global_step,

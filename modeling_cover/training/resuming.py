@@ -18,7 +18,9 @@ Trainer restores the rest only nearly, and writes a checkpoint in place.
 """
 
 import dataclasses
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
@@ -46,20 +48,20 @@ from .checkpoints import (
     what_is_missing,
 )
 from .publishing import PublishingTrainer
-from .run_identity import check_same_run, run_identity
-from .training_state import WholeState, joined_rng_states, load_rng_state, rng_state, rng_state_of
+from .run_identity import STATE_VERSION, check_same_run, run_identity
+from .run_settings import joined_parts, run_settings
+from .training_state import WholeState, joined_rng_states, load_rng_state, load_schedule, rng_state, rng_state_of
 from .zero import ZeroState, whole_parameters
 
 
 logger = logging.get_logger(__name__)
-
-_VERSION = 1  # of what state.json holds
 
 
 class ResumableTrainer(PublishingTrainer):
     """Writes checkpoints that are whole or not there, and goes on from them exactly. See [`CheckpointWriter`]."""
 
     train_sampler: MixtureSampler
+    _parts_before: Sequence[dict[str, Any]] = ()
 
     def train(
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
@@ -75,20 +77,40 @@ class ResumableTrainer(PublishingTrainer):
                 `output_dir`, or a new run would write among those of another.
         """
         self._has_ended = False
+        self._parts_before = []
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is not None and self.args.restart_schedule and checkpoint.parent != Path(self.args.output_dir):
             self._take_weights(checkpoint)
             checkpoint = None
         if checkpoint is not None:
-            check_same_run(checkpoint, self.model.config, self.run_identity)
+            has_ended = self._has_no_step_left(checkpoint)
+            check_same_run(checkpoint, self.model.config, self.run_identity, self.run_settings, has_ended)
         if self.args.should_save:
             check_writable(self.args.output_dir)
             CheckpointWriter(self.args.output_dir).clear_remains()
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     @property
+    def run_settings(self) -> dict[str, Any]:
+        weights = dict(zip(self.head_names, self.loss_weights.tolist(), strict=True))
+        return run_settings(self.args, self.model.config, self.train_dataset, weights)
+
+    def _has_no_step_left(self, checkpoint: Path) -> bool:
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        of_epochs = math.ceil(self.args.num_train_epochs * self.steps_per_epoch)
+        control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        has_stopped = control.get("should_training_stop", False)  # early, say
+        last = self.args.max_steps if self.args.max_steps > 0 else of_epochs
+        return state.global_step >= last or (has_stopped and state.global_step < state.max_steps)
+
+    @property
     def run_identity(self) -> dict[str, Any]:
         return run_identity(self.train_sampler.schedule, self.train_dataset.sizes, self.train_sampler.step_size)
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """With which settings the run has taken which steps, see [`joined_parts`]."""
+        return joined_parts(self._parts_before, self.run_settings, self.state.global_step)
 
     def _checkpoint_to_resume(self, asked: str | os.PathLike | bool | None) -> Path | None:
         """The checkpoint that is asked for: the main process finds it, as others may see a folder a moment later."""
@@ -188,8 +210,9 @@ class ResumableTrainer(PublishingTrainer):
         draws = self.train_sampler.schedule.draws_before(position)
         scaler = self.accelerator.scaler
         state = {
-            "version": _VERSION,
+            "version": STATE_VERSION,
             "run": self.run_identity,
+            "parts": self.parts,
             "step": self.state.global_step,
             "position": position,
             "optimizer": optimizer_rest,
@@ -320,8 +343,9 @@ class ResumableTrainer(PublishingTrainer):
         if checkpoint is None:
             return
         state, tensors = read_state(checkpoint), read_tensors(checkpoint, "optimizer")
+        self._parts_before = state["parts"]
         self.whole_state.load_optimizer_state(tensors, state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["learning_rate_schedule"])
+        load_schedule(self.lr_scheduler, state["learning_rate_schedule"])
         for name, stream in state["streams"].items():
             self.train_sampler.streams[name].load_state_dict(stream)
         quarantine, stored = self.train_dataset.quarantine, Path(checkpoint) / "training_state" / "quarantine.jsonl"
@@ -329,7 +353,8 @@ class ResumableTrainer(PublishingTrainer):
             quarantine.add_from(stored)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (stored := read_state(checkpoint)["gradient_scaler"]) is not None:
+        stored = None if checkpoint is None else read_state(checkpoint)["gradient_scaler"]
+        if stored is not None and self.accelerator.scaler is not None:  # which only fp16 has
             self.accelerator.scaler.load_state_dict(stored)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

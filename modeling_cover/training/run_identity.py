@@ -17,9 +17,17 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from transformers.utils import logging
+
 from ..configuration_cover import CoverConfig
 from ..mixture import MixtureSchedule
 from .checkpoints import CheckpointError, read_state
+from .run_settings import Settings, cannot_change, changed_settings, describe_changes
+
+
+logger = logging.get_logger(__name__)
+
+STATE_VERSION = 2  # of what state.json holds
 
 
 def run_identity(schedule: MixtureSchedule, sizes: Mapping[str, int], step_size: int) -> dict[str, Any]:
@@ -31,16 +39,47 @@ def run_identity(schedule: MixtureSchedule, sizes: Mapping[str, int], step_size:
     }
 
 
-def check_same_run(checkpoint: str | os.PathLike, config: CoverConfig, identity: Mapping[str, Any]) -> None:
-    """Raise a [`CheckpointError`] that says what differs if a checkpoint is of another run."""
-    stored = read_state(checkpoint)["run"]
-    found = [*_different_heads(CoverConfig.from_pretrained(checkpoint), config), *_different(stored, identity)]
-    if found:
-        listed = "\n".join(f"  {difference}" for difference in found)
+def check_same_run(
+    checkpoint: str | os.PathLike,
+    config: CoverConfig,
+    identity: Mapping[str, Any],
+    settings: Settings,
+    has_ended: bool,
+) -> None:
+    """Raise a [`CheckpointError`] that says what differs if a checkpoint is of another run; log what a run goes on with.
+
+    Args:
+        has_ended: whether the run takes no step any more: then nothing that has changed would be used.
+    """
+    state = read_state(checkpoint)
+    if state.get("version") != STATE_VERSION:
         raise CheckpointError(
-            f"{os.fspath(checkpoint)} is of another run, so its schedule cannot go on:\n{listed}\nMake them equal, or "
-            "take just its weights and start the schedule anew: `restart_schedule`, in an output_dir of its own"
+            f"{os.fspath(checkpoint)} was written by another version of this package (its state is of version "
+            f"{state.get('version')}, expected {STATE_VERSION}): take just its weights, with `restart_schedule`"
         )
+    was = state["parts"][-1]["settings"]
+    fixed, changed = cannot_change(was, settings), changed_settings(was, settings)
+    found = [*_different_heads(CoverConfig.from_pretrained(checkpoint), config), *_different(state["run"], identity)]
+    found += describe_changes(was, settings, fixed)
+    if found:
+        raise CheckpointError(
+            f"{os.fspath(checkpoint)} is of another run, so its schedule cannot go on:\n{_listed(found)}\nMake them "
+            "equal, or take just its weights and start the schedule anew: `restart_schedule`, in an output_dir of its own"
+        )
+    if changed and has_ended:
+        raise CheckpointError(
+            f"{os.fspath(checkpoint)} is the end of its run, which would train nothing with what is other now:\n"
+            f"{_listed(describe_changes(was, settings, changed))}\nMake them equal, or choose another output_dir"
+        )
+    if changed:
+        logger.warning(
+            f"The run goes on from step {state['step']} with other settings, which its record tells apart:\n"
+            f"{_listed(describe_changes(was, settings, changed))}"
+        )
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _different_heads(stored: CoverConfig, config: CoverConfig) -> list[str]:

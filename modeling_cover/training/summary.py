@@ -99,6 +99,7 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(summary, dict) or summary.get("version") != _VERSION:
         raise ValueError(f"{path}: expected version {_VERSION} of a training summary")
+    summary.setdefault("parts", [])  # which earlier records do not have
     return summary
 
 

@@ -32,9 +32,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim.lr_scheduler import LambdaLR
 
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+# What the training arguments say of a group of parameters. The rest of a group is an optimizer's own business.
+_CHOSEN = ("lr", "initial_lr", "weight_decay", "betas", "eps")
 
 
 class WholeState:
@@ -68,8 +72,15 @@ class WholeState:
         return tensors, {"values": values, "param_groups": whole.get("param_groups", [])}
 
     def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
-        state = grouped_by_parameter(tensors, rest)
-        whole = {"state": state, "param_groups": parameter_groups_of(rest)}
+        """Take what [`optimizer_state`] returned; groups, rates, betas and decay stay those of the optimizer as it is."""
+        state, stored = grouped_by_parameter(tensors, rest), parameter_groups_of(rest)
+        options = {name: group for group in stored for name in group["params"]}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        groups = [
+            {**options[names[group["params"][0]]], **chosen(group), "params": [names[one] for one in group["params"]]}
+            for group in self.optimizer.param_groups
+        ]
+        whole = {"state": state, "param_groups": groups}
         set_optimizer_state_dict(self.model, self.optimizer, whole, options=_GATHERED)
 
     def local_weights(self) -> list[torch.Tensor]:
@@ -98,6 +109,28 @@ def parameter_groups_of(rest: Mapping[str, Any]) -> list[dict[str, Any]]:
         {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
         for group in rest["param_groups"]
     ]
+
+
+def chosen(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the training arguments say of a group of an optimizer's parameters."""
+    return {key: group[key] for key in _CHOSEN if key in group}
+
+
+def load_schedule(schedule: Any, state: Mapping[str, Any]) -> None:
+    """Go to the step that `schedule.state_dict()` was taken at, at the rates of `schedule`, which may be others.
+
+    A schedule that goes by what was measured, whose rates are in its state, takes all of that.
+    """
+    schedule = getattr(schedule, "scheduler", schedule)  # accelerate wraps it
+    if not isinstance(schedule, LambdaLR):
+        schedule.load_state_dict(dict(state))
+        return
+    step = state["last_epoch"]
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    own = {"base_lrs": schedule.base_lrs, "_last_lr": rates, "lr_lambdas": [None] * len(rates)}
+    schedule.load_state_dict({**state, **own})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def rng_state() -> dict[str, Any]:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from transformers.integrations import deepspeed as integration
 
-from .training_state import WholeState, grouped_by_parameter, parameter_groups_of
+from .training_state import WholeState, chosen, grouped_by_parameter, parameter_groups_of
 
 
 def check_options(config: Mapping[str, Any], max_grad_norm: float) -> None:
@@ -174,8 +174,9 @@ class ZeroState(WholeState):
             }
             if base.param_groups[group].get("fused"):
                 base.state[part]["step"] = base.state[part]["step"].to(part.device)
+            own = chosen(base.param_groups[group])
             same = {key: value for key, value in options[names[parameters[0]]].items() if key != "params"}
-            base.param_groups[group].update(same)
+            base.param_groups[group].update({**same, **own})
         if hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
             self.optimizer._lazy_init_hp_params_optimizer_state()
         for parameter, name in names.items():

@@ -1,0 +1,141 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The settings of a run: which of them may change when it goes on from a checkpoint, and with which it took which steps."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..configuration_cover import CoverConfig
+from ..data import CoTrainingDataset
+from .arguments import CoverTrainingArguments
+from .summary import training_arguments
+
+
+Settings = dict[str, Any]
+
+# They decide, with the number of processes, the rows of a step, which are compared as a whole.
+_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+# What the state in a checkpoint is made for: an optimizer's moments, the best metric so far, weights of these shapes.
+_FIXED = ("optim", "optim_args", "trained_part", "metric_for_best_model", "seed", "data_seed")
+_FIXED_IN_MODEL = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "num_frames",
+    "qkv_bias",
+)
+_FREE_IN_MODEL = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+
+# Schedules that go by what was measured: their rates are in their state, and no function of the step.
+_MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+_OF_SCHEDULE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "layer_decay",
+    "new_parameters_learning_rate",
+)
+
+
+def run_settings(
+    args: CoverTrainingArguments, config: CoverConfig, dataset: CoTrainingDataset, loss_weights: Mapping[str, float]
+) -> Settings:
+    """All that decides what is learnt of which samples, flat and JSON-able, by names that a person knows.
+
+    Settings without a value are left out, and so are those that have no effect.
+    """
+    arguments = training_arguments(args)
+    without_effect = [*_BATCHES, *(["num_train_epochs"] if args.max_steps > 0 else ["max_steps"])]
+    if not args.load_best_model_at_end:
+        without_effect.append("metric_for_best_model")
+    processor = dataset.processor
+    settings = {
+        **{name: value for name, value in arguments.items() if name not in without_effect},
+        **{name: getattr(config, name) for name in (*_FIXED_IN_MODEL, *_FREE_IN_MODEL)},
+        "clip sampling": dataset.clip_sampling,
+        "frame_stride": processor.frame_stride,
+        "short_side": processor.size["shortest_edge"],
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        **{f"weight of '{name}'": loss_weights[name] for name in dataset.sources},
+        **{f"augmentation of '{name}'": asdict(value) for name, value in dataset.augmentations.items()},
+    }
+    return json.loads(json.dumps(settings))  # as they come back from a checkpoint
+
+
+def changed_settings(was: Settings, now: Settings) -> list[str]:
+    """The names of the settings that differ, in the order of those of now."""
+    return [name for name in {**now, **was} if was.get(name) != now.get(name)]
+
+
+def describe_changes(was: Settings, now: Settings, names: Sequence[str]) -> list[str]:
+    """A line for each, with both values."""
+    return [f"{name}: {_value(was, name)} in the checkpoint, {_value(now, name)} now" for name in names]
+
+
+def _value(settings: Settings, name: str) -> str:
+    return str(settings[name]) if name in settings else "not set"
+
+
+def cannot_change(was: Settings, now: Settings) -> list[str]:
+    """Those of the changed settings that a run cannot go on with."""
+    fixed = {*_FIXED, *_FIXED_IN_MODEL}
+    if {was.get("lr_scheduler_type"), now.get("lr_scheduler_type")} & set(_MEASURING_SCHEDULES):
+        fixed.update(_OF_SCHEDULE)
+    changed = [name for name in changed_settings(was, now) if name in fixed]
+    # By which metric the best is chosen may be said, or no longer matter, at any time.
+    return [name for name in changed if name != "metric_for_best_model" or {name in was, name in now} == {True}]
+
+
+# ---- Part by part ----
+
+
+def joined_parts(before: Sequence[Mapping[str, Any]], settings: Settings, step: int) -> list[dict[str, Any]]:
+    """With which settings a run has taken which steps.
+
+    Args:
+        before: what this returned for the checkpoint that the run goes on from; nothing of a new run.
+        settings: of now.
+        step: how many have been taken.
+
+    Returns:
+        Dictionaries with `first_step`, `last_step` (counted from 1, both included) and `settings`, one for each change.
+    """
+    parts = [dict(part) for part in before]
+    last = parts[-1]["last_step"] if parts else 0
+    if step <= last:
+        return parts
+    if parts and parts[-1]["settings"] == settings:
+        parts[-1]["last_step"] = step
+    else:
+        parts.append({"first_step": last + 1, "last_step": step, "settings": settings})
+    return parts
+
+
+def differing_parts(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parts with just those settings that are not the same in all; none where nothing has changed."""
+    differing = {name for part in parts for name in changed_settings(part["settings"], parts[-1]["settings"])}
+    if not differing:
+        return []
+    return [{**part, "settings": {name: part["settings"].get(name) for name in sorted(differing)}} for part in parts]
