@@ -25,7 +25,7 @@ import sys
 
 from modeling_cover import load_recipe
 from modeling_cover.checks import check_whole_number
-from modeling_cover.cotraining import build_processor, read_recipe_sources
+from modeling_cover.cotraining import build_processor, read_recipe_sources, training_refusals
 from modeling_cover.dataset_tools.check_report import Report, new_file
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.row_pool import usable_cores
@@ -54,7 +54,14 @@ def check(arguments: argparse.Namespace) -> Report:
     recipe = load_recipe(arguments.recipe)
     sources, processor = read_recipe_sources(recipe), build_processor(recipe)
     with new_file(arguments.output) as file:
-        report = check_datasets(sources, processor, arguments.num_workers, arguments.full, arguments.near_duplicates)
+        report = check_datasets(
+            sources,
+            processor,
+            arguments.num_workers,
+            arguments.full,
+            arguments.near_duplicates,
+            training_refusals(recipe, sources),
+        )
         file.writelines(f"{finding.to_json()}\n" for finding in report.findings)
     return report
 

@@ -14,6 +14,7 @@
 """From a recipe to what a `CoverTrainer` takes: model, processor, training and evaluation data, loss weights."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,32 @@ def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, Source | Streamed
     return {dataset.name: read_sources(dataset, head_labels=existing.get(dataset.name)) for dataset in recipe.datasets}
 
 
+def training_refusals(
+    recipe: Recipe, sources: Mapping[str, Mapping[str, Source | StreamedSource]], seed: int = 0
+) -> list[tuple[str, str]]:
+    """Why [`prepare_cotraining`] would refuse sources that could be read, each with the dataset that it is about."""
+    train = {name: splits["train"] for name, splits in sources.items()}
+    refusals = []
+    for name, head in build_heads(train).items():
+        try:
+            CoverConfig(heads={name: head}, default_head=name)
+        except ValueError as error:  # huggingface_hub's for a field that is not what it should be
+            refusals.append((name, f"{error.__cause__ or error}"))
+    try:
+        build_schedule(recipe, train, seed)
+    except ValueError as error:
+        refusals.append((recipe.datasets[0].name, str(error)))
+    return refusals
+
+
+def build_heads(sources: Mapping[str, Source | StreamedSource]) -> dict[str, dict[str, Any]]:
+    """The heads of a model that is trained on these, see [`CoverConfig`]."""
+    return {
+        name: {"labels": source.labels, "modality": source.modality, "problem_type": source.problem_type}
+        for name, source in sources.items()
+    }
+
+
 def build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], seed: int) -> MixtureSchedule:
     sizes = {name: len(source) for name, source in sources.items()}
     shares = recipe.mixture.shares(sizes, {dataset.name: dataset.share for dataset in recipe.datasets})
@@ -203,10 +230,7 @@ def _unnamed_labels(recipe: Recipe, head: str) -> dict[str, list[str]]:
 def _build_model(
     recipe: Recipe, sources: dict[str, Source | StreamedSource], default_head: str
 ) -> CoverForVideoClassification:
-    heads = {
-        name: {"labels": source.labels, "modality": source.modality, "problem_type": source.problem_type}
-        for name, source in sources.items()
-    }
+    heads = build_heads(sources)
     sizes = {"image_size": recipe.clips.image_size, "num_frames": recipe.clips.num_frames}
     config_fields = _config_fields(recipe)
     if path := recipe.model.get("from_image_checkpoint"):

@@ -27,7 +27,7 @@ import pytest
 import torch
 import yaml
 from clips import write_clip
-from modeling_cover import CoverVideoProcessor, load_recipe, read_video
+from modeling_cover import CoverVideoProcessor, load_recipe, prepare_cotraining, read_video
 from modeling_cover.dataset_tools.check_report import Finding, Report, new_file
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.duplicates import TOLERANCE, equal_groups, fingerprint, near_groups
@@ -171,6 +171,36 @@ class TestFiles:
         truncate(path)
         frames, _ = read_video(path, lambda metadata: range(metadata.total_num_frames))
         assert 0 < len(frames) < 48, "training would take what is left of it"
+        assert "of the 2.0" in inspect_file(str(path), "video").truncated
+
+    @pytest.mark.parametrize(
+        ("suffix", "options"),
+        [
+            ("avi", {}),
+            ("avi", {"codec": "mpeg4", "bf": "2"}),
+            ("ts", {}),
+            ("ts", {"fps": 60}),
+            ("mpg", {"codec": "mpeg2video"}),
+        ],
+    )
+    def test_a_whole_file_is_not_accused(self, tmp_path, suffix, options):
+        """AVI tells no time of display of H.264, and transport streams have no duration in a header."""
+        path = Path(write_clip(tmp_path / f"clip.{suffix}", np.tile(scene(0), (4, 1, 1, 1)), **options))
+        assert inspect_file(str(path), "video").truncated is None
+
+    def test_nor_are_transport_streams_whose_clock_runs_back(self, tmp_path):
+        one, two = (Path(write_clip(tmp_path / f"{name}.ts", scene(0))) for name in ("one", "two"))
+        joined = tmp_path / "joined.ts"
+        joined.write_bytes(one.read_bytes() + two.read_bytes())
+        # The clock has 33 bits of 1/90000 s: 26.5 hours. This one starts half a second before its end.
+        options = {"container_options": {"output_ts_offset": str(2**33 / 90000 - 0.5)}}
+        wrapped = Path(write_clip(tmp_path / "wrapped.ts", np.tile(scene(0), (4, 1, 1, 1)), **options))
+        for path in (joined, wrapped):
+            assert inspect_file(str(path), "video").truncated is None
+
+    def test_an_avi_of_h264_that_is_cut_off_is_found(self, tmp_path):
+        path = Path(write_clip(tmp_path / "clip.avi", np.tile(scene(0), (4, 1, 1, 1))))
+        truncate(path)
         assert "of the 2.0" in inspect_file(str(path), "video").truncated
 
     def test_a_truncated_file_is_a_problem_of_its_row(self, folder):
@@ -417,12 +447,26 @@ class TestClasses:
         for split in ("train", "validation"):
             (folder / "b" / split / "left").rename(folder / "b" / split / "Left ")
         report = check(folder, entry(folder / "a"), entry(folder / "b"))
-        assert only(report, "spelling").details == {"datasets": ["a", "b"], "labels": [("left", "Left ")]}
+        assert only(report, "spelling").details == {"datasets": ["a", "b"], "labels": [("left", "Left")]}
         copy(folder / "a/train/left/0.mp4", folder / "a/train/LEFT/0.mp4").write_bytes(
             write_scene(folder / "other.mp4", 78).read_bytes()
         )
         within = [finding for finding in check(folder, entry(folder / "a")).findings if finding.kind == "spelling"]
         assert within[0].details == {"datasets": ["a"], "labels": [("LEFT", "left")]}
+
+    def test_names_that_were_taken_for_one_class_are_noted(self, folder):
+        (folder / "a/train/left ").mkdir()
+        write_scene(folder / "a/train/left /3.mp4", 77)
+        finding = only(check(folder, entry(folder / "a")), "spelling")
+        assert finding.message == "a, train: 'left', 'left ' are taken for one class"
+        assert not finding.is_problem
+
+    def test_files_of_which_no_row_is_made_are_counted(self, folder):
+        write_scene(folder / "a/train/stray.mp4", 78)
+        (folder / "a/train/left/notes.txt").touch()
+        finding = only(check(folder, entry(folder / "a")), "left_out")
+        assert finding.details["files"] == [str(folder / "a/train" / name) for name in ("stray.mp4", "left/notes.txt")]
+        assert "a, train: 2 files, the first is" in finding.message
 
     def test_multi_label_rows_are_the_same_whatever_the_order_of_their_labels(self, folder):
         copy(folder / "a/train/left/0.mp4", folder / "copy.mp4")
@@ -468,6 +512,18 @@ class TestCommand:
             ("shared", False),
         ]
         assert findings[0]["name"].endswith("a/train/right/0.mp4")
+
+    def test_what_training_refuses_is_found(self, folder, monkeypatch, capsys):
+        for split in ("train", "validation"):
+            shutil.rmtree(folder / "a" / split / "right")
+        recipe = write_recipe(folder / "recipe.yaml", entry(folder / "a"), entry(folder / "b"))
+        with pytest.raises(ValueError, match=r"head 'a': a single-label head needs at least two labels"):
+            prepare_cotraining(load_recipe(recipe))
+        monkeypatch.setattr(sys, "argv", ["check_dataset.py", str(recipe), "--output", str(folder / "found.jsonl")])
+        assert check_dataset.main() == 1
+        (line,) = (folder / "found.jsonl").read_text().splitlines()
+        assert json.loads(line)["kind"] == "refused"
+        assert "head 'a': a single-label head needs at least two labels, got ['left']" in capsys.readouterr().out
 
     def test_a_mistake_in_the_recipe_is_one_line(self, folder, monkeypatch, capsys):
         recipe = write_recipe(folder / "recipe.yaml", entry(folder / "a", splits={"train": str(folder / "gone")}))

@@ -330,3 +330,28 @@ class TestProcesses:
         for row in [*range(8), 0, 7, 1, 6]:
             assert source.media[row].content == bytes([row])
         assert len(os.listdir("/proc/self/fd")) == before + 3
+
+
+class TestDotsInNames:
+    @pytest.mark.parametrize(
+        ("members", "reason"),
+        [
+            (
+                {"Mr. Smith.mp4": b"A", "Mr. Smith.cls": "run"},
+                r"/Mr: no label: .* here is ' smith\.cls': rename its files",
+            ),
+            (
+                {"take.2.mp4": b"A", "take.2.cls": "run", "take.3.mp4": b"B", "take.3.cls": "run"},
+                r"/take: expected one video file, .* here is '2\.cls': rename its files",
+            ),
+        ],
+    )
+    def test_the_message_says_where_a_name_ends(self, tmp_path, members, reason):
+        write_shard(tmp_path / "train.tar", members)
+        with pytest.raises(ValueError, match=reason):
+            read_sources(webdataset(tmp_path / "train.tar"))
+
+    def test_a_sample_without_dots_is_told_nothing_of_them(self, tmp_path):
+        write_shard(tmp_path / "train.tar", {"a.mp4": b"A"})
+        with pytest.raises(ValueError, match=r"/a: no label: expected a \.cls, \.json or \.txt member$"):
+            read_sources(webdataset(tmp_path / "train.tar"))

@@ -26,6 +26,7 @@ import numpy as np
 
 
 PROBLEMS = {
+    "refused": "what training would refuse",
     "unreadable": "files that cannot be decoded",
     "truncated": "files that end before their header says",
     "damaged": "files with frames that cannot be decoded",
@@ -39,6 +40,7 @@ NOTES = {
     "unvalidated_class": "classes without a row in the validation split",
     "shared": "data sets with files in common",
     "spelling": "classes that differ in their spelling alone",
+    "left_out": "files that lie in no class's folder, or do not end as the dataset's do",
     "plain": "splits with rows too plain to be told apart by their pixels",
 }
 
@@ -107,7 +109,7 @@ class Report:
         notes = len(self.findings) - len(self.problems)
         parts = [_table([_HEADER, *(self._row(split) for split in self.splits)]), *self._contaminations()]
         parts += [self._examples(kind, title) for kind, title in {**PROBLEMS, **NOTES}.items() if self._of(kind)]
-        parts.append(f"{_count(len(self.problems), 'problem')}, {_count(notes, 'note')}")
+        parts.append(f"{count(len(self.problems), 'problem')}, {count(notes, 'note')}")
         return "\n\n".join(parts)
 
     def _of(self, *kinds: str) -> list[Finding]:
@@ -171,7 +173,8 @@ def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
         unfinished.unlink(missing_ok=True)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """The number, and the noun in its plural where it should be."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -18,9 +18,8 @@ that were encoded anew or scaled, a fingerprint of its pixels. What is found is 
 or a mere note.
 """
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, combinations
 from typing import Any, NamedTuple
@@ -38,14 +37,13 @@ from .check_report import Finding, Report, SplitSummary
 from .duplicates import FINGERPRINT_WORDS, equal_groups, fingerprint, near_groups
 from .file_inspection import inspect_file
 from .row_pool import RowPool
+from .spelling_findings import Sources, source_findings, spelling_findings
 
 
 # That the reading of one row may take, on the clock; and with every frame of it.
 _SECONDS, _SECONDS_IN_FULL = 300.0, 3600.0
 
 _MOST_COPIES = 5  # that a leak lists: some data sets have one "image not available" thousands of times
-
-Sources = Mapping[str, Mapping[str, Source | StreamedSource]]
 
 
 def check_datasets(
@@ -54,6 +52,7 @@ def check_datasets(
     num_workers: int = 1,
     full: bool = False,
     near_duplicates: bool = False,
+    refusals: Iterable[tuple[str, str]] = (),
 ) -> Report:
     """Read every row of every split, and look for what is wrong.
 
@@ -63,6 +62,7 @@ def check_datasets(
         num_workers: processes that decode.
         full: decode every frame of a video, not just those that training would.
         near_duplicates: also look for copies that were encoded anew or scaled, see [`~modeling_cover.dataset_tools.duplicates`].
+        refusals: why training would not begin, each with the dataset that it is about.
 
     Raises:
         FileNotFoundError: if a data set vanishes meanwhile.
@@ -72,9 +72,11 @@ def check_datasets(
         _SplitScan(dataset, split, source) for dataset, found in sources.items() for split, source in found.items()
     ]
     findings = [
+        *(Finding(kind="refused", dataset=name, split=None, message=reason) for name, reason in refusals),
         *_scan_rows(scan, splits, num_workers),
         *_class_findings(splits),
-        *_spelling_findings(sources),
+        *source_findings(sources),
+        *spelling_findings(sources),
         *_copy_findings(splits, near_duplicates),
     ]
     return Report(splits=[split.summary() for split in splits], findings=findings)
@@ -270,32 +272,6 @@ def _class_findings(splits: Sequence[_SplitScan]) -> Iterator[Finding]:
         for index in np.flatnonzero(split.class_counts() == 0):
             label = split.source.labels[index]
             yield split.finding(kind, f"{split.dataset}: '{label}' has no row in {split.split}", label=label)
-
-
-def _spelling_findings(sources: Sources) -> Iterator[Finding]:
-    """Classes of one data set, or of two, that are the same but for case, spaces and underscores."""
-    labels = {name: splits["train"].labels for name, splits in sources.items()}
-    for first, second in [*((name, name) for name in labels), *combinations(labels, 2)]:
-        spelt = defaultdict(set)
-        for label in labels[second]:
-            spelt[_plain_spelling(label)].add(label)
-        pairs = {
-            tuple(sorted((label, other))) if first == second else (label, other)
-            for label in labels[first]
-            for other in spelt[_plain_spelling(label)] - {label}
-        }
-        # A data set that spells one class as another does has nothing to be told.
-        pairs = sorted(pair for pair in pairs if first == second or pair[0] not in labels[second])
-        if pairs:
-            whose = f"within {first}" if first == second else f"in {first} and {second}"
-            examples = ", ".join(f"'{one}' and '{other}'" for one, other in pairs[:3])
-            message = f"{len(pairs)} {whose}, such as {examples}"
-            details = {"datasets": sorted({first, second}), "labels": pairs}
-            yield Finding(kind="spelling", dataset=first, split=None, message=message, details=details)
-
-
-def _plain_spelling(label: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", label).strip().casefold()
 
 
 class _Copy(NamedTuple):

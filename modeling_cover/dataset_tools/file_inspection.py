@@ -30,6 +30,10 @@ from ..video_opening_cover import VideoSource, open_video, packets_of, reading
 # A header's duration is rounded, and may be that of a sound track which goes on for a little after its last packet.
 _LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.25, 0.02
 
+# Containers whose header has a duration. Of others, such as transport streams, FFmpeg makes one out of the times that it
+# finds, which may run back: where a clock wraps, or files were joined end to end.
+_ANNOUNCING = ("asf", "avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mxf", "nut")
+
 
 class FileFacts(NamedTuple):
     """Of one file: 128 bits of its hash (2,) uint64, and why it is truncated or damaged, if it is."""
@@ -90,14 +94,17 @@ def _missing_end(source: VideoSource) -> str | None:
         for packet in container.demux():
             if not packet.size and packet.dts is None:
                 break  # of PyAV, at the end of the file
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            time = packet.dts if packet.pts is None else packet.pts  # AVI has no other than the order of its packets
+            if time is not None:
+                end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
     if announced - end <= max(_LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE * announced):
         return None
     return f"it ends after {end:.2f} of the {announced:.2f} seconds that its header announces"
 
 
 def _announced_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    if container.format.name not in _ANNOUNCING:
+        return None
     # Of AVI, FFmpeg takes the duration from what is there.
     if container.format.name == "avi":
         return float(stream.frames / stream.average_rate) if stream.frames and stream.average_rate else None

@@ -21,13 +21,15 @@ import csv
 import json
 import os
 from array import array
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .spelling import listed_in, normal_name, told_apart
 
 
 Label = str | int
@@ -119,12 +121,32 @@ def _in_order(entries: list[tuple[str, str, str]]) -> list[str]:
 
 
 def checked_labels(labels: Any, where: str) -> list[str]:
-    """The list itself. Raises a `ValueError` that says `where` unless it is of different strings, at least one."""
+    """The list, with names as they are compared; see [`normal_name`].
+
+    Raises:
+        ValueError: that says `where`, unless it is of different strings, at least one.
+    """
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
         raise ValueError(f"{where}: expected a list of strings, got {labels!r}")
+    given, labels = labels, [normal_name(label) for label in labels]
+    if "" in labels:
+        raise ValueError(f"{where}: expected names, got {given[labels.index('')]!r}")
+    alike = [(one, other) for one, other in _pairs_of_one_name(given, labels) if one != other]
+    if alike:
+        one, other = map(ascii, alike[0])
+        raise ValueError(f"{where}: {one} and {other} are one name but for blanks and how accents are composed")
     if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
         raise ValueError(f"{where}: {repeated} given more than once")
     return labels
+
+
+def _pairs_of_one_name(given: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each label that has the name of an earlier one, behind that."""
+    first: dict[str, str] = {}
+    for label, name in zip(given, names, strict=True):
+        if name in first:
+            yield first[name], label
+        first.setdefault(name, label)
 
 
 @dataclass(frozen=True)
@@ -135,11 +157,26 @@ class LabelColumn:
         values: the different ones.
         codes: int32, of each label of each row the index into `values`.
         starts: (rows + 1,) int64, where each row's labels start in `codes`; None where each row has just one.
+        spellings: of a name that was found in several forms, these; see [`normal_name`].
     """
 
     values: list[Label]
     codes: np.ndarray
     starts: np.ndarray | None = None
+    spellings: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of_raw(cls, values: list[Label], codes: np.ndarray, starts: np.ndarray | None = None) -> "LabelColumn":
+        """Of values as they were found, of which several may be one name; an empty one is left to the caller."""
+        names = [normal_name(value) if isinstance(value, str) else value for value in values]
+        different = list(dict.fromkeys(names))
+        place = {name: index for index, name in enumerate(different)}
+        forms = defaultdict(list)
+        for name, value in zip(names, values, strict=True):
+            forms[name].append(value)
+        spellings = {name: found for name, found in forms.items() if len(found) > 1}
+        merged = np.array([place[name] for name in names], dtype=np.int32)
+        return cls(different, merged[codes] if len(merged) else codes, starts, spellings)
 
     def __len__(self) -> int:
         return len(self.codes) if self.starts is None else len(self.starts) - 1
@@ -147,11 +184,11 @@ class LabelColumn:
     def selected(self, rows: np.ndarray) -> "LabelColumn":
         """Those of some rows; values that none of them has stay, so that the label space does."""
         if self.starts is None:
-            return LabelColumn(self.values, self.codes[rows])
+            return replace(self, codes=self.codes[rows])
         lengths = np.diff(self.starts)[rows]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        return LabelColumn(self.values, self.codes[np.repeat(self.starts[rows], lengths) + within], starts)
+        return replace(self, codes=self.codes[np.repeat(self.starts[rows], lengths) + within], starts=starts)
 
     def first_row_of(self, code: int) -> int | None:
         found = np.flatnonzero(self.codes == code)
@@ -181,7 +218,7 @@ class LabelColumnBuilder:
 
     def build(self) -> LabelColumn:
         starts = None if self._starts is None else np.array(self._starts, dtype=np.int64)
-        return LabelColumn(list(self._codes_of), np.array(self._codes, dtype=np.int32), starts)
+        return LabelColumn.of_raw(list(self._codes_of), np.array(self._codes, dtype=np.int32), starts)
 
 
 def check_label(label: Any, multi_label: bool) -> Sequence[Label]:
@@ -192,7 +229,7 @@ def check_label(label: Any, multi_label: bool) -> Sequence[Label]:
     for value in labels:
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise ValueError(f"a label must be a name or an index, got {value!r}")
-        if value == "":
+        if isinstance(value, str) and not value.strip():
             raise ValueError("the label is empty")
     return labels
 
@@ -207,8 +244,12 @@ class LabelSpace:
 
     def __init__(self, labels: list[str], listed: list[str] | None):
         self.labels = labels
-        self._positions = {label: position for position, label in enumerate(labels)}
-        self._listed = listed
+        # A head of an older checkpoint may have names as they were found.
+        self._positions = {normal_name(label): position for position, label in enumerate(labels)}
+        if len(self._positions) < len(labels):
+            one, other = next(_pairs_of_one_name(labels, [normal_name(label) for label in labels]))
+            raise ValueError(f"the labels {one!a} and {other!a} are one name but for blanks and accents")
+        self._listed = None if listed is None else [normal_name(label) for label in listed]
 
     def position(self, label: Label) -> int | None:
         """The class's index in the head; None if the head has no such class.
@@ -217,6 +258,7 @@ class LabelSpace:
             ValueError: if the label is an index and there is no list that it counts, or is beyond its end.
         """
         if isinstance(label, str):
+            label = normal_name(label)
             if label in self._positions or self._listed is None or not label.isdecimal():
                 return self._positions.get(label)
             label = int(label)
@@ -234,7 +276,8 @@ class LabelSpace:
         """
         positions = [self.position(value) for value in check_label(label, multi_label)]
         if None in positions:
-            raise ValueError(f"class {label!r} is not among the labels {some(self.labels)}")
+            alike = "" if multi_label else told_apart(str(label), self.labels)
+            raise ValueError(f"class {label!r} is not among the labels {some(self.labels)}{alike}")
         return multi_hot(positions, len(self.labels)) if multi_label else positions[0]
 
 
@@ -246,8 +289,25 @@ def multi_hot(classes: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarr
 
 
 def split_labels(cell: str, separator: str) -> list[str]:
-    """The labels of a multi-label cell of text; an empty cell has none."""
+    """The labels of a multi-label cell of text, which may also be a list as Python writes it; an empty cell has none.
+
+    Raises:
+        ValueError: if it is in brackets, and no such list.
+    """
+    if (items := listed_in(cell)) is not None:
+        return items
     return [label.strip() for label in cell.split(separator)] if cell.strip() else []
+
+
+def single_label(cell: str) -> str:
+    """A cell of text that is one label.
+
+    Raises:
+        ValueError: if it is a list of labels, as Python writes it.
+    """
+    if cell[:2] in ("['", '["', "[]"):
+        raise ValueError(f"expected one label, got the list {cell!r}: that is multi_label_classification")
+    return cell
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

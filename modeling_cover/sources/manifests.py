@@ -26,8 +26,9 @@ import numpy as np
 from transformers.utils import logging
 
 from ..dataset_recipe import DatasetRecipe
-from .label_lists import LabelColumn, LabelColumnBuilder, split_labels
+from .label_lists import LabelColumn, LabelColumnBuilder, single_label, some, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
+from .spelling import PathForms
 
 
 logger = logging.get_logger(__name__)
@@ -45,6 +46,7 @@ class SplitRows:
         names: the classes that the source itself lists in order, if it does.
         roots: the folders or files that must exist for the rows to be there.
         place_of: where a row is written down, for messages; by default in its file's name.
+        left_out: files that are there and no row is made of.
     """
 
     media: Sequence[Media]
@@ -52,6 +54,7 @@ class SplitRows:
     names: list[str] | None = None
     roots: tuple[str, ...]
     place_of: Callable[[int], str] | None = None
+    left_out: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
         """What to call a row in messages."""
@@ -198,8 +201,9 @@ def read_manifest(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
                 raise ValueError("path or label is empty")
             if not isinstance(path, str):
                 raise ValueError(f"a path must be a string, got {path!r}")
-            is_cell = dataset.is_multi_label and records.is_text
-            labels.append(split_labels(label, dataset.label_separator) if is_cell else label)
+            if records.is_text:
+                label = split_labels(label, dataset.label_separator) if dataset.is_multi_label else single_label(label)
+            labels.append(label)
             if has_segments:
                 start, end = parse_segment(start, end)
                 starts.append(start)
@@ -236,6 +240,7 @@ def existing_rows(
         ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists.
     """
     absent = absent_rows(root, paths) if absent is None else absent
+    paths, absent = _in_forms_on_disk(root, paths, absent)
     kept = np.arange(len(paths))
     if absent:
         first = f"{place_of(absent[0])}: {os.path.join(root, paths[absent[0]])} does not exist"
@@ -254,39 +259,65 @@ def existing_rows(
     )
 
 
+def _in_forms_on_disk(root: str, paths: list[str], absent: list[int]) -> tuple[list[str], list[int]]:
+    """The paths with accents composed as the disk has them, and the rows that are absent all the same."""
+    forms = PathForms()
+    found = {row: path for row in absent if (path := forms.find(os.path.join(root, paths[row]))) is not None}
+    if found:
+        paths = [found.get(row, path) for row, path in enumerate(paths)]
+    return paths, [row for row in absent if row not in found]
+
+
 def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
-    """Files of `place/class/`, however deep; the label is the folder's name."""
+    """Files of `place/class/`, however deep; the label is the folder's name. Links are followed."""
     if not os.path.isdir(place):
         raise ValueError(f"{place} is not a folder")
-    paths, others, labels = [], [], LabelColumnBuilder(multi_label=False)
-    for label in sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != "."):
-        before = len(paths)
-        for path in _files_in(os.path.join(place, label), label):
-            if os.path.splitext(path)[1].lower() not in SUFFIXES[dataset.modality]:
-                others.append(path)
-                continue
-            paths.append(path)
-            labels.append(label)
-        if len(paths) == before:
+    paths, labels = [], LabelColumnBuilder(multi_label=False)
+    entries = sorted((entry for entry in os.scandir(place) if entry.name[0] != "."), key=lambda entry: entry.name)
+    left_out = [entry.name for entry in entries if not entry.is_dir()]
+    for label in (entry.name for entry in entries if entry.is_dir()):
+        folder = os.path.join(place, label)
+        files = list(_files_in(folder, label, (os.path.realpath(folder),)))
+        taken = [path for path in files if os.path.splitext(path)[1].lower() in SUFFIXES[dataset.modality]]
+        if not taken:
             raise ValueError(
-                f"no {dataset.modality} files in {os.path.join(place, label)}, expected some for each class"
+                f"no {dataset.modality} files in {folder}, expected some for each class{_others(dataset, files)}"
             )
+        left_out += sorted({*files} - {*taken})
+        paths += taken
+        for _ in taken:
+            labels.append(label)
     if not paths:
-        raise ValueError(f"no class folders in {place}: expected {place}/CLASS/FILE")
-    if others:
-        first = f"the first is {os.path.join(place, others[0])}"
-        left_out = f"{len(others)} files are left out that do not end as {dataset.modality}s do; {first}"
-        logger.warning(f"dataset '{dataset.name}', {split} split: {left_out}")
-    return SplitRows(media=PathMedia(place, paths), labels=labels.build(), roots=(place,))
+        raise ValueError(f"no class folders in {place}: expected {place}/CLASS/FILE{_others(dataset, left_out)}")
+    if left_out:
+        first = f"the first is {os.path.join(place, left_out[0])}"
+        why = f"lie in no class's folder, or do not end as {dataset.modality}s do"
+        logger.warning(
+            f"dataset '{dataset.name}', {split} split: {len(left_out)} files are left out that {why}; {first}"
+        )
+    return SplitRows(media=PathMedia(place, paths), labels=labels.build(), roots=(place,), left_out=tuple(left_out))
 
 
-def _files_in(folder: str, prefix: str) -> Iterator[str]:
+def _others(dataset: DatasetRecipe, files: Sequence[str]) -> str:
+    """What is there in place of what was expected, for a message."""
+    if not files:
+        return ""
+    there = some([os.path.basename(file) for file in files], most=3)
+    suffixes = ", ".join(sorted(SUFFIXES[dataset.modality]))
+    return f": there {'is' if len(files) == 1 else 'are'} {there}, and {dataset.modality}s end in {suffixes}"
+
+
+def _files_in(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
     """All files in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is what a Mac leaves beside
-    a.mp4."""
+    a.mp4.
+
+    Args:
+        above: the real paths of the folders that this one is in, to which a link may lead back.
+    """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name[0] == ".":
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_in(entry.path, f"{prefix}/{entry.name}")
-        else:
+        if not entry.is_dir():
             yield f"{prefix}/{entry.name}"
+        elif (real := os.path.realpath(entry.path)) not in above:
+            yield from _files_in(entry.path, f"{prefix}/{entry.name}", (*above, real))

@@ -22,10 +22,14 @@ import numpy as np
 import pyarrow as pa
 
 
+# Of the containers that the reader opens; a moving GIF is a video, a still one an image.
 VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"]
+    [
+        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v"),
+        *(".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    ]
 )
-IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".webp"])
+IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"])
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 
 

@@ -27,6 +27,7 @@ from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumnBuilder
 from .manifests import MissingColumnError, Records, SplitRows, existing_rows
 from .media import VIDEO_SUFFIXES, file_names
+from .spelling import PathForms
 
 
 # What the published files call a split. The test split serves as validation where a file has just that.
@@ -129,6 +130,7 @@ class _FileFinder:
         self.suffix = suffix
         self._folders = [folder for folder in folders if os.path.isdir(os.path.join(root, folder))]
         self._listings: dict[str, dict[str, str]] = {}
+        self._forms = PathForms()
 
     def find(self, stem: str, subfolders: Sequence[str]) -> str | None:
         """Its path from `root`, if it is in one of the folders or in one of their subfolders."""
@@ -138,17 +140,22 @@ class _FileFinder:
                 listing = self._listings.get(path)
                 if listing is None:
                     listing = self._listings[path] = self._listing(path)
-                if (name := listing.get(stem)) is not None:
-                    return f"{path}/{name}" if path else name
+                if (found := listing.get(stem)) is not None:
+                    return found
         return None
 
     def _listing(self, folder: str) -> dict[str, str]:
+        """The videos of a folder: by their names without the suffix, their paths from the root."""
+        path = os.path.join(self.root, folder)
+        path = self._forms.find(path) or path
         # The preferred suffix last, so that it wins; the others in an order that every process agrees on.
-        names = sorted(
-            file_names(os.path.join(self.root, folder)), key=lambda name: (name.endswith(self.suffix), name)
-        )
+        names = sorted(file_names(path), key=lambda name: (name.endswith(self.suffix), name))
         parts = (os.path.splitext(name) for name in names)
-        return {stem: stem + suffix for stem, suffix in parts if suffix.lower() in VIDEO_SUFFIXES}
+        return {
+            stem: os.path.relpath(os.path.join(path, stem + suffix), self.root)
+            for stem, suffix in parts
+            if suffix.lower() in VIDEO_SUFFIXES
+        }
 
 
 def _found_rows(

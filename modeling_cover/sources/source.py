@@ -13,9 +13,9 @@
 # limitations under the License.
 """The rows of a data set: their files and their labels, read from the layouts that data sets come in."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from .label_lists import LabelSpace, multi_hot, read_labels, some
 from .manifests import SplitRows, read_class_folders, read_manifest
 from .media import Media
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
+from .spelling import PathForms, normal_name, told_apart
 from .streams import RowStream, StreamedSource
 from .tables import read_table, stream_table
 from .tar_shards import read_shards, stream_shards
@@ -55,6 +56,8 @@ class Source:
         classes: (rows,) indices into `labels`; multi-label: those of all rows, one after another.
         class_starts: (rows + 1,) where each row's start in `classes`, multi-label only.
         roots: the folders or files that must exist for the data set to be there.
+        spellings: of a class whose name was found in several forms, these.
+        left_out: files that are there and no row is made of.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Source:
     classes: np.ndarray
     class_starts: np.ndarray | None = None
     roots: tuple[str, ...] = ()
+    spellings: Mapping[str, list[str]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.media)
@@ -112,6 +117,7 @@ def read_sources(
             the culprit.
     """
     with _naming(dataset):
+        dataset = _as_on_disk(dataset)
         given = None if dataset.labels is None else read_labels(dataset.labels)
         splits = dataset.splits if splits is None else splits
         if missing := [split for split in splits if split not in dataset.splits]:
@@ -138,12 +144,24 @@ def read_sources(
 
 def check_same_classes(name: str, labels: list[str], head_labels: list[str]) -> None:
     """Raise a `ValueError` unless both label spaces have the same classes, in whatever order."""
-    only_dataset, only_head = sorted(set(labels) - set(head_labels)), sorted(set(head_labels) - set(labels))
+    of_dataset, of_head = ({normal_name(label) for label in found} for found in (labels, head_labels))
+    only_dataset, only_head = sorted(of_dataset - of_head), sorted(of_head - of_dataset)
     if only_dataset or only_head:
+        alike = next((found for label in only_dataset if (found := told_apart(label, only_head))), "")
         raise ValueError(
             f"dataset '{name}': its classes differ from those of head '{name}'. Only in the data set: "
-            f"{some(only_dataset)}; only in the head: {some(only_head)}"
+            f"{some(only_dataset)}; only in the head: {some(only_head)}{alike}"
         )
+
+
+def _as_on_disk(dataset: DatasetRecipe) -> DatasetRecipe:
+    """The recipe with accents in its paths composed as the disk has them."""
+    forms = PathForms()
+    keys = [key for key in ("media_root", "path", "labels") if isinstance(getattr(dataset, key), str)]
+    changes = {key: forms.find(place) or place for key in keys if not (place := getattr(dataset, key)).isascii()}
+    if dataset.format != "dataset":  # whose splits are names
+        changes["splits"] = {split: forms.find(place) or place for split, place in dataset.splits.items()}
+    return replace(dataset, **changes)
 
 
 @contextmanager
@@ -192,7 +210,8 @@ def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpa
         names = some(sorted(str(column.values[code]) for code in unknown))
         among = "the labels" if is_listed else f"those of the train split ({dataset.splits['train']}),"
         first = rows.place(column.first_row_of(unknown[0]))
-        raise ValueError(f"{where}: classes {names} are not among {among} {some(space.labels)}; see {first}")
+        alike = next((found for code in unknown if (found := told_apart(str(column.values[code]), space.labels))), "")
+        raise ValueError(f"{where}: classes {names} are not among {among} {some(space.labels)}{alike}; see {first}")
     classes, starts = position_of[column.codes], column.starts
     if starts is not None:
         classes, starts = _without_repeats(classes, starts, len(space.labels))
@@ -205,6 +224,8 @@ def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpa
         classes=classes,
         class_starts=starts,
         roots=rows.roots,
+        spellings=column.spellings,
+        left_out=rows.left_out,
     )
 
 

@@ -34,7 +34,7 @@ from datasets.exceptions import DatasetsError
 
 from ..dataset_recipe import DatasetRecipe
 from ..video_decoding_cover import VideoDecodingError
-from .label_lists import LabelColumn
+from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
 from .media import Media, Segments, parse_segment
 from .streams import RowStream
@@ -187,7 +187,9 @@ def undecoded(
     if is_list != dataset.is_multi_label:
         raise ValueError(f"column '{names['label']}': {dataset.problem_type} does not go with {label}")
     item = label.feature if is_list else label
-    listed = item.names if isinstance(item, datasets.ClassLabel) else None
+    listed = None
+    if isinstance(item, datasets.ClassLabel):
+        listed = checked_labels(list(item.names), f"column '{names['label']}'")
     columns = Columns(**names, holds_paths=_is_path(media), names=listed)
     return table.select_columns(columns.all), columns
 
@@ -303,12 +305,12 @@ def label_column(table: datasets.Dataset, name: str, places: Places) -> LabelCol
             raise ValueError(f"{places[row]}: an empty label in the list under {name}")
     if not any(check(column.type) for check in _LABEL_TYPES):
         raise ValueError(f"{places.name}: column '{name}': expected names or indices of classes, found {column.type}")
-    if not pa.types.is_integer(column.type) and (empty := _first(pc.equal(column, ""))) >= 0:
+    if not pa.types.is_integer(column.type) and (empty := _first(pc.equal(pc.utf8_trim_whitespace(column), ""))) >= 0:
         row = empty if starts is None else int(np.searchsorted(starts, empty, side="right")) - 1
         raise ValueError(f"{places[row]}: the {name} is empty")
     encoded = pc.dictionary_encode(column)
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    return LabelColumn(encoded.dictionary.to_pylist(), codes, starts)
+    return LabelColumn.of_raw(encoded.dictionary.to_pylist(), codes, starts)
 
 
 def _array(table: datasets.Dataset, name: str) -> pa.Array:

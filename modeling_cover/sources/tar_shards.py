@@ -27,7 +27,7 @@ import re
 import tarfile
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,7 +192,8 @@ class ShardReader:
             return None
         if len(media) != 1:
             found = ", ".join(sorted(parts))
-            raise ValueError(f"{where}: expected one {self._modality} file, found the extensions {found}")
+            message = f"{where}: expected one {self._modality} file, found the extensions {found}"
+            raise ValueError(message + _hint_of_dots(parts))
         try:
             texts = {
                 extension: os.pread(file, parts[extension].size, parts[extension].offset).decode("utf-8-sig")
@@ -201,7 +202,7 @@ class ShardReader:
             }
             label, start, end = self._annotation(texts)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{where}: {error}{_hint_of_dots(parts)}") from error
         member = parts[media[0]]
         return TarSample(shard, member.name, member.offset, member.size, label, start, end)
 
@@ -232,6 +233,14 @@ class ShardReader:
 
     def _name_or_index(self, text: str) -> str | int:
         return int(text) if text.isdecimal() and not self._is_listed else text
+
+
+def _hint_of_dots(extensions: Iterable[str]) -> str:
+    """For a message about a sample some of whose members have a dot in what its author took for their name."""
+    dotted = next((extension for extension in sorted(extensions) if "." in extension), None)
+    if dotted is None:
+        return ""
+    return f" (the name of a sample ends at its first dot, behind which here is '{dotted}': rename its files)"
 
 
 def _key_and_extension(name: str) -> tuple[str, str] | tuple[None, None]:
