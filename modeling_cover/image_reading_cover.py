@@ -20,6 +20,8 @@ import io
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -28,31 +30,26 @@ import numpy as np
 import PIL.Image
 import torch
 from huggingface_hub.utils import httpx
-from PIL import ExifTags
 from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
+from .image_pixels_cover import pixels_of_png, positive, to_rgb, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
+from .video_opening_cover import name_of
 
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
-_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # PIL itself warns of 89 million, and takes up to 178. What is transparent is copied once more.
 _MAX_IMAGE_PIXELS, _MAX_TRANSPARENT_PIXELS = 50_000_000, 2**25
-_TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
 _MAX_DOWNLOAD_BYTES = 2**31
 _MAX_BYTES_IN_MEMORY = 2**26
+
+# PIL has no error of its own for a broken file; these are what its readers raise.
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, struct.error, DecompressionBombError)
 
 _EXPECTED = (
     "expected a video (a path, a URL, bytes, a binary file object, a 4-D array or tensor, a list of frames), an image "
@@ -106,6 +103,8 @@ def _array_to_tensor(
     """Channels first, whatever they were: (..., C, H, W). The order is told by the sizes unless it is given."""
     if 0 in array.shape:
         raise ValueError(f"{name} has no frames: its shape is {tuple(array.shape)}")
+    if str(array.dtype).endswith("uint16") and array.max() > 255:
+        raise ValueError(f"{name} is of 16 bits, with values up to {int(array.max())}: divide them by 257 first")
     if isinstance(array, np.ndarray):
         # torch takes neither negative strides nor, in silence, a read-only array.
         array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -123,11 +122,8 @@ def _array_to_tensor(
 
 
 def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
-    """(3, H, W), uint8. Transparent parts become white, as those of arrays with four channels do."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    """(3, H, W), uint8. Transparent parts become white, as those of arrays with four channels do; see [`to_rgb`]."""
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
 def _has_image_suffix(path: str | os.PathLike) -> bool:
@@ -135,38 +131,40 @@ def _has_image_suffix(path: str | os.PathLike) -> bool:
     return PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
 
 
-def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
-    """The image at a path or a URL, or in a file's bytes, turned upright by its EXIF data.
+def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
+    """The image at a path or a URL, or in a file or its bytes, turned upright by its EXIF data.
+
+    What else a file tells (text, profiles) may be broken, or too much: its pixels are what counts.
 
     Raises:
         VideoDecodingError: whatever is wrong with it.
     """
     try:
-        with _open_image(source) as file, PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
-            _check_image_size(image)
-            image.load()
-            # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-            return image if turn is None else image.transpose(turn)
+        with _open_image(source) as file:
+            try:
+                return _decoded(file)
+            except _PIL_ERRORS:
+                file.seek(0)
+                content = file.read()
+                if (pixels := pixels_of_png(content)) == content:
+                    raise
+                return _decoded(io.BytesIO(pixels))
     except VideoDecodingError:
         raise
-    # PIL has no error of its own for a broken file; these are what its readers raise.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        struct.error,
-        DecompressionBombError,
-    ) as error:
-        name = f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fsdecode(source)
+    except _PIL_ERRORS as error:
         reason = error
         if isinstance(error, PIL.UnidentifiedImageError):  # whose message is about Python's file object
             reason = f"its content is none of {', '.join(_IMAGE_FORMATS)}, or broken"
         elif isinstance(error, DecompressionBombError):  # whose message is about an attack
             reason = f"it has too many pixels, more than {_MAX_IMAGE_PIXELS}"
-        raise VideoDecodingError(f"{name} cannot be read as an image: {reason}") from error
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as an image: {reason}") from error
+
+
+def _decoded(file: BinaryIO) -> PIL.Image.Image:
+    with PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
+        _check_image_size(image)
+        image.load()
+        return turned_upright(positive(image))
 
 
 def _check_image_size(image: PIL.Image.Image) -> None:
@@ -178,7 +176,17 @@ def _check_image_size(image: PIL.Image.Image) -> None:
         raise ValueError(f"it is too narrow to be scaled: {width} x {height}")
 
 
-def _open_image(source: str | os.PathLike | bytes) -> BinaryIO:
+@contextmanager
+def _open_image(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    if not isinstance(source, str | os.PathLike | bytes):
+        source.seek(0)
+        yield source  # which stays open
+        return
+    with _opened(source) as file:
+        yield file
+
+
+def _opened(source: str | os.PathLike | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     return download(source) if is_url(source) else open(source, "rb")

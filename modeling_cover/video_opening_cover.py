@@ -28,6 +28,8 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from .image_pixels_cover import image_kind
+
 
 VideoSource = str | os.PathLike | bytes | BinaryIO
 
@@ -76,6 +78,8 @@ def reading(source: VideoSource) -> Iterator[None]:
         reason = error.strerror
         if isinstance(error, av.error.MemoryError):  # which FFmpeg says of many streams, too
             reason = f"it takes too much memory, or has more than {_MAX_STREAMS} streams"
+        elif (kind := image_kind(source)) is not None:
+            reason = f"its content is an image ({kind})"
         raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {reason}") from error
     # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
     # those raised by these modules.
@@ -154,11 +158,13 @@ def _input(source: VideoSource) -> str | BinaryIO:
 
 
 def name_of(source: VideoSource) -> str:
+    """What to call a file in messages."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
-    return repr(source)
+    name = getattr(source, "name", None)  # of files that have one; others would show their place in memory
+    return name if isinstance(name, str) else "<a file object>"
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

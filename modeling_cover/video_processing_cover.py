@@ -39,7 +39,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
-from .image_reading_cover import download, is_url, read_image, split_batch
+from .image_pixels_cover import image_kind
+from .image_reading_cover import download, image_to_tensor, is_url, read_image, split_batch
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 from .video_windows_cover import read_windows
 
@@ -127,10 +128,11 @@ class CoverVideoProcessor(BaseVideoProcessor):
         Args:
             videos:
                 A video: a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or
-                (T, C, H, W), or a list of frames, that is of PIL images or of 3-D arrays. An image: a path or URL
-                that ends as images do, a PIL image or a 3-D array. A batch: a list of any of these, each item taken
-                by itself, or a 5-D array. Arrays hold values of 0 to 255, unless `do_rescale=False`; they have 1
-                (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
+                (T, C, H, W), or a list of frames, that is of PIL images or of 3-D arrays. An image: a path, a URL,
+                bytes or a file object whose content is one, whatever its name is, a PIL image or a 3-D array. A batch: a
+                list of any of these, each item taken by itself, or a 5-D array. Arrays hold values of 0 to 255, unless
+                `do_rescale=False`; they have 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels. Grey images
+                of 16 bits are scaled by 257.
             kwargs:
                 Options for this call, in place of the processor's own. With `do_sample_frames` a video, decoded or
                 not, becomes `num_frames` frames, repeated if it has fewer; an image always stays one frame.
@@ -263,19 +265,31 @@ class CoverVideoProcessor(BaseVideoProcessor):
     ) -> tuple[np.ndarray, VideoMetadata] | list:
         r"""
         Decodes a video into frames (T, H, W, 3), uint8, and its metadata. All frames without `sample_indices_fn`; as
-        large as they are without `short_side`. From a list of videos, a list of all frames and one of all metadata.
+        large as they are without `short_side`. From a list of videos, a list of all frames and one of all metadata. Of a
+        file that is an image, whatever it is called, its one frame.
         """
         if isinstance(video_url_or_urls, list):
             fetched = [self.fetch_videos(video, sample_indices_fn, short_side) for video in video_url_or_urls]
             return list(zip(*fetched, strict=True))
-        source = video_url_or_urls
-        sample_indices = sample_indices_fn or _every_frame
-        if not is_url(source):
-            return read_in_any_order(source, sample_indices, short_side)
-        with download(source) as file:
+        read = self._read(video_url_or_urls, sample_indices_fn, short_side)
+        if not isinstance(read, torch.Tensor):
+            return read
+        clip, metadata = _sample_tensor(read, None, None)
+        return clip.permute(0, 2, 3, 1).numpy(), metadata
+
+    def _read(
+        self, source: VideoSource, sample_indices: Callable | None, short_side: int | None
+    ) -> tuple[np.ndarray, VideoMetadata] | torch.Tensor:
+        """A video's frames and metadata; or, where the content is an image whatever it is called, that (C, H, W)."""
+        with ExitStack() as stack:
+            file = stack.enter_context(download(source)) if is_url(source) else source
             try:
-                return read_in_any_order(file, sample_indices, short_side)
+                return read_in_any_order(file, sample_indices or _every_frame, short_side)
             except VideoDecodingError as error:
+                if image_kind(file) is not None:
+                    return image_to_tensor(read_image(file))
+                if not is_url(source):
+                    raise
                 raise VideoDecodingError(f"{source}: {error}") from error
 
     def _decode_and_sample_videos(
@@ -292,10 +306,12 @@ class CoverVideoProcessor(BaseVideoProcessor):
             given = [VideoMetadata(**entry) for entry in make_batched_metadata(videos, video_metadata)]
         clips, batch_metadata = [], []
         for video, metadata in zip(videos, given, strict=True):
+            if isinstance(video, _File):
+                video = self._read(video.source, sample_indices_fn, video.short_side)
             if isinstance(video, torch.Tensor):
                 clip, metadata = _sample_tensor(video, metadata, sample_indices_fn)
             else:
-                frames, metadata = self.fetch_videos(video.source, sample_indices_fn, video.short_side)
+                frames, metadata = video
                 clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
             clips.append(clip)
             batch_metadata.append(metadata)

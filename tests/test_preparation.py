@@ -391,6 +391,22 @@ class TestBadFiles:
         with pytest.raises(TooManyBadFilesError, match=r"train split: 2 of 7 files .*\n.*wave/\d.mp4"):
             check_bad_share(summaries, 0.28)
 
+    @pytest.mark.parametrize("codec", ["h264", "mjpeg"])
+    @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 64), (64, 1)])
+    def test_one_too_small_for_the_codec_ends_no_run(self, folders, tmp_path, codec, height, width):
+        shutil.copytree(folders, tmp_path / "raw")
+        frames = np.full((3, height, width, 3), 128, dtype=np.uint8)
+        path = tmp_path / "raw/train/wave/tiny.mov"
+        write_clip(path, frames, codec="mjpeg", pixel_format="yuvj444p")
+        prepare_dataset(entry(tmp_path / "raw"), tmp_path / "out", settings(codec=codec), num_workers=1)
+        failures = [json.loads(line) for line in (tmp_path / "out/train/failures.jsonl").read_text().splitlines()]
+        if codec == "h264":
+            assert [(failure["path"], failure["reason"]) for failure in failures] == [
+                (str(path), f"{path}: frames of one pixel's height or width cannot be encoded as h264")
+            ]
+        else:
+            assert failures == []
+
     def test_one_that_comes_as_bytes_is_named_by_its_shard(self, folders, tmp_path):
         prepare_dataset(entry(folders), tmp_path / "shards", settings(), num_workers=1)
         shard = tmp_path / "shards/train/train-00000.tar"

@@ -144,7 +144,8 @@ def prepare_row(source: Source, row: int, settings: PreparationSettings) -> Prep
     except (VideoDecodingError, OSError) as error:
         check_still_there(source)
         # A file that came as bytes is named by what it is called, as others are.
-        return PreparedRow(row, path, reason=re.sub(r"^<\d+ bytes>", lambda _: path, str(error)))
+        reason = re.sub(r"^<\d+ bytes>", lambda _: path, str(error))
+        return PreparedRow(row, path, reason=reason if path in reason else f"{path}: {reason}")
     classes = np.flatnonzero(source.target(row)).tolist() if source.class_starts is not None else source.target(row)
     labels = [source.labels[index] for index in classes] if isinstance(classes, list) else source.labels[classes]
     return PreparedRow(row, path, content, {"label": labels, "path": path, **annotation}, size)
@@ -190,6 +191,8 @@ def encode_video(frames: np.ndarray, codec: str, quality: int, duration: float |
         # Of colour it stores every second pixel and row: an odd side loses its last.
         frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     num_frames, height, width, _ = frames.shape
+    if not height or not width:
+        raise VideoDecodingError(f"frames of one pixel's height or width cannot be encoded as {codec}")
     options = {
         "mjpeg": {"qmin": f"{quality}", "qmax": f"{quality}"},
         # One keyframe, and then what is quick to decode: no CABAC, no deblocking, no B-frames. No macroblock tree, which

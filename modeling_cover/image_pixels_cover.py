@@ -1,0 +1,155 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What counts of an image file, its pixels, whatever its name is, its depth, and what else the file tells about them."""
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+from PIL import ExifTags
+
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    _PNG_SIGNATURE: "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+_BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
+_HEAD = 32  # bytes that tell
+
+# The chunks of a PNG that its pixels depend on, and the EXIF data, which say how it lies.
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+_MAX_DEEP = 2**16 - 1
+_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+
+
+def image_kind(source: str | os.PathLike | bytes | BinaryIO) -> str | None:
+    """The kind of image that a file is by its first bytes, such as "JPEG"; None if it is none, or cannot be read."""
+    head = _head(source)
+    for signature, kind in _SIGNATURES.items():
+        if head.startswith(signature):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    is_bmp = head[:2] == b"BM" and len(head) >= 18 and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES
+    return "BMP" if is_bmp else None
+
+
+def _head(source: str | os.PathLike | bytes | BinaryIO) -> bytes:
+    if isinstance(source, bytes):
+        return source[:_HEAD]
+    try:
+        if isinstance(source, str | os.PathLike):
+            with open(source, "rb") as file:
+                return file.read(_HEAD)
+        source.seek(0)
+        return source.read(_HEAD)
+    except (OSError, ValueError):  # ValueError: a path with a zero in it
+        return b""
+
+
+def pixels_of_png(content: bytes) -> bytes:
+    """A PNG file without what its pixels do not depend on: text, profiles and times, which may be broken or too large.
+
+    Anything else is returned as it is.
+    """
+    if not content.startswith(_PNG_SIGNATURE):
+        return content
+    return b"".join([_PNG_SIGNATURE, *_pixel_chunks(content)])
+
+
+def _pixel_chunks(content: bytes) -> Iterator[memoryview]:
+    view, position = memoryview(content), len(_PNG_SIGNATURE)
+    while position + 8 <= len(content):
+        length = int.from_bytes(view[position : position + 4], "big")
+        if bytes(view[position + 4 : position + 8]) in _PIXEL_CHUNKS:
+            yield view[position : position + 12 + length]  # with the length, the name and the checksum
+        position += 12 + length
+
+
+def positive(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image, of which PIL leaves a TIFF of 16 bits as a negative where it says that white is zero."""
+    if image.format != "TIFF" or not _is_deep(image) or image.tag_v2.get(_TIFF_PHOTOMETRIC) != _WHITE_IS_ZERO:
+        return image
+    return PIL.Image.fromarray((_MAX_DEEP - np.asarray(image).astype(np.int64)).astype(np.uint16))
+
+
+def _is_deep(image: PIL.Image.Image) -> bool:
+    """Whether it is of one grey value of more than 8 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image as its EXIF data say that it lies; as it is where they say nothing, or are broken."""
+    try:
+        # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    # PIL has no error of its own for broken EXIF data; these are what reading them raises.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, struct.error):
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image in RGB of 8 bits; what is transparent becomes white.
+
+    A grey image of 16 bits (PIL's modes "I;16" and "I") is scaled by 257, where PIL itself would make white of all above
+    255.
+
+    Raises:
+        ValueError: the values are not of a range that is known: "I" beyond 0 to 65535, or floats ("F") beyond 0 to 255.
+    """
+    if _is_deep(image):
+        image = _of_eight_bits(image)
+    elif image.mode == "F":
+        low, high = image.getextrema()
+        if not 0 <= low <= high <= 255:
+            raise ValueError(f"an image of floats must have values of 0 to 255, got {low:g} to {high:g}")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _of_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A grey image, with an alpha channel where the one of 16 bits has a value that is transparent."""
+    values = np.asarray(image).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() <= _MAX_DEEP:
+        raise ValueError(
+            f"a grey image of whole numbers must have values of 0 to {_MAX_DEEP}, got {values.min()} to {values.max()}"
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return PIL.Image.fromarray(grey)
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return PIL.Image.fromarray(np.stack([grey, alpha], axis=-1), "LA")
