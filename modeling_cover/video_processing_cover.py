@@ -38,6 +38,7 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
+from .addresses_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_reading_cover import download, is_url, read_image, split_batch
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
@@ -276,7 +277,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
             try:
                 return read_in_any_order(file, sample_indices, short_side)
             except VideoDecodingError as error:
-                raise VideoDecodingError(f"{source}: {error}") from error
+                raise VideoDecodingError(f"{public_name(source)}: {error}") from error
 
     def _decode_and_sample_videos(
         self,
