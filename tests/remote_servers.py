@@ -180,3 +180,11 @@ def s3_server() -> Iterator[dict[str, str]]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield free.getsockname()[1]

@@ -15,13 +15,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 from clips import frame_numbers, indexed_frames, write_clip
@@ -36,12 +35,18 @@ from modeling_cover.sources import read_sources, remote
 from modeling_cover.sources.media import Media
 from modeling_cover.sources.remote import RemoteError, RemoteFile, local_copy
 from PIL import Image
-from remote_servers import FileServer
+from remote_servers import FileServer, closed_port
 from torch.utils.data import DataLoader
 
 
 PROCESSOR = CoverVideoProcessor(num_frames=4, size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 SECRET = "X-Signature=c2VjcmV0"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with closed_port() as port:
+        yield port
 
 
 @pytest.fixture(autouse=True)
@@ -102,14 +107,25 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("address", "package", "extra"), [("s3://b/a.csv", "s3fs", "s3"), ("gs://b/a.csv", "gcsfs", "gcs")]
     )
-    def test_the_extra_that_a_protocol_needs_is_named(self, monkeypatch, address, package, extra):
-        monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.setattr(fsspec.registry, "_registry", {})
-        monkeypatch.setattr(fsspec.registry, "registry", {})
-        remote._check_package.cache_clear()
-        with pytest.raises(ValueError, match=rf"pip install modeling-cover\[{extra}\]"):
-            remote.check_address(address, is_row=True)
-        remote._check_package.cache_clear()
+    def test_the_extra_that_a_protocol_needs_is_named(self, address, package, extra):
+        program = (
+            "import sys\n"
+            f"sys.modules[{package!r}] = None\n"
+            "from modeling_cover.dataset_recipe import DatasetRecipe\n"
+            "from modeling_cover.sources import read_sources\n"
+            f"recipe = DatasetRecipe(name='far', format='manifest', modality='video', splits={{'train': {address!r}}})\n"
+            "try:\n"
+            "    read_sources(recipe)\n"
+            "except ValueError as error:\n"
+            "    print(error)\n"
+        )
+        finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        protocol = address.partition(":")[0]
+        assert finished.stdout.splitlines()[-1] == (
+            f"dataset 'far': splits: train: {protocol}:// needs a package that is not installed: "
+            f"pip install modeling-cover[{extra}]"
+        )
 
 
 class TestFetching:
@@ -157,11 +173,9 @@ class TestFetching:
         assert content_of(f"{server.url}/a.mp4") == b"A"
         assert waits == [7.0]
 
-    def test_a_server_that_is_not_there_is_named(self, closed_port):
-        with pytest.raises(
-            RemoteError, match=rf"^http://127\.0\.0\.1:{closed_port}/a\.mp4 cannot be fetched: .*Connect"
-        ):
-            content_of(f"http://127.0.0.1:{closed_port}/a.mp4")
+    def test_a_server_that_is_not_there_is_named(self, port):
+        with pytest.raises(RemoteError, match=rf"^http://127\.0\.0\.1:{port}/a\.mp4 cannot be fetched: .*Connect"):
+            content_of(f"http://127.0.0.1:{port}/a.mp4")
 
     def test_a_file_has_a_time_limit(self, server, monkeypatch, cache):
         server.always["/a.mp4"] = "drip"
@@ -234,19 +248,11 @@ class TestFetching:
             "    print(error, error.is_missing)\n"
         )
         with HubServer() as hub:
-            environment = {**os.environ, **hub.environment(tmp_path / "home")}
+            environment = hub.environment(tmp_path / "home")
             finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
         assert finished.returncode == 0, finished.stderr[-2000:]
-        expected = "hf://datasets/org/clips/a/x.tarx cannot be fetched: the server answers 404 (Not Found) True"
+        expected = "hf://datasets/org/clips/a/x.tarx cannot be fetched: there is no such file True"
         assert finished.stdout.splitlines()[-1] == expected
-
-
-@pytest.fixture
-def closed_port() -> int:
-    """That nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        yield free.getsockname()[1]
 
 
 @pytest.fixture
@@ -326,13 +332,11 @@ class TestRows:
         assert {media.name for media in source.media} == {f"{server.url}/get"}
         assert len({media.key for media in source.media}) == 3
 
-    def test_a_store_that_is_gone_stops_training_by_the_share_of_bad_files(self, closed_port, tmp_path):
-        source = image_rows(tmp_path, [f"http://127.0.0.1:{closed_port}/{index}.png" for index in range(8)])
+    def test_a_store_that_is_gone_stops_training_by_the_share_of_bad_files(self, port, tmp_path):
+        source = image_rows(tmp_path, [f"http://127.0.0.1:{port}/{index}.png" for index in range(8)])
         quarantine = Quarantine(tmp_path / "quarantine.jsonl")
         dataset = CoTrainingDataset([source], ["greys"], PROCESSOR, 0, quarantine=quarantine)
-        with pytest.raises(
-            TooManyBadFilesError, match=rf"http://127\.0\.0\.1:{closed_port}/\d\.png cannot be fetched"
-        ):
+        with pytest.raises(TooManyBadFilesError, match=rf"http://127\.0\.0\.1:{port}/\d\.png cannot be fetched"):
             dataset[reference(0)]
 
     def test_an_evaluation_counts_one_that_stays_away_as_unreadable(self, server, greys, tmp_path):

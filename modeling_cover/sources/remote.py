@@ -412,7 +412,7 @@ def _tried(address: str, attempt: Callable[[], Result], deadline: float) -> Resu
         status = status_of(error)
         # fsspec takes any failure to ask the web about a file for its absence.
         is_absent = isinstance(error, FileNotFoundError) and status is None and not is_transient(error)
-        message = f"{public_name(address)} cannot be fetched: {reason_of(error)}"
-        raise RemoteError(
-            message, status, is_missing=status == 404 or is_absent
-        ) from None  # whose message has the whole address
+        is_missing = status == 404 or is_absent
+        reason = "there is no such file" if is_missing else reason_of(error)
+        # The error's own message, and those of its causes, have the whole address.
+        raise RemoteError(f"{public_name(address)} cannot be fetched: {reason}", status, is_missing) from None
