@@ -30,6 +30,7 @@ import torch
 from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
+from .addresses_cover import is_address
 from .augmentation import (
     Augmentation,
     Purpose,
@@ -80,13 +81,14 @@ def load_frames(
         short_side: of the frames, in pixels; as they are stored if None.
 
     Raises:
-        VideoDecodingError: if the file cannot be decoded.
+        VideoDecodingError: if the file cannot be decoded, or is remote and cannot be fetched.
     """
-    if modality == "image":
-        frames = image_to_tensor(read_image(media.content)).unsqueeze(0)
-        size = SizeDict(shortest_edge=short_side)
-        return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
-    frames, _ = read_in_any_order(media.content, sample_indices, short_side, media.start, media.end)
+    with media.on_disk() as media:
+        if modality == "image":
+            frames = image_to_tensor(read_image(media.content)).unsqueeze(0)
+            size = SizeDict(shortest_edge=short_side)
+            return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
+        frames, _ = read_in_any_order(media.content, sample_indices, short_side, media.start, media.end)
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
@@ -344,9 +346,12 @@ class EvaluationDataset(torch.utils.data.Dataset):
 
 
 def check_still_there(source: Source | StreamedSource) -> None:
-    """Raise a `FileNotFoundError` if the data set as a whole is gone: a drive that is no longer there, say."""
+    """Raise a `FileNotFoundError` if the data set as a whole is gone: a drive that is no longer there, say.
+
+    Of a remote one it is the number of files that cannot be fetched which tells, see [`Quarantine.check`].
+    """
     for root in source.roots:
-        if not os.path.exists(root):
+        if not is_address(root) and not os.path.exists(root):
             raise FileNotFoundError(f"dataset '{source.name}': {root} was there at the start and is not any more")
 
 

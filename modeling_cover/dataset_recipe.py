@@ -19,6 +19,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .addresses_cover import is_address, joined, protocol_of
 from .checks import check_choice, check_flag, check_number, check_positive, check_whole_number, is_text
 from .configuration_cover import HEAD_NAME, MODALITIES
 
@@ -61,7 +62,8 @@ class DatasetRecipe:
         name: of the data set, of its head and of its metrics.
         format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.sources.read_sources`] for each.
         modality: "video" or "image".
-        splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name.
+        splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of a
+            manifest and of lists, shards and Parquet files, they may be addresses such as s3://bucket/train.csv.
         license: of its files, an identifier of the Hub such as "cc-by-4.0" or a name; written into the model card.
         weight: w in the paper's loss (section 3.3).
         share: of the samples, where the mixture's shares are explicit.
@@ -71,9 +73,10 @@ class DatasetRecipe:
         columns: names of the columns, or of the keys of a JSON object: `label`; `start` and `end` of a segment, in
             seconds; `path` in a manifest, `media` in Parquet files and data sets.
         label_separator: between the labels of a multi-label cell of text.
-        media_root: the folder that paths start from; default: the manifest's.
+        media_root: the folder that paths start from, here or elsewhere; default: the manifest's.
         labels: the classes in order, or a file of them; default: the source's own, or the train split's, sorted.
-        missing_files: "error", or "skip" to leave out the rows whose file is absent.
+        missing_files: "error", or "skip" to leave out the rows whose file is absent. Remote files are not looked for at
+            the start: one that is absent is a bad file when it is read.
         path: of a `dataset`, a folder or a Hub id.
         config_name: of a `dataset`.
         streaming: whether the train split is read in order instead of by index.
@@ -195,18 +198,29 @@ class DatasetRecipe:
         return self.columns.get(key, default.get(key))
 
     def resolved(self, data_root: str | os.PathLike) -> "DatasetRecipe":
-        """The same with paths that start from `data_root`.
+        """The same with paths that start from `data_root`, a folder or an address; addresses stay as they are.
 
         The splits of a `dataset` are names, and so is its `path` where there is no such folder: an id on the Hub.
         """
-        root = Path(data_root)
         changes = {}
         if self.format != "dataset":
-            changes["splits"] = {split: str(root / Path(place).expanduser()) for split, place in self.splits.items()}
+            changes["splits"] = {split: _located(data_root, place) for split, place in self.splits.items()}
         if self.media_root is not None:
-            changes["media_root"] = str(root / Path(self.media_root).expanduser())
+            changes["media_root"] = _located(data_root, self.media_root)
         if isinstance(self.labels, str):
-            changes["labels"] = str(root / Path(self.labels).expanduser())
-        if self.path is not None and (root / Path(self.path).expanduser()).exists():
-            changes["path"] = str(root / Path(self.path).expanduser())
+            changes["labels"] = _located(data_root, self.labels)
+        if self.path is not None and os.path.exists(path := _located(data_root, self.path)):
+            changes["path"] = path
         return replace(self, **changes)
+
+
+def _located(root: str | os.PathLike, place: str) -> str:
+    """Where a place is, which starts from `root` unless it is absolute; both may be addresses."""
+    if protocol_of(place) in ("file", "local") and is_address(place):
+        place = place.partition("://")[2]
+    if is_address(place):
+        return place
+    path = Path(place).expanduser()
+    if is_address(os.fspath(root)) and not path.is_absolute():
+        return joined(os.fspath(root), place)
+    return str(Path(root) / path)

@@ -20,6 +20,7 @@ import io
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
@@ -33,6 +34,7 @@ from huggingface_hub.utils import httpx
 from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
+from .addresses_cover import public_name, reason_of, retried
 from .image_pixels_cover import pixels_of_png, positive, to_rgb, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
 from .video_opening_cover import name_of
@@ -45,6 +47,7 @@ _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _MAX_IMAGE_PIXELS, _MAX_TRANSPARENT_PIXELS = 50_000_000, 2**25
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
+_MAX_DOWNLOAD_SECONDS = 600.0
 _MAX_DOWNLOAD_BYTES = 2**31
 _MAX_BYTES_IN_MEMORY = 2**26
 
@@ -199,18 +202,34 @@ def is_url(source: Any) -> bool:
 def download(url: str) -> BinaryIO:
     """The content of a URL, as a file that lies in memory unless it is large, and is gone when it is closed.
 
+    What fails and may heal is tried again. The message of an error leaves out what would be the right to fetch it.
+
     Raises:
-        VideoDecodingError: it cannot be fetched, or has more than 2 GiB.
+        VideoDecodingError: it cannot be fetched, or not in 10 minutes, or has more than 2 GiB.
     """
-    file, size = tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY), 0  # noqa: SIM115 (the caller closes it)
+    file = tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY)  # noqa: SIM115 (the caller closes it)
+    deadline = time.monotonic() + _MAX_DOWNLOAD_SECONDS
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=_URL_TIMEOUT) as response:
-            response.raise_for_status()
-            for piece in response.iter_bytes():
-                size += file.write(piece)
-                if size > _MAX_DOWNLOAD_BYTES:
-                    raise VideoDecodingError(f"{url} has more than {_MAX_DOWNLOAD_BYTES} bytes")
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise VideoDecodingError(f"{url} cannot be fetched: {error}") from error
+        retried(lambda: _download_once(url, file, deadline), deadline)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, httpx.HTTPError | httpx.InvalidURL | UnicodeError):
+            # Its own message, and those of its causes, have the whole URL.
+            raise VideoDecodingError(f"{public_name(url)} cannot be fetched: {reason_of(error)}") from None
+        raise
     file.seek(0)
     return file
+
+
+def _download_once(url: str, file: BinaryIO, deadline: float) -> None:
+    file.seek(0)
+    file.truncate()
+    size = 0
+    with httpx.stream("GET", url, follow_redirects=True, timeout=_URL_TIMEOUT) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            size += file.write(piece)
+            if size > _MAX_DOWNLOAD_BYTES:
+                raise VideoDecodingError(f"{public_name(url)} has more than {_MAX_DOWNLOAD_BYTES} bytes")
+            if time.monotonic() > deadline:
+                raise VideoDecodingError(f"{public_name(url)} takes more than {_MAX_DOWNLOAD_SECONDS:.0f} s to fetch")

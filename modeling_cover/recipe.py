@@ -13,7 +13,8 @@
 # limitations under the License.
 """A recipe: the data sets of a co-training run, the model it starts from, and training arguments, as a YAML file.
 
-data_root: data                       # what relative paths start from; default: the current directory
+data_root: data                       # what relative paths start from, a folder or an address such as s3://bucket/data;
+                                      # default: the current directory
 # extends: base.yaml                  # another recipe, of which this one says what is different: see recipe_bases.py
 model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
@@ -64,6 +65,7 @@ from typing import Any
 
 import yaml
 
+from .addresses_cover import is_address
 from .augmentation import Augmentation
 from .checks import check_choice, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe
@@ -237,7 +239,7 @@ def _build_recipe(content: Any) -> Recipe:
     data_root = content.get("data_root", ".")
     if not is_text(data_root):
         raise ValueError(f"data_root: expected a path, got {data_root!r}")
-    data_root = Path(data_root).expanduser()
+    data_root = data_root if is_address(data_root) else Path(data_root).expanduser()
     entries = content.get("datasets")
     if not isinstance(entries, list):
         raise ValueError(f"datasets: expected a list of data sets, got {entries!r}")
@@ -266,7 +268,7 @@ def _class_lists(content: Any) -> dict[str, str | list[str]]:
 
 
 def _build_dataset(
-    entry: Any, index: int, data_root: Path, class_lists: Mapping[str, str | list[str]]
+    entry: Any, index: int, data_root: str | Path, class_lists: Mapping[str, str | list[str]]
 ) -> DatasetRecipe:
     known = {field.name for field in fields(DatasetRecipe)}
     name = entry.get("name", f"number {index + 1}") if isinstance(entry, Mapping) else f"number {index + 1}"

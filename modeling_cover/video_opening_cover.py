@@ -28,6 +28,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from .addresses_cover import public_name
 from .image_pixels_cover import image_kind
 
 
@@ -162,7 +163,7 @@ def name_of(source: VideoSource) -> str:
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source)
+        return public_name(os.fsdecode(source))
     name = getattr(source, "name", None)  # of files that have one; others would show their place in memory
     return name if isinstance(name, str) else "<a file object>"
 

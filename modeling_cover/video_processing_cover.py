@@ -38,6 +38,7 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
+from .addresses_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
 from .image_reading_cover import download, image_to_tensor, is_url, read_image, split_batch
@@ -290,7 +291,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
                     return image_to_tensor(read_image(file))
                 if not is_url(source):
                     raise
-                raise VideoDecodingError(f"{source}: {error}") from error
+                raise VideoDecodingError(f"{public_name(source)}: {error}") from error
 
     def _decode_and_sample_videos(
         self,

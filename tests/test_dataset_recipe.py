@@ -150,6 +150,21 @@ class TestPaths:
         (tmp_path / "someone/k400").mkdir(parents=True)
         assert dataset.resolved(tmp_path).path == str(tmp_path / "someone/k400")
 
+    @pytest.mark.parametrize(
+        ("root", "place", "expected"),
+        [
+            ("/data", "s3://bucket/train.csv", "s3://bucket/train.csv"),
+            ("s3://bucket/data/", "train/*.tar", "s3://bucket/data/train/*.tar"),
+            ("s3://bucket/data", ".", "s3://bucket/data"),
+            ("https://host/data?sig=1", "train.csv", "https://host/data/train.csv?sig=1"),
+            ("s3://bucket/data", "/train.csv", "/train.csv"),
+            ("s3://bucket/data", "file:///train.csv", "/train.csv"),
+        ],
+    )
+    def test_places_may_be_addresses_and_so_may_what_they_start_from(self, root, place, expected):
+        dataset = recipe("manifest", splits={"train": place}, media_root=place, labels=place).resolved(root)
+        assert (dataset.splits["train"], dataset.media_root, dataset.labels) == (expected,) * 3
+
 
 class TestBadValues:
     @pytest.mark.parametrize(

@@ -13,6 +13,7 @@
 # limitations under the License.
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -291,10 +292,28 @@ class TestMediaColumns:
             with pytest.raises(VideoDecodingError, match=rf"x\.parquet, row {row}: expected a file's bytes or path"):
                 media[row]
 
-    def test_a_remote_path_is_read(self, tmp_path):
-        (tmp_path / "a.mp4").write_bytes(b"A")
+    def test_an_address_is_read_when_the_file_is_wanted(self, tmp_path):
         address = f"file://{tmp_path}/a.mp4"
-        assert to_media({"bytes": None, "path": address}, "row 0", None)[:2] == (b"A", address)
+        media = to_media({"bytes": None, "path": address}, "row 0", None)
+        assert media[:2] == (address, address)
+        (tmp_path / "a.mp4").write_bytes(b"A")
+        with media.on_disk() as local:
+            assert local[:2] == (f"{tmp_path}/a.mp4", address)
+
+    def test_a_file_in_an_archive_is_named_as_the_library_names_it_when_it_streams(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MODELING_COVER_CACHE", str(tmp_path / "cache"))
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr("deep/a.mp4", b"A" * 1000)
+        media = to_media({"bytes": None, "path": f"zip://deep/a.mp4::{tmp_path}/x.zip"}, "row 0", None)
+        with media.on_disk() as local:
+            assert Path(local.content).read_bytes() == b"A" * 1000
+
+    def test_an_address_of_another_kind_is_an_error_of_its_row(self):
+        for address in ("ftpx://a/b.mp4", "simplecache::http://a/b.mp4"):
+            with pytest.raises(
+                VideoDecodingError, match=r"row 3: .*: expected a path, or an address of one of http://"
+            ):
+                to_media({"bytes": None, "path": address}, "row 3", None)
 
 
 class TestDataSetsOfTheLibrary:

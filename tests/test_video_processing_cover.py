@@ -17,6 +17,7 @@ import functools
 import http.server
 import io
 import threading
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +68,26 @@ def image(noise, tmp_path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def failures(monkeypatch):
+    """The status of the answers to come, the last first."""
+    monkeypatch.setattr("modeling_cover.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    yield _FAILURES
+    _FAILURES.clear()
+
+
+_FAILURES: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def server(clip, noise):
-    """Serves the folder of `clip`; /moved.mp4 leads there, too."""
+    """Serves the folder of `clip`, unless it shall fail; /moved.mp4 leads there, too."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            if self.path == "/moved.mp4":
+            if _FAILURES:
+                self.send_error(_FAILURES.pop())
+            elif self.path == "/moved.mp4":
                 self.send_response(302)
                 self.send_header("Location", "/clip.mp4")
                 self.end_headers()
@@ -536,6 +550,33 @@ class TestErrors:
         for name in ("clip.mp4", "image.png"):
             with pytest.raises(VideoDecodingError, match=f"/{name} has more than 1000 bytes"):
                 processor(f"{server}/{name}")
+
+    def test_a_download_that_fails_for_a_while_is_tried_again(self, processor, clip, server, failures):
+        failures.extend([503, 429, 500, 503])
+        torch.testing.assert_close(pixels(processor, f"{server}/clip.mp4"), pixels(processor, clip), rtol=0, atol=0)
+        failures.extend([503] * 6)
+        with pytest.raises(VideoDecodingError, match=r"/clip\.mp4 cannot be fetched: the server answers 503"):
+            processor(f"{server}/clip.mp4")
+        assert len(failures) == 1
+        failures.append(403)
+        with pytest.raises(VideoDecodingError, match=r"/clip\.mp4 cannot be fetched: the server answers 403"):
+            processor(f"{server}/clip.mp4")
+        assert len(failures) == 1
+
+    def test_a_download_has_a_time_limit(self, processor, server, monkeypatch):
+        monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_DOWNLOAD_SECONDS", 0)
+        with pytest.raises(VideoDecodingError, match=r"/clip\.mp4 takes more than 0 s to fetch"):
+            processor(f"{server}/clip.mp4")
+
+    @pytest.mark.parametrize("name", ["nowhere.mp4", "nowhere.png", "text.mp4", "clip.png"])
+    def test_no_message_shows_what_would_be_the_right_to_fetch(self, processor, clip, server, name):
+        (Path(clip).parent / "clip.png").write_text("This is no image.")
+        address = f"{server.replace('://', '://me:password@')}/{name}?signature=c2VjcmV0"
+        with pytest.raises(VideoDecodingError) as raised:
+            processor(address)
+        text = "".join(traceback.format_exception(raised.value))
+        assert f"{server}/{name}" in text
+        assert "password" not in text and "c2VjcmV0" not in text
 
     def test_a_download_need_not_fit_into_memory(self, processor, clip, server, monkeypatch):
         monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_BYTES_IN_MEMORY", 1000)

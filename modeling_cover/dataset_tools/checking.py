@@ -153,8 +153,9 @@ class _Scan:
 
     def _read(self, media: Media, modality: str, classes: tuple[int, ...]) -> _Result:
         short_side = self.processor.size["shortest_edge"]
-        frames = load_frames(media, modality, self.processor, self.processor.sample_frames, short_side)
-        file = inspect_file(media.content, modality, self.full)
+        with media.on_disk() as local:
+            frames = load_frames(local, modality, self.processor, self.processor.sample_frames, short_side)
+            file = inspect_file(local.content, modality, self.full)
         facts = np.zeros((), dtype=self.row_type)
         facts["is_read"], facts["digest"] = True, file.digest
         facts["start"] = 0.0 if media.start is None else media.start

@@ -44,6 +44,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from ..addresses_cover import public_name
 from ..checks import check_whole_number
 from ..dataset_recipe import DatasetRecipe
 from ..quarantine import TooManyBadFilesError
@@ -159,7 +160,7 @@ class _Split:
             **asdict(settings),
             "rows": len(self.source),
             "rows_hash": self._rows_hash(),
-            "recipe": asdict(dataset),
+            "recipe": _public(dataset),
         }
         path = self.folder / "dataset.json"
         if path.is_file():
@@ -178,6 +179,16 @@ class _Split:
         parts = [np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays]
         parts += self.source.media.identity()
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def _public(dataset: DatasetRecipe) -> dict[str, Any]:
+    """The entry, without what would be the right to read remote files."""
+    content = asdict(dataset)
+    content["splits"] = {split: public_name(place) for split, place in dataset.splits.items()}
+    for key in ("media_root", "labels", "path"):
+        if isinstance(content[key], str):
+            content[key] = public_name(content[key])
+    return content
 
 
 def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -139,8 +139,10 @@ def prepare_row(source: Source, row: int, settings: PreparationSettings) -> Prep
     try:
         media = source.media[row]
         path = media.name
-        content, annotation = (_prepare_video if settings.modality == "video" else _prepare_image)(media, settings)
-        size = len(media.content) if isinstance(media.content, bytes) else os.path.getsize(media.content)
+        with media.on_disk() as local:
+            prepare = _prepare_video if settings.modality == "video" else _prepare_image
+            content, annotation = prepare(local, settings)
+            size = len(local.content) if isinstance(local.content, bytes) else os.path.getsize(local.content)
     except (VideoDecodingError, OSError) as error:
         check_still_there(source)
         # A file that came as bytes is named by what it is called, as others are.

@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from ..addresses_cover import is_address, joined, parent, public_name
+from .remote import exists, open_text
 from .spelling import listed_in, normal_name, told_apart
 
 
@@ -42,7 +44,7 @@ def read_labels(labels: str | list[str]) -> list[str]:
     """A label space in its order.
 
     Args:
-        labels: a list of it, or a file: one class a line, without a header; a class and its index on each line,
+        labels: a list of it, or a file, here or elsewhere: one class a line, without a header; a class and its index on each line,
             separated by a comma; a JSON list; or a JSON object {class: index}.
 
     Raises:
@@ -51,14 +53,16 @@ def read_labels(labels: str | list[str]) -> list[str]:
     """
     if isinstance(labels, list):
         return checked_labels(labels, "labels")
-    if not os.path.isfile(labels):
+    if not is_address(labels) and not os.path.isfile(labels):
         raise ValueError(f"labels: {labels} is not a file, nor a name among the recipe's class_lists")
-    where = f"labels: {labels}"
+    name = public_name(labels)
+    where = f"labels: {name}"
     try:
-        text = Path(labels).read_text(encoding="utf-8-sig")
-        if labels.lower().endswith(".json"):
+        with open_text(labels) as file:
+            text = file.read()
+        if name.lower().endswith(".json"):
             return checked_labels(_in_json(json.loads(text)), where)
-        return checked_labels(_in_lines(text, is_csv=labels.lower().endswith(".csv")), where)
+        return checked_labels(_in_lines(text, is_csv=name.lower().endswith(".csv")), where)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}, line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
@@ -147,6 +151,35 @@ def _pairs_of_one_name(given: Sequence[str], names: Sequence[str]) -> Iterator[t
         if name in first:
             yield first[name], label
         first.setdefault(name, label)
+
+
+def listed_names(shards: Sequence[str]) -> list[str] | None:
+    """The classes that a dataset.json beside the shards lists under "labels", if there is one.
+
+    Raises:
+        ValueError: if one is not what it should be, or those of two folders list other classes or another order.
+    """
+    remote = dict.fromkeys(joined(parent(shard), "dataset.json") for shard in shards if is_address(shard))
+    folders = dict.fromkeys(Path(shard).parent for shard in shards if not is_address(shard))
+    paths = [path for folder in folders if (path := folder / "dataset.json").is_file()]
+    lists = {public_name(str(path)): _names_in(path) for path in [*paths, *filter(exists, remote)]}
+    first = next(iter(lists), None)
+    for path, names in lists.items():
+        if names != lists[first]:
+            raise ValueError(f"{path} lists other labels than {first}, or in another order: name them apart")
+    return lists.get(first)
+
+
+def _names_in(path: str | Path) -> list[str]:
+    name = public_name(str(path))
+    try:
+        with open_text(path) as file:
+            content = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        raise ValueError(f'{name}: expected an object with "labels"')
+    return checked_labels(content["labels"], f"{name}: labels")
 
 
 @dataclass(frozen=True)

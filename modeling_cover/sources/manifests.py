@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from ..addresses_cover import is_address, parent, protocol_of, public_name
 from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumn, LabelColumnBuilder, single_label, some, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
+from .remote import check_address, open_text
 from .spelling import PathForms
 
 
@@ -66,7 +68,8 @@ class Records:
     """The rows of a table in a file, in order, as tuples of the wanted columns' values.
 
     Args:
-        file: .csv or .tsv with a header line, .json (a list of objects, or an object of columns) or .jsonl.
+        file: .csv or .tsv with a header line, .json (a list of objects, or an object of columns) or .jsonl; a path or
+            an address.
         columns: their names; the values of None are None or empty.
         header: names of the first columns of a CSV file without a header line.
 
@@ -76,10 +79,11 @@ class Records:
             counted from 1.
     """
 
-    def __init__(self, file: Path, columns: Sequence[str | None], header: list[str] | None = None):
-        if not file.is_file():
+    def __init__(self, file: str | Path, columns: Sequence[str | None], header: list[str] | None = None):
+        self._source, file = str(file), public_name(str(file))
+        if not is_address(file) and not os.path.isfile(file):
             raise ValueError(f"{file} is not a file")
-        self.suffix = file.suffix.lower()
+        self.suffix = os.path.splitext(file)[1].lower()
         if self.suffix not in (*_DELIMITERS, ".json", ".jsonl"):
             raise ValueError(f"{file}: expected a .csv, .tsv, .json or .jsonl file")
         self.is_text = self.suffix in _DELIMITERS
@@ -113,7 +117,7 @@ class Records:
             raise ValueError(f"{self.file}: no {'lines after the header' if self.is_text else 'items'}")
 
     def _in_text(self) -> Iterator[tuple[int, tuple]]:
-        with open(self.file, newline="", encoding="utf-8-sig") as file:
+        with open_text(self._source, newline="") as file:
             reader = csv.reader(file, delimiter=_DELIMITERS[self.suffix], strict=True)
             self.number = 1
             header = self._header or next(reader, [])
@@ -141,7 +145,8 @@ class Records:
             raise
 
     def _in_json(self) -> Iterator[tuple[int, tuple]]:
-        content = json.loads(self.file.read_text(encoding="utf-8-sig"))
+        with open_text(self._source) as file:
+            content = json.loads(file.read())
         if isinstance(content, dict):
             self._check_columns(list(content))
             columns = [content[column] for column in self.columns if column is not None]
@@ -157,7 +162,7 @@ class Records:
             raise ValueError(f"{self.file}: expected a list of objects or an object of columns, got {content!r}")
 
     def _in_json_lines(self) -> Iterator[tuple[int, tuple]]:
-        with open(self.file, encoding="utf-8-sig") as file:
+        with open_text(self._source) as file:
             for self.number, line in enumerate(file, start=1):
                 if line.strip():
                     yield self.number, self._values(json.loads(line))
@@ -191,7 +196,7 @@ class _RecordError(ValueError):
 def read_manifest(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     """A list of files and their labels, with segments of them where the recipe names columns for start and end."""
     columns = [dataset.column(key) for key in ("path", "label", "start", "end")]
-    records = Records(Path(place), columns)
+    records = Records(place, columns)
     paths, numbers, labels = [], array("q"), LabelColumnBuilder(dataset.is_multi_label)
     starts, ends = array("d"), array("d")
     has_segments = columns[2:] != [None, None]
@@ -212,7 +217,9 @@ def read_manifest(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
             raise ValueError(f"{records.place()}: {error}") from error
         paths.append(path)
         numbers.append(records.number)
-    root = dataset.media_root if dataset.media_root is not None else str(Path(place).parent)
+    root = dataset.media_root
+    if root is None:
+        root = parent(place) if is_address(place) else str(Path(place).parent)
     segments = Segments(starts, ends) if has_segments else None
     return existing_rows(
         dataset, split, root, paths, labels.build(), lambda row: records.place(numbers[row]), segments=segments
@@ -237,8 +244,10 @@ def existing_rows(
         absent: the rows whose file does not exist, if that is known already.
 
     Raises:
-        ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists.
+        ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists; or a row names a
+            remote file of a kind that cannot be read.
     """
+    _check_addresses(paths, place_of)
     absent = absent_rows(root, paths) if absent is None else absent
     paths, absent = _in_forms_on_disk(root, paths, absent)
     kept = np.arange(len(paths))
@@ -266,6 +275,18 @@ def _in_forms_on_disk(root: str, paths: list[str], absent: list[int]) -> tuple[l
     if found:
         paths = [found.get(row, path) for row, path in enumerate(paths)]
     return paths, [row for row in absent if row not in found]
+
+
+def _check_addresses(paths: Sequence[str], place_of: Callable[[int], str]) -> None:
+    first_rows = {}
+    for row, path in enumerate(paths):
+        if "://" in path and is_address(path):
+            first_rows.setdefault(protocol_of(path), row)
+    for row in first_rows.values():
+        try:
+            check_address(paths[row], is_row=True)
+        except ValueError as error:
+            raise ValueError(f"{place_of(row)}: {error}") from error
 
 
 def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:

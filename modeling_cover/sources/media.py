@@ -13,13 +13,19 @@
 # limitations under the License.
 """The encoded files that the rows of a data set consist of, found without opening any."""
 
+import hashlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+
+from ..addresses_cover import is_address, joined_file, public_name
+from ..video_decoding_cover import VideoDecodingError
+from .remote import local_copy
 
 
 # Of the containers that the reader opens; a moving GIF is a video, a still one an image.
@@ -37,8 +43,9 @@ class Media(NamedTuple):
     """The encoded file of one row.
 
     Attributes:
-        content: a path, or the file itself.
-        name: what to call the file in messages: a path, "data/shard-000.tar/key.mp4", "data/train.parquet, row 3".
+        content: a path, the address of a remote file, or the file itself.
+        name: what to call the file in messages: a path, "data/shard-000.tar/key.mp4", "data/train.parquet, row 3", an
+            address without what would be the right to read it.
         start, end: of the segment of a longer file, in seconds; None for the file's own.
     """
 
@@ -50,8 +57,28 @@ class Media(NamedTuple):
     @property
     def key(self) -> str:
         """Another for each row: several may be segments of one file."""
+        name = self.name
+        if isinstance(self.content, str) and is_address(self.content) and public_name(self.content) != self.content:
+            # What the name leaves out may be what tells two files apart.
+            name += f" ({hashlib.sha256(self.content.encode()).hexdigest()[:8]})"
         segment = self.start is not None or self.end is not None
-        return f"{self.name}, from {self.start} to {self.end} s" if segment else self.name
+        return f"{name}, from {self.start} to {self.end} s" if segment else name
+
+    @contextmanager
+    def on_disk(self) -> Iterator["Media"]:
+        """The same, whose content is no address: a remote file is fetched, and its copy stays until the end.
+
+        Raises:
+            VideoDecodingError: if it cannot be fetched; and those from within the context name the file, not the copy.
+        """
+        if isinstance(self.content, bytes) or not is_address(self.content):
+            yield self
+            return
+        with local_copy(self.content) as path:
+            try:
+                yield self._replace(content=path)
+            except VideoDecodingError as error:
+                raise VideoDecodingError(str(error).replace(path, self.name)) from error
 
 
 class Segments:
@@ -104,14 +131,14 @@ def _parse_seconds(key: str, value: Any) -> float:
 
 
 class PathMedia(Sequence):
-    """Files by their paths, which start from `root` unless they are absolute.
+    """Files by their paths, which start from `root` unless they are absolute, or addresses.
 
     The paths lie in one Arrow array. Of a list, every look-up in a forked worker would copy the page that holds the
     string's reference count, until each worker had millions of strings of its own.
     """
 
     def __init__(self, root: str, paths: Iterable[str], segments: Segments | None = None):
-        self._prefix = os.path.join(root, "")
+        self._root, self._prefix = root, None if is_address(root) else os.path.join(root, "")
         try:
             self._paths = pa.array(paths, type=pa.large_string())
         except UnicodeEncodeError as error:
@@ -128,20 +155,26 @@ class PathMedia(Sequence):
 
     def __getitem__(self, row: int) -> Media:
         path = self._paths[row].as_py()
-        if path[0] != "/":
-            path = self._prefix + path
+        name = path
+        if is_address(path) or (path[0] != "/" and self._prefix is None):
+            path = path if is_address(path) else joined_file(self._root, path)
+            name = public_name(path)
+        elif path[0] != "/":
+            name = path = self._prefix + path
         if self._segments is None:
-            return Media(path, path)
-        return Media(path, path, *self._segments[row])
+            return Media(path, name)
+        return Media(path, name, *self._segments[row])
 
 
 def absent_rows(root: str, paths: Sequence[str]) -> list[int]:
-    """The rows whose file does not exist.
+    """The rows whose file does not exist. Remote files are not looked for: each would be a request.
 
     One listing a folder: hundreds of thousands of look-ups on a network drive would take an hour.
     """
     present, absent = {}, []
     for row, path in enumerate(paths):
+        if is_address(path) or (path[:1] != "/" and is_address(root)):
+            continue
         name = path.rpartition("/")[2]
         folder = path[: len(path) - len(name)]
         names = present.get(folder)
@@ -158,6 +191,10 @@ def file_names(folder: str) -> frozenset[str]:
 
 
 def roots_of(root: str, paths: Iterable[str]) -> tuple[str, ...]:
-    """The folders that all the paths are in: `root`, and what the absolute ones outside of it have in common."""
+    """The folders that all the paths are in: `root`, and what the absolute ones outside of it have in common.
+
+    Addresses are in none: that a server is there says nothing of its files.
+    """
+    root = public_name(root) if is_address(root) else root
     outside = {os.path.dirname(path) for path in paths if path[:1] == "/" and not path.startswith(f"{root}/")}
     return (root, os.path.commonpath(outside)) if outside else (root,)

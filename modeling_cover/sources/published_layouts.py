@@ -21,7 +21,6 @@ Moments in Time       trainingSet.csv no header; path,label,votes for,votes agai
 import os
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumnBuilder
@@ -48,7 +47,7 @@ def read_kinetics(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     """
     columns = ["label", "youtube_id", "time_start", "time_end", "split"]
     rows = []
-    records = Records(Path(place), columns)
+    records = Records(place, columns)
     try:
         for label, clip, start, end, part in records:
             for value in (label, clip, part):
@@ -81,7 +80,7 @@ def read_something_something(dataset: DatasetRecipe, split: str, place: str) -> 
         ValueError: if the file is not such a list or has no labels, or a clip does not exist.
     """
     rows = []
-    records = Records(Path(place), ["id", "template"])
+    records = Records(place, ["id", "template"])
     try:
         for clip, template in records:
             if not isinstance(clip, str | int) or not isinstance(template, str) or not template:
@@ -104,7 +103,7 @@ def read_moments_in_time(dataset: DatasetRecipe, split: str, place: str) -> Spli
     if not os.path.isdir(root):
         raise ValueError(f"{root} is not a folder")
     paths, numbers, labels = [], array("q"), LabelColumnBuilder(multi_label=False)
-    records = Records(Path(place), ["path", "label"], header=["path", "label"])
+    records = Records(place, ["path", "label"], header=["path", "label"])
     for path, label in records:
         if not path or not label or not isinstance(path, str):
             raise ValueError(f"{records.place()}: expected a path and a label, got {path!r} and {label!r}")

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..addresses_cover import is_address, public_name, without_secrets
 from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelSpace, multi_hot, read_labels, some
 from .manifests import SplitRows, read_class_folders, read_manifest
 from .media import Media
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
+from .remote import check_address
 from .spelling import PathForms, normal_name, told_apart
 from .streams import RowStream, StreamedSource
 from .tables import read_table, stream_table
@@ -39,6 +41,14 @@ _READERS = {
     "webdataset": read_shards,
     "parquet": read_table,
     "dataset": read_table,
+}
+# Keys that must be folders on the disk, since they are searched.
+_ON_DISK = {
+    "class_folders": "splits",
+    "kinetics": "media_root",
+    "something_something": "media_root",
+    "moments_in_time": "media_root",
+    "dataset": "path",
 }
 _STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "dataset": stream_table}
 
@@ -101,6 +111,8 @@ def read_sources(
         parquet              .parquet files with embedded bytes: a file, a folder of them, or a pattern
         dataset              any data set of the `datasets` library, on disk or on the Hub; the splits are its own
 
+    Lists, shards, Parquet files and the files of rows may be elsewhere: see `remote`.
+
     The classes are, in this order: those of the head, the recipe's, those that the source lists (the names of a
     `ClassLabel`, dataset.json beside shards), or those of the train split, sorted. Where a list of classes is given, a
     label may be an index into it: into the source's own, if it has one, or else into the recipe's.
@@ -117,6 +129,7 @@ def read_sources(
             the culprit.
     """
     with _naming(dataset):
+        _check_places(dataset)
         dataset = _as_on_disk(dataset)
         given = None if dataset.labels is None else read_labels(dataset.labels)
         splits = dataset.splits if splits is None else splits
@@ -169,7 +182,29 @@ def _naming(dataset: DatasetRecipe) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"dataset '{dataset.name}': {error}") from error
+        message = without_secrets(str(error))
+        # The error may hold what its message must not.
+        raise ValueError(f"dataset '{dataset.name}': {message}") from (error if message == str(error) else None)
+
+
+def _check_places(dataset: DatasetRecipe) -> None:
+    """Raise a `ValueError` that names the key if it holds an address where none can be read."""
+    splits = (
+        {} if dataset.format == "dataset" else {f"splits: {split}": place for split, place in dataset.splits.items()}
+    )
+    places = splits | {"media_root": dataset.media_root, "path": dataset.path, "labels": dataset.labels}
+    for key, place in places.items():
+        if not isinstance(place, str) or not is_address(place):
+            continue
+        on_disk = _ON_DISK.get(dataset.format)
+        if on_disk is not None and key.startswith(on_disk):
+            raise ValueError(
+                f"{key}: the format '{dataset.format}' reads a folder on the disk, got {public_name(place)}"
+            )
+        try:
+            check_address(place, is_row=key == "media_root")
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def _read_split(dataset: DatasetRecipe, split: str) -> SplitRows | RowStream:

@@ -18,31 +18,29 @@
 
 import glob
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
+from ..addresses_cover import is_address, joined_file, parent, protocol_of, public_name
 from ..dataset_recipe import DatasetRecipe
 from ..video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
 from .media import Media, Segments, parse_segment
+from .parquet_files import find_parquet_files, load_remote_parquet, parquet_row_counts
+from .remote import check_address
 from .streams import RowStream
 
 
 _FEATURES = {"video": datasets.Video, "image": datasets.Image}
 _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.])")
 _MAX_DISK_SHARDS = 64  # of a data set on disk that is streamed: pieces whose order is shuffled
 
 
@@ -66,63 +64,6 @@ class Columns:
     @property
     def all(self) -> list[str]:
         return [column for column in (self.media, self.label, self.start, self.end) if column is not None]
-
-
-def find_parquet_files(place: str) -> list[str]:
-    """A .parquet file, those of a folder or those of a pattern.
-
-    Raises:
-        ValueError: if there is none, or a folder has those of several splits.
-    """
-    if os.path.isdir(place):
-        found = sorted(str(file) for file in Path(place).rglob("*.parquet"))
-        splits = {split[0] for file in found if (split := _SPLIT_NAME.match(os.path.basename(file)))}
-        if len(splits) > 1:
-            raise ValueError(
-                f"{place} has files of {', '.join(sorted(splits))}: name a pattern, such as {place}/train-*"
-            )
-    else:
-        found = [place] if os.path.isfile(place) else sorted(glob.glob(place, recursive=True))
-    if not found:
-        raise ValueError(f"no .parquet files: {place} is neither such a file, nor a folder or a pattern of them")
-    return found
-
-
-def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> dict[str, int]:
-    """The rows of each file that has any.
-
-    Raises:
-        ValueError: if one is truncated or not of Parquet, lacks a column or has another type of it than the first, or
-            none has rows; the message names it.
-    """
-    counts, first = {}, None
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{file} is truncated or no Parquet file: {error}") from error
-        if missing := [column for column in columns if column not in schema.names]:
-            raise ValueError(f"{file}: no column {missing}, found {schema.names}")
-        features = datasets.Features.from_arrow_schema(schema)
-        first = features if first is None else first
-        # `datasets` would take the first file's for all: an index would count another list of names than its own.
-        for column in columns:
-            if _kind(features[column]) != _kind(first[column]):
-                expected = f"expected {first[column]}, as in {files[0]}, found {features[column]}"
-                raise ValueError(f"{file}: column '{column}': {expected}")
-        if rows:
-            counts[file] = rows
-    if not counts:
-        raise ValueError(f"{files[0]}: no rows")
-    return counts
-
-
-def _kind(feature: Any) -> Any:
-    """What a column holds, whatever its width: files of a kind can be read as one."""
-    if isinstance(feature, datasets.Value):
-        return feature.dtype.removeprefix("large_").rstrip("0123456789").removeprefix("u")
-    return (list, _kind(feature.feature)) if isinstance(feature, datasets.List | datasets.LargeList) else feature
 
 
 def load(path: str, *args: Any, **kwargs: Any) -> datasets.Dataset | datasets.IterableDataset:
@@ -225,10 +166,10 @@ class Places:
 
 
 def to_media(value: Any, place: str, root: str | None, start: float | None = None, end: float | None = None) -> Media:
-    """The file in a cell: bytes, a path, or a mapping with both.
+    """The file in a cell: bytes, a path, an address, or a mapping with both.
 
     Raises:
-        VideoDecodingError: if the cell is empty or something else.
+        VideoDecodingError: if the cell is empty or something else, or a remote file of a kind that cannot be read.
     """
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     if content is None:
@@ -236,12 +177,16 @@ def to_media(value: Any, place: str, root: str | None, start: float | None = Non
     if not isinstance(content, bytes | str) or not content:
         raise VideoDecodingError(f"{place}: expected a file's bytes or path, found {value!r}")
     if isinstance(content, bytes):
-        return Media(content, f"{place} ({path})" if path else place, start, end)
-    if "://" in content:
-        with fsspec.open(content, "rb") as file:
-            return Media(file.read(), content, start, end)
-    path = content if root is None else os.path.join(root, content)
-    return Media(path, path, start, end)
+        return Media(content, f"{place} ({public_name(path)})" if path else place, start, end)
+    if root is not None and not is_address(content):
+        is_remote = is_address(root) and not content.startswith("/")
+        content = joined_file(root, content) if is_remote else os.path.join(root, content)
+    if is_address(content):
+        try:
+            check_address(content, is_row=True)
+        except ValueError as error:
+            raise VideoDecodingError(f"{place}: {error}") from error
+    return Media(content, public_name(content) if is_address(content) else content, start, end)
 
 
 class TableMedia(Sequence):
@@ -343,12 +288,29 @@ def segments(table: datasets.Dataset, columns: Columns, places: Places) -> Segme
     return Segments(parsed[:, 0], parsed[:, 1])
 
 
+def _check_addresses(table: datasets.Dataset, column: str, place: str) -> None:
+    """Raise a `ValueError` that names the first file, of rows that have its path alone, of a kind that cannot be read."""
+    first_of = {}
+    for chunk in table.data.column(column).chunks:
+        if not pa.types.is_struct(chunk.type):
+            return
+        content, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
+        addresses = paths.filter(pc.and_(content.is_null(), pc.match_substring(paths, "://")))
+        for address in filter(is_address, addresses.to_pylist()):
+            first_of.setdefault(protocol_of(address), address)
+    for address in first_of.values():
+        try:
+            check_address(address, is_row=True)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+
+
 def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     """All rows of a split, by index.
 
     Raises:
         ValueError: if the table cannot be loaded or has no rows, a column is missing or of the wrong type, or a file
-            that a row names does not exist.
+            that a row names does not exist or is remote and of a kind that cannot be read.
     """
     root = dataset.media_root
     if dataset.format == "parquet":
@@ -356,9 +318,12 @@ def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
         wanted = _wanted_columns(dataset)
         counts = parquet_row_counts(files, wanted)
         files = list(counts)
-        places = Places(files, list(counts.values()))
-        table = load("parquet", data_files=_data_files(files), split="train", columns=wanted)
-        root = os.path.dirname(files[0]) if root is None else root
+        places = Places([public_name(file) for file in files], list(counts.values()))
+        if is_address(place):
+            table = load_remote_parquet(files, wanted, streaming=False)
+        else:
+            table = load("parquet", data_files=_data_files(files), split="train", columns=wanted)
+        root = _folder_of(files[0]) if root is None else root
     else:
         table, places = _load_split(dataset, place), Places([f"{dataset.path}, split {place}"])
     if len(table) == 0:
@@ -374,12 +339,15 @@ def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
             raise ValueError(f"{places[next(row for row, path in enumerate(paths) if not path)]}: no {columns.media}")
         rows = existing_rows(dataset, split, root or "", paths, labels, places.__getitem__, segments=parts)
         return replace(rows, names=columns.names)
+    _check_addresses(table, columns.media, places.name)
     roots = [file["filename"] for file in table.cache_files]
+    if dataset.media_root is not None:
+        roots.append(public_name(dataset.media_root))
     return SplitRows(
         media=TableMedia(table, columns.media, places, root, parts),
         labels=labels,
         names=columns.names,
-        roots=tuple(dict.fromkeys(roots if dataset.media_root is None else [*roots, dataset.media_root])),
+        roots=tuple(dict.fromkeys(roots)),
     )
 
 
@@ -396,10 +364,13 @@ def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
         counts = parquet_row_counts(files, wanted)
         files, size = list(counts), sum(counts.values())
         # Shards are what is shuffled as a whole: better the row groups than the files, of which there may be but one.
-        table = load("parquet", data_files=_data_files(files), split="train", columns=wanted, streaming=True)
-        table = table.reshard()
-        root, roots = os.path.dirname(files[0]) if root is None else root, tuple(files)
-        name = place
+        if is_address(place):
+            table = load_remote_parquet(files, wanted, streaming=True)
+        else:
+            table = load("parquet", data_files=_data_files(files), split="train", columns=wanted, streaming=True)
+            table = table.reshard()
+        root, roots = _folder_of(files[0]) if root is None else root, tuple(map(public_name, files))
+        name = public_name(place)
     else:
         table, name = _load_split(dataset, place, streaming=not _is_saved_to_disk(dataset.path)), dataset.path
         if isinstance(table, datasets.Dataset):
@@ -414,6 +385,10 @@ def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
     return RowStream(
         rows=table, read=TableRowReader(columns, root), place=name, names=columns.names, size=size, roots=roots
     )
+
+
+def _folder_of(file: str) -> str:
+    return parent(file) if is_address(file) else os.path.dirname(file)
 
 
 def _data_files(files: Sequence[str]) -> dict[str, list[str]]:

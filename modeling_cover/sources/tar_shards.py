@@ -17,7 +17,7 @@
     shard-001.tar       c.mp4  c.json                    one
 
 A tar file is read by index: its headers say where each member lies, and a sample is then one read at an offset.
-Nothing is extracted and nothing is written.
+Nothing is extracted and nothing is written. A remote one is read in the same way, part by part.
 """
 
 import glob
@@ -29,19 +29,20 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
 
+from ..addresses_cover import base_name, is_address, public_name
 from ..dataset_recipe import DatasetRecipe
 from ..video_decoding_cover import VideoDecodingError
-from .label_lists import LabelColumnBuilder, checked_labels, split_labels
+from .label_lists import LabelColumnBuilder, listed_names, split_labels
 from .manifests import SplitRows
 from .media import SUFFIXES, Media, Segments, parse_segment
+from .remote import RemoteFile, find_remote, open_for_parts, size_of
 from .streams import RowStream
 
 
@@ -74,11 +75,13 @@ class _Member(NamedTuple):
 
 
 def find_shards(place: str) -> list[str]:
-    """The .tar files of a folder, or of a pattern such as "train-{000..099}.tar" or "train-*.tar".
+    """The .tar files of a folder, or of a pattern such as "train-{000..099}.tar" or "train-*.tar", here or elsewhere.
 
     Raises:
         ValueError: if there are none, or not all that a pattern names.
     """
+    if is_address(place):
+        return _find_remote_shards(place)
     if os.path.isdir(place):
         names = sorted(os.listdir(place))
         if compressed := [name for name in names if name.endswith(_COMPRESSED_SUFFIXES)]:
@@ -99,6 +102,20 @@ def find_shards(place: str) -> list[str]:
         shards += found
     if missing := [shard for shard in shards if not os.path.isfile(shard)]:
         raise ValueError(f"{missing[0]} is not a file, nor a folder of .tar files")
+    return shards
+
+
+def _find_remote_shards(place: str) -> list[str]:
+    shards = []
+    for pattern in expand_braces(place):
+        found = find_remote(pattern, (".tar", *_COMPRESSED_SUFFIXES))
+        if not found:
+            raise ValueError(f"no .tar files in {public_name(pattern)}")
+        shards += found
+    if compressed := [shard for shard in shards if not base_name(shard).endswith(".tar")]:
+        raise ValueError(f"{public_name(compressed[0])} is compressed: decompress it, videos and images are")
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        list(pool.map(size_of, shards))  # of a range every shard must be there, also where it is streamed
     return shards
 
 
@@ -125,31 +142,6 @@ def expand_braces(pattern: str) -> list[str]:
     return [name for part in parts for name in expand_braces(before + part + after)]
 
 
-def listed_names(shards: Sequence[str]) -> list[str] | None:
-    """The classes that a dataset.json beside the shards lists under "labels", if there is one.
-
-    Raises:
-        ValueError: if one is not what it should be, or those of two folders list other classes or another order.
-    """
-    folders = dict.fromkeys(Path(shard).parent for shard in shards)
-    lists = {path: _names_in(path) for folder in folders if (path := folder / "dataset.json").is_file()}
-    first = next(iter(lists), None)
-    for path, names in lists.items():
-        if names != lists[first]:
-            raise ValueError(f"{path} lists other labels than {first}, or in another order: name them apart")
-    return lists.get(first)
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(content, dict) or "labels" not in content:
-        raise ValueError(f'{path}: expected an object with "labels"')
-    return checked_labels(content["labels"], f"{path}: labels")
-
-
 class ShardReader:
     """Reads the headers of shards, and of each sample all but its video or image.
 
@@ -173,20 +165,21 @@ class ShardReader:
     def samples(self, shard: str) -> tuple[list[TarSample], int]:
         """In the order of their first members; and how many were left out for want of a file, as the recipe says."""
         members: dict[str, dict[str, _Member]] = {}
-        with open(shard, "rb", buffering=0) as file:
-            for member in _members(shard, file):
+        name = public_name(shard)
+        with open_for_parts(shard) as file:
+            for member in _members(name, file):
                 key, extension = _key_and_extension(member.name)
                 if key is None:
                     continue
                 if extension in members.setdefault(key, {}):
-                    raise ValueError(f"{shard}/{member.name}: there is more than one member of that name")
+                    raise ValueError(f"{name}/{member.name}: there is more than one member of that name")
                 members[key][extension] = member
-            found = [self._sample(shard, file.fileno(), key, parts) for key, parts in members.items()]
+            found = [self._sample(shard, file, key, parts) for key, parts in members.items()]
         samples = [sample for sample in found if sample is not None]
         return samples, len(found) - len(samples)
 
-    def _sample(self, shard: str, file: int, key: str, parts: dict[str, _Member]) -> TarSample | None:
-        where = f"{shard}/{key}"
+    def _sample(self, shard: str, file: BinaryIO, key: str, parts: dict[str, _Member]) -> TarSample | None:
+        where = f"{public_name(shard)}/{key}"
         media = [extension for extension in parts if f".{extension.rpartition('.')[2]}" in self._suffixes]
         if not media and self._skips:
             return None
@@ -196,7 +189,7 @@ class ShardReader:
             raise ValueError(message + _hint_of_dots(parts))
         try:
             texts = {
-                extension: os.pread(file, parts[extension].size, parts[extension].offset).decode("utf-8-sig")
+                extension: _read_at(file, parts[extension].offset, parts[extension].size).decode("utf-8-sig")
                 for extension in _LABEL_EXTENSIONS
                 if extension in parts
             }
@@ -250,7 +243,12 @@ def _key_and_extension(name: str) -> tuple[str, str] | tuple[None, None]:
     return (folder + slash + stem, extension.lower()) if stem and extension else (None, None)
 
 
-def _members(shard: str, file: Any) -> Iterator[_Member]:
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _members(shard: str, file: BinaryIO) -> Iterator[_Member]:
     """The regular files of a tar file, in order."""
     start = file.read(8)
     for magic, compression in _COMPRESSIONS.items():
@@ -271,10 +269,10 @@ def _members(shard: str, file: Any) -> Iterator[_Member]:
     except tarfile.TarError as error:
         raise ValueError(f"{shard} is truncated or no tar file: {error}") from error
     # tarfile takes whatever it cannot read after the first member for the end. The end is a block of zeros.
-    size = os.fstat(file.fileno()).st_size
-    if len(block := os.pread(file.fileno(), _BLOCK, end)) < _BLOCK or any(block):
+    if len(block := _read_at(file, end, _BLOCK)) < _BLOCK or any(block):
+        size = file.seek(0, os.SEEK_END)
         raise ValueError(f"{shard} is truncated or damaged: no end after byte {end} of {size}")
-    if any(os.pread(file.fileno(), 20 * _BLOCK, end + _BLOCK)):
+    if any(_read_at(file, end + _BLOCK, 20 * _BLOCK)):
         raise ValueError(f"{shard} goes on after its end at byte {end}: tar files cannot be joined end to end")
 
 
@@ -288,28 +286,33 @@ class _OpenFile:
         if "descriptor" in self.__dict__:
             os.close(self.descriptor)
 
+    def read_at(self, offset: int, size: int) -> bytes:
+        return os.pread(self.descriptor, size, offset)
+
 
 class _OpenFiles:
     """The files read last, kept open. Reading at an offset moves nothing that processes share: a fork may use them."""
 
     def __init__(self):
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[str, _OpenFile | RemoteFile] = OrderedDict()
 
     def __getstate__(self) -> dict:
         return {"_files": OrderedDict()}
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Raises a `VideoDecodingError` if the file ends before that."""
-        file = self._files.pop(path, None) or _OpenFile(path)
+        """Raises a `VideoDecodingError` if the file ends before that, or is remote and cannot be fetched."""
+        file = self._files.pop(path, None) or (RemoteFile(path) if is_address(path) else _OpenFile(path))
         self._files[path] = file
         while len(self._files) > _MAX_OPEN_FILES:
             self._files.popitem(last=False)
         parts = []
-        while size > 0 and (part := os.pread(file.descriptor, size, offset)):
+        while size > 0 and (part := file.read_at(offset, size)):
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         if size > 0:
-            raise VideoDecodingError(f"{path} ends {size} bytes early: it has changed since it was opened")
+            raise VideoDecodingError(
+                f"{public_name(path)} ends {size} bytes early: it has changed since it was opened"
+            )
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -348,7 +351,7 @@ class TarMedia(Sequence):
     def __getitem__(self, row: int) -> Media:
         shard = self._shards[self._shard_of[row]]
         content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))
-        name = f"{shard}/{self._members[row].as_py()}"
+        name = f"{public_name(shard)}/{self._members[row].as_py()}"
         return Media(content, name) if self._segments is None else Media(content, name, *self._segments[row])
 
 
@@ -363,7 +366,7 @@ class TarRowReader:
         sample = TarSample(**row)
         content = self._files.read(sample.shard, sample.offset, sample.size)
         start, end = Segments([sample.start], [sample.end])[0]
-        return Media(content, f"{sample.shard}/{sample.member}", start, end), sample.label
+        return Media(content, f"{public_name(sample.shard)}/{sample.member}", start, end), sample.label
 
 
 def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
@@ -387,13 +390,13 @@ def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
                 try:
                     labels.append(sample.label)
                 except ValueError as error:
-                    raise ValueError(f"{sample.shard}/{sample.member}: {error}") from error
+                    raise ValueError(f"{public_name(sample.shard)}/{sample.member}: {error}") from error
                 offsets.append(sample.offset)
                 sizes.append(sample.size)
                 starts.append(sample.start)
                 ends.append(sample.end)
     if not offsets:
-        raise ValueError(f"no {dataset.modality} files in the {len(shards)} shards of {place}")
+        raise ValueError(f"no {dataset.modality} files in the {len(shards)} shards of {public_name(place)}")
     if skipped:
         logger.warning(f"dataset '{dataset.name}', {split} split: {skipped} samples without a file are left out")
     media = TarMedia(
@@ -404,7 +407,7 @@ def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
         pa.chunked_array(members).combine_chunks(),
         None if dataset.column("start") is None and dataset.column("end") is None else Segments(starts, ends),
     )
-    return SplitRows(media=media, labels=labels.build(), names=names, roots=tuple(shards))
+    return SplitRows(media=media, labels=labels.build(), names=names, roots=tuple(map(public_name, shards)))
 
 
 def _stream_samples(shards: list[str], reader: ShardReader) -> Iterator[dict[str, Any]]:
@@ -424,4 +427,5 @@ def stream_shards(dataset: DatasetRecipe, place: str) -> RowStream:
     names = listed_names(shards)
     reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
     rows = datasets.IterableDataset.from_generator(_stream_samples, gen_kwargs={"shards": shards, "reader": reader})
-    return RowStream(rows=rows, read=TarRowReader(), place=place, names=names, size=None, roots=tuple(shards))
+    roots, place = tuple(map(public_name, shards)), public_name(place)
+    return RowStream(rows=rows, read=TarRowReader(), place=place, names=names, size=None, roots=roots)
