@@ -19,6 +19,7 @@ the workers and the training process. `CoverVideoProcessor.normalize_pixels` is 
 Axes: B clips   T frames of a clip   C, H, W channels, height and width of a frame.
 """
 
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ from .sources import Source, StreamedSource
 from .sources.media import Media
 from .sources.streams import Example, StoredRow, Stream
 from .video_decoding_cover import VideoDecodingError
+from .video_opening_cover import MACHINE_ERRORS
 from .video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
 
 
@@ -235,7 +237,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
                     continue
                 return self._augmented(source, media, randomness), target
             except (VideoDecodingError, OSError) as error:
-                check_still_there(source)
+                check_is_of_file(error, source)
                 if self.quarantine is None:
                     raise
                 bad_file = BadFile(source.name, name, str(error), tried=tried)
@@ -321,7 +323,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
             name = media.key
             return None if self._is_bad(name) else self._decoded(row, media)
         except (VideoDecodingError, OSError) as error:
-            check_still_there(self.source)
+            check_is_of_file(error, self.source)
             if self.quarantine is None:
                 raise
             bad_file = BadFile(self.source.name, name, str(error), EVALUATED, row + 1)
@@ -343,6 +345,15 @@ class EvaluationDataset(torch.utils.data.Dataset):
     def _clip_shape(self) -> tuple[int, ...]:
         num_frames = 1 if self.source.modality == "image" else self.processor.num_frames
         return num_frames, 3, self.processor.crop_size["height"], self.processor.crop_size["width"]
+
+
+def check_is_of_file(error: Exception, source: Source | StreamedSource) -> None:
+    """Raise an `OSError` if no file is to blame for what went wrong with one: the data set as a whole is gone, or this
+    machine may open no more files, or its disk is full."""
+    check_still_there(source)
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        hint = ": raise the limit (`ulimit -n`), or use fewer workers" if error.errno == errno.EMFILE else ""
+        raise OSError(error.errno, f"{error.strerror}{hint}", error.filename) from error
 
 
 def check_still_there(source: Source | StreamedSource) -> None:

@@ -37,7 +37,7 @@ from transformers.image_utils import ChannelDimension
 from .addresses_cover import public_name, reason_of, retried
 from .image_pixels_cover import pixels_of_png, positive, to_rgb, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
-from .video_opening_cover import name_of
+from .video_opening_cover import MACHINE_ERRORS, name_of
 
 
 _IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -155,6 +155,8 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
     except VideoDecodingError:
         raise
     except _PIL_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise
         reason = error
         if isinstance(error, PIL.UnidentifiedImageError):  # whose message is about Python's file object
             reason = f"its content is none of {', '.join(_IMAGE_FORMATS)}, or broken"

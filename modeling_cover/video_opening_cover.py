@@ -13,6 +13,7 @@
 # limitations under the License.
 """Opens video files that may be a stranger's: which kinds, how large, for how long; and one error for whatever is wrong."""
 
+import errno
 import io
 import math
 import os
@@ -60,6 +61,9 @@ _DEMUXER_OPTIONS = {
     "max_streams": str(_MAX_STREAMS),
 }
 
+# What no file is to blame for, and the next one would meet as well: no more files may be open, or a disk is full.
+MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
+
 # Until when files may be read, by time.monotonic().
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
@@ -70,12 +74,14 @@ class VideoDecodingError(ValueError):
 
 @contextmanager
 def reading(source: VideoSource) -> Iterator[None]:
-    """What goes wrong with a file leaves as a VideoDecodingError that names it."""
+    """What goes wrong with a file leaves as a VideoDecodingError that names it; what it is not to blame for as an OSError."""
     try:
         yield
     except VideoDecodingError:
         raise
     except av.error.FFmpegError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise OSError(error.errno, error.strerror, name_of(source)) from error
         reason = error.strerror
         if isinstance(error, av.error.MemoryError):  # which FFmpeg says of many streams, too
             reason = f"it takes too much memory, or has more than {_MAX_STREAMS} streams"
@@ -85,6 +91,8 @@ def reading(source: VideoSource) -> Iterator[None]:
     # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
     # those raised by these modules.
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise
         raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error}") from error
 
 

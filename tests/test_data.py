@@ -25,8 +25,10 @@ from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDat
 from modeling_cover.augmentation import Augmentation
 from modeling_cover.image_reading_cover import read_image
 from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
+from modeling_cover.quarantine import Quarantine
 from modeling_cover.sources import Source
 from modeling_cover.sources.media import IMAGE_SUFFIXES, PathMedia
+from open_files import files_left
 from torch.utils.data import DataLoader
 
 
@@ -316,3 +318,20 @@ class TestCollating:
 
 def clips_of(batch: dict) -> list[torch.Tensor]:
     return [clip for group in batch["pixel_values"] for clip in group]
+
+
+class TestFaultsOfTheMachine:
+    """No file is to blame where this process may open no more of them."""
+
+    @pytest.mark.parametrize("name", ["noise", "pictures"])
+    def test_they_are_no_bad_files(self, sources, processor, tmp_path, name):
+        (own,) = [source for source in sources if source.name == name]
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        training = CoTrainingDataset([own], [name], processor, seed=0, quarantine=quarantine)
+        evaluation = EvaluationDataset(own, processor, quarantine)
+        for read in (lambda: training[reference(name, 0, 0)], lambda: evaluation[0]):
+            read()  # what is imported when it is needed is there
+            with files_left(0), pytest.raises(OSError, match=r"Too many open files.*ulimit -n") as caught:
+                read()
+            assert not isinstance(caught.value, VideoDecodingError)
+        assert quarantine.entries() == []

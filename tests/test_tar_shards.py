@@ -26,6 +26,7 @@ from modeling_cover import VideoDecodingError
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.sources import read_sources, tar_shards
 from modeling_cover.sources.tar_shards import expand_braces
+from open_files import files_left
 
 
 def webdataset(place, **options) -> DatasetRecipe:
@@ -330,6 +331,13 @@ class TestProcesses:
         for row in [*range(8), 0, 7, 1, 6]:
             assert source.media[row].content == bytes([row])
         assert len(os.listdir("/proc/self/fd")) == before + 3
+
+    def test_more_shards_can_be_read_than_files_may_be_open(self, tmp_path):
+        for index in range(40):
+            write_shard(tmp_path / f"{index:02d}.tar", {f"{index}.mp4": bytes([index]), f"{index}.cls": "x"})
+        source = read_sources(webdataset(tmp_path))["train"]
+        with files_left(12):
+            assert [source.media[row].content for row in range(40)] == [bytes([row]) for row in range(40)]
 
 
 class TestDotsInNames:

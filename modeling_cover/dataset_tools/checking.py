@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data import check_still_there, load_frames
+from ..data import check_is_of_file, check_still_there, load_frames
 from ..sources import Source, StreamedSource
 from ..sources.media import Media
 from ..sources.streams import StoredRow
@@ -138,6 +138,7 @@ class _Scan:
             return self._read(media, source.modality, classes)
         # ValueError: beside those of files, that of a stream's row whose label is no class.
         except (ValueError, OSError) as error:
+            check_is_of_file(error, source)
             return _Result(self._unread, name, classes, [("unreadable", str(error))])
 
     def crashed(self, task: _Task) -> _Result:

@@ -30,7 +30,7 @@ from av.video.reformatter import VideoReformatter
 from transformers.video_utils import VideoMetadata
 
 from ..checks import check_whole_number
-from ..data import check_still_there
+from ..data import check_is_of_file
 from ..frame_sampling_cover import uniform_frame_indices
 from ..image_reading_cover import image_to_tensor, read_image
 from ..sources import Source
@@ -133,7 +133,7 @@ def prepare_row(source: Source, row: int, settings: PreparationSettings) -> Prep
     """Decode, sample, scale and encode one row. A file that cannot be read is no error.
 
     Raises:
-        FileNotFoundError: if the data set as a whole is gone.
+        OSError: if the data set as a whole is gone, or no more files may be open.
     """
     path = f"row {row}"
     try:
@@ -144,7 +144,7 @@ def prepare_row(source: Source, row: int, settings: PreparationSettings) -> Prep
             content, annotation = prepare(local, settings)
             size = len(local.content) if isinstance(local.content, bytes) else os.path.getsize(local.content)
     except (VideoDecodingError, OSError) as error:
-        check_still_there(source)
+        check_is_of_file(error, source)
         # A file that came as bytes is named by what it is called, as others are.
         reason = re.sub(r"^<\d+ bytes>", lambda _: path, str(error))
         return PreparedRow(row, path, reason=reason if path in reason else f"{path}: {reason}")

@@ -20,10 +20,12 @@ A tar file is read by index: its headers say where each member lies, and a sampl
 Nothing is extracted and nothing is written. A remote one is read in the same way, part by part.
 """
 
+import errno
 import glob
 import json
 import os
 import re
+import resource
 import tarfile
 from array import array
 from collections import OrderedDict
@@ -53,6 +55,7 @@ _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_EXTENSIONS = ("cls", "json", "txt")
 _BLOCK = 512
 _MAX_OPEN_FILES = 200
+_SHARE_OF_FILES = 8  # of the files that a process may have open, at most one in so many is a shard of one split
 _HEADER_THREADS = 8  # on a network drive the headers wait for one another
 
 
@@ -301,9 +304,9 @@ class _OpenFiles:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Raises a `VideoDecodingError` if the file ends before that, or is remote and cannot be fetched."""
-        file = self._files.pop(path, None) or (RemoteFile(path) if is_address(path) else _OpenFile(path))
+        file = self._files.pop(path, None) or self._opened(path)
         self._files[path] = file
-        while len(self._files) > _MAX_OPEN_FILES:
+        while len(self._files) > min(_MAX_OPEN_FILES, _allowed_files() // _SHARE_OF_FILES):
             self._files.popitem(last=False)
         parts = []
         while size > 0 and (part := file.read_at(offset, size)):
@@ -314,6 +317,22 @@ class _OpenFiles:
                 f"{public_name(path)} ends {size} bytes early: it has changed since it was opened"
             )
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _opened(self, path: str) -> "_OpenFile | RemoteFile":
+        if is_address(path):
+            return RemoteFile(path)
+        try:
+            return _OpenFile(path)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            self._files.clear()  # its own are not what it fails for
+            return _OpenFile(path)
+
+
+def _allowed_files() -> int:
+    """How many files this process may have open: 1024 as a rule, less on a shared machine."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 class TarMedia(Sequence):
