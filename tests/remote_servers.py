@@ -57,7 +57,7 @@ class FileServer:
 
     def __enter__(self) -> "FileServer":
         handler = type("Handler", (_Handler,), {"files": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _QuietServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
@@ -80,6 +80,11 @@ class FileServer:
 
     def has_ended(self, seconds: float) -> bool:
         return self._released.wait(seconds)
+
+
+class _QuietServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, *args: object) -> None:
+        pass  # clients hang up, above all those that end
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

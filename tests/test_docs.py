@@ -22,6 +22,7 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 from checkpoints import save_quickstart
@@ -32,6 +33,7 @@ from modeling_cover import load_recipe
 from modeling_cover.sources import read_sources
 from packageless import run_without_package
 from PIL import Image
+from remote_servers import s3_server
 
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +62,13 @@ def hub():
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory, hub) -> Path:
+def store():
+    with s3_server():
+        yield fsspec.filesystem("s3")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, hub, store) -> Path:
     """A folder with the examples, a small quickstart, published as org/quickstart, and a data set of each layout."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -70,6 +78,7 @@ def workspace(tmp_path_factory, hub) -> Path:
     _write_quickstart(folder / "data" / "quickstart")
     save_quickstart(folder / "outputs" / "quickstart")
     _write_layouts(folder / "my_data")
+    _write_remote(store, folder / "my_data")
     write_fashion_mnist(folder / "data" / "fashion-mnist")
     run(hub, folder, sys.executable, "examples/publish.py", "outputs/quickstart", "org/quickstart", "--private")
     return folder
@@ -136,6 +145,13 @@ def _write_layouts(folder: Path) -> None:
     (folder / "parquet" / "train").mkdir(parents=True)
     table.to_parquet(folder / "parquet" / "train" / "0.parquet")
     datasets.DatasetDict({"train": table}).save_to_disk(folder / "saved")
+
+
+def _write_remote(store: fsspec.AbstractFileSystem, folder: Path) -> None:
+    store.mkdir("my-bucket")
+    for name in ("train-000", "train-001"):
+        store.put(str(folder / "shards" / "train-000.tar"), f"my-bucket/data/shards/{name}.tar")
+    store.pipe("my-bucket/data/train.csv", b"path,label\nclips/0.mp4,up\n")
 
 
 def _write_shard(path: Path) -> None:

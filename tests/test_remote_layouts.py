@@ -13,7 +13,9 @@
 # limitations under the License.
 """Every layout that may lie elsewhere has the rows that it has here, in the same order, wherever a run stops and goes on."""
 
+import gc
 import json
+import multiprocessing
 import os
 import sys
 import tarfile
@@ -30,7 +32,7 @@ from datasets import ClassLabel, Dataset, Features, Video
 from modeling_cover import load_recipe
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.dataset_tools.preparation import PreparationSettings, prepare_dataset
-from modeling_cover.sources import Source, StreamedSource, read_sources
+from modeling_cover.sources import Source, StreamedSource, read_sources, remote
 from modeling_cover.sources.media import Media
 from PIL import Image
 from remote_servers import FileServer, closed_port, s3_server
@@ -213,6 +215,44 @@ class TestByIndex:
         assert (rows(source), source.labels) == (EXPECTED, LABELS)
 
 
+def _contents(source: Source, queue: multiprocessing.Queue) -> None:
+    queue.put([bytes_of(media) for media in source.media])
+
+
+@pytest.mark.parametrize(("format", "name"), [("webdataset", "tar"), ("manifest", "train.csv")])
+def test_a_forked_worker_reads_the_same_after_the_main_process_has_begun_to(place, format, name):
+    source = read_sources(recipe(format, f"{place}/{name}"))["train"]
+    assert bytes_of(source.media[0]) == content(0)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=_contents, args=(source, queue)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        assert queue.get(timeout=60) == [content(row) for row in range(ROWS)]
+    for worker in workers:
+        worker.join()
+    assert bytes_of(source.media[ROWS - 1]) == content(ROWS - 1)
+
+
+def _collect_and_read(address: str) -> None:
+    gc.collect()
+    assert len(remote.RemoteFile(address).read_at(5, 5)) == 5
+
+
+def test_a_forked_worker_does_not_cut_the_connections_of_the_main_process(place, monkeypatch):
+    monkeypatch.setattr("modeling_cover.addresses_cover.RETRY_WAITS", ())
+    monkeypatch.setattr(remote, "_READ_SECONDS", 5.0)
+    address = f"{place}/labels.txt"
+    for _ in range(2):
+        assert len(remote.RemoteFile(address).read_at(5, 5)) == 5
+        worker = multiprocessing.get_context("fork").Process(target=_collect_and_read, args=(address,))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+        assert len(remote.RemoteFile(address).read_at(5, 5)) == 5
+
+
 def drawn(source: StreamedSource, draws: range, state: dict | None = None) -> tuple[list, dict]:
     """What a stream gives, and its state at the end."""
     stream = source.open(seed=3)
@@ -295,6 +335,15 @@ class TestParts:
                 pq.write_table(pa.table({"video": [word], "label": ["run"]}), tmp_path / "x.parquet")
                 source = read_sources(recipe("parquet", f"{server.url}/x.parquet"))["train"]
                 assert source.media[0].content == word
+
+
+def test_any_store_of_fsspec_will_do(tmp_path):
+    store = fsspec.filesystem("memory")
+    store.pipe("/memory store/clips/a b.mp4", b"A")
+    store.pipe("/memory store/train.csv", b"path,label\nclips/a b.mp4,run\n")
+    source = read_sources(recipe("manifest", "memory://memory store/train.csv"))["train"]
+    assert rows(source) == [(b"A", "run")]
+    store.rm("/memory store", recursive=True)
 
 
 class TestRefusals:

@@ -71,7 +71,7 @@ class Media(NamedTuple):
         Raises:
             VideoDecodingError: if it cannot be fetched; and those from within the context name the file, not the copy.
         """
-        if isinstance(self.content, bytes) or not is_address(self.content):
+        if not isinstance(self.content, str) or not is_address(self.content):
             yield self
             return
         with local_copy(self.content) as path:
@@ -156,11 +156,12 @@ class PathMedia(Sequence):
     def __getitem__(self, row: int) -> Media:
         path = self._paths[row].as_py()
         name = path
-        if is_address(path) or (path[0] != "/" and self._prefix is None):
-            path = path if is_address(path) else joined_file(self._root, path)
-            name = public_name(path)
-        elif path[0] != "/":
-            name = path = self._prefix + path
+        if path[0] != "/":
+            if self._prefix is None or "://" in path:
+                path = path if is_address(path) else joined_file(self._root, path)
+                name = public_name(path)
+            else:
+                name = path = self._prefix + path
         if self._segments is None:
             return Media(path, name)
         return Media(path, name, *self._segments[row])
@@ -171,9 +172,9 @@ def absent_rows(root: str, paths: Sequence[str]) -> list[int]:
 
     One listing a folder: hundreds of thousands of look-ups on a network drive would take an hour.
     """
-    present, absent = {}, []
+    present, absent, is_remote = {}, [], is_address(root)
     for row, path in enumerate(paths):
-        if is_address(path) or (path[:1] != "/" and is_address(root)):
+        if ("://" in path and is_address(path)) or (is_remote and path[:1] != "/"):
             continue
         name = path.rpartition("/")[2]
         folder = path[: len(path) - len(name)]

@@ -69,6 +69,8 @@ _UNQUOTED = "%/:=&?~#+!$,;'@()*[]"  # what may stand in an address as it is
 
 Result = TypeVar("Result")
 
+_KEPT: dict[int, fsspec.AbstractFileSystem] = {}
+
 
 class RemoteError(VideoDecodingError):
     """A remote file cannot be fetched. The message names it, without what would be the right to fetch it.
@@ -126,7 +128,7 @@ def local_copy(address: str) -> Iterator[str]:
     Raises:
         RemoteError: if the file cannot be fetched, or not in time, or is larger than the cache may be.
         ValueError: see [`check_address`].
-        CacheError: if the cache cannot be written to.
+        CacheError: if the cache cannot be used.
     """
     check_address(address, is_row=True)
     if protocol_of(address) in _LOCAL:
@@ -134,8 +136,8 @@ def local_copy(address: str) -> Iterator[str]:
         return
     suffix = os.path.splitext(base_name(address))[1]
     suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix, re.ASCII) else ""
-    cache = file_cache()
-    with cache.copy(address, suffix, partial(_fetch, address, max_bytes=cache.max_bytes)) as path:
+    copies = file_cache()
+    with copies.copy(address, suffix, partial(_fetch, address, max_bytes=copies.max_bytes)) as path:
         yield path
 
 
@@ -329,7 +331,11 @@ def _deadline() -> float:
 
 
 def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """fsspec keeps one of each kind for a process, and makes another after a fork."""
+    """fsspec keeps one of each kind for a process, and makes another after a fork.
+
+    The first is kept after a fork, too. A worker that let it go would close its connections, which are the main process's:
+    that one would wait for an answer that it is no longer told of.
+    """
     options = {}
     protocol = protocol_of(address.rpartition("::")[2])
     if protocol in ("s3", "s3a"):
@@ -343,8 +349,12 @@ def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         total = _number(FETCH_SECONDS, _DEFAULT_SECONDS) + 10
         timeout = ClientTimeout(total=total, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
         options = {"client_kwargs": {"timeout": timeout, "trust_env": True}, "encoded": True}
-        address = quote(address, safe=_UNQUOTED)
-    return url_to_fs(address, **({protocol: options} if "::" in address else options))
+        archives, mark, last = address.rpartition("::")
+        address = archives + mark + quote(last, safe=_UNQUOTED)
+    filesystem, path = url_to_fs(address, **({protocol: options} if "::" in address else options))
+    if filesystem.async_impl:
+        _KEPT[id(filesystem)] = filesystem
+    return filesystem, path
 
 
 def _fetch(address: str, file: BinaryIO, max_bytes: int) -> None:
