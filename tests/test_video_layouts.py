@@ -22,7 +22,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import frame_numbers, indexed_frames, moving_frames, plain_frames, write_clip
+from clips import frame_numbers, indexed_frames, moving_frames, plain_frames, write_clip, write_packed
 from modeling_cover import video_decoding_cover
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
 from mp4_boxes import joined, with_edits
@@ -63,6 +63,8 @@ LAYOUTS = {
     "av1.mp4": {"codec": "libsvtav1", "preset": "13", "g": "20"},
     "mpeg4.avi": MPEG | {"codec": "mpeg4"},
     "mpeg4_b_frames.avi": MPEG | {"codec": "mpeg4", "bf": "2"},
+    "mpeg4_packed.avi": MPEG | {"packed": True},
+    "mpeg4_packed_one_keyframe.avi": MPEG | {"packed": True, "g": "250", "bf": "1"},
     "mpeg4_b_frames.mp4": MPEG | {"codec": "mpeg4", "bf": "2"},
     "mpeg2.ts": MPEG | {"codec": "mpeg2video", "bf": "2", "fps": 25},
     "mpeg2.mpg": MPEG | {"codec": "mpeg2video", "bf": "2", "fps": 25, "container_format": "mpeg"},
@@ -73,6 +75,10 @@ LAYOUTS = {
 
 def write_layout(path: Path) -> str:
     options = LAYOUTS[path.name]
+    if "packed" in options:
+        return write_packed(
+            path, moving_frames(60), **{name: value for name, value in options.items() if name != "packed"}
+        )
     return write_clip(path, moving_frames(60), **(options if "codec" in options else X264 | options))
 
 
