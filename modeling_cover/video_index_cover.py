@@ -239,7 +239,7 @@ class _Scan:
             self._read(container, packets, is_entry)
         else:
             self._read(container, self.order.pictures(packets), lambda packet: False)
-            self.entries = self.order.is_entry
+            self.entries = array("b", self.order.is_entry.tolist())
 
     def _read(self, container: InputContainer, packets: Iterator[Packet], is_entry: Callable[[Packet], bool]) -> None:
         max_bytes = max(_MAX_SMALL_BYTES, _MAX_EXPANSION * container.size)
@@ -268,58 +268,65 @@ class _Scan:
                     self.packets = None
 
 
+def _column(values: array) -> np.ndarray:
+    """(N,), int64 or bool, what was gathered of each packet."""
+    return np.array(values, dtype=np.int64 if values.typecode == "q" else bool)
+
+
 def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
     """Reads all packets of a stream.
 
     Raises:
         ValueError: there are too many, or they are larger than the file.
     """
-    scan, clock = _Scan(container, stream), Clock.of(container)
-    presented, decoded = np.array(scan.presented, dtype=np.int64), np.array(scan.decoded, dtype=np.int64)
-    shown, is_key = np.array(scan.shown, dtype=bool), np.array(scan.keys, dtype=bool)
-    is_avi, parts = container.format.name == _AVI, clock.parts(decoded, is_key, stream.time_base)
-    order = None if scan.order is None else scan.order.display_order()
-    is_ordered = order is None or scan.order.is_regular
+    scan, clock, name = _Scan(container, stream), Clock.of(container), container.format.name
+    presented, decoded, shown = _column(scan.presented), _column(scan.decoded), _column(scan.shown)
+    parts = clock.parts(decoded, _column(scan.keys), stream.time_base)
     timestamps, display_order = presented, np.flatnonzero(shown)
-    if is_avi and order is not None and is_ordered and UNKNOWN not in decoded:
-        display_order = order
-        shown = np.zeros(len(shown), dtype=bool)
-        shown[display_order] = True
-        timestamps = _in_place(display_order, np.sort(decoded[display_order]), len(shown))
-        for packet, timestamp in zip(scan.packets or (), timestamps.tolist(), strict=scan.packets is not None):
-            packet.pts = timestamp
+    order = None if scan.order is None else scan.order.display_order()
+    is_exact = scan.is_sound and not parts.any() and not _has_several_segments(presented, shown)
+    is_exact = is_exact and (scan.order is None or scan.order.is_regular) and _keeps_promises(name, stream)
+    if name == _AVI and is_exact and order is not None and UNKNOWN not in decoded:
+        display_order, shown = order, np.zeros(len(shown), dtype=bool)
+        shown[order] = True
+        timestamps = _in_place(order, np.sort(decoded[order]), len(shown))
+        if scan.packets is not None:
+            for packet, timestamp in zip(scan.packets, timestamps.tolist(), strict=True):
+                packet.pts = timestamp
     elif UNKNOWN not in presented:
         display_order = display_order[np.lexsort((presented[display_order], parts[display_order]))]
-        is_ordered = is_ordered and (order is None or np.array_equal(order, display_order))
-    told = np.sort(decoded[display_order]) if is_avi else presented[display_order]
-    is_exact = is_ordered and scan.is_sound and not parts.any() and _keeps_promises(container, stream)
-    is_exact = is_exact and _ascend(timestamps[display_order]) and not _has_several_segments(timestamps, shown)
-    last = int(display_order[-1]) if len(display_order) else 0
-    # Of MP4, durations are the times from decoding one frame to decoding the next.
-    is_last_decoded = container.format.name != _MP4 or last == len(shown) - 1
-    header_rate = stream.average_rate or stream.guessed_rate
+        is_exact = is_exact and (order is None or np.array_equal(order, display_order))
     return VideoIndex(
         time_base=stream.time_base,
-        header_rate=header_rate,
+        header_rate=stream.average_rate or stream.guessed_rate,
         timestamps=timestamps,
-        marks=decoded if container.format.name == _AVI else presented,
+        marks=decoded if name == _AVI else presented,
         shown=shown,
         unreferenced=None if scan.order is None else scan.order.is_unreferenced,
-        entries=np.union1d([0], np.flatnonzero(np.array(scan.entries, dtype=bool) & shown)).astype(np.int64),
+        entries=np.union1d([0], np.flatnonzero(_column(scan.entries) & shown)).astype(np.int64),
         display_order=display_order,
         promised=presented[display_order],
-        line=time_line(
-            told,
-            parts[display_order],
-            scan.durations[last] if is_last_decoded and len(shown) else 0,
-            _announced(container, stream, shown, int(told[0]) if len(told) else 0),
-            _ticks_a_frame(header_rate, stream.time_base),
-        ),
+        line=_line(scan, container, stream, display_order, parts),
         packets=scan.packets,
         clock=clock,
-        is_exact=is_exact,
+        is_exact=is_exact and _ascend(timestamps[display_order]),
         is_skippable=_is_skippable(stream),
     )
+
+
+def _line(
+    scan: _Scan, container: InputContainer, stream: VideoStream, display_order: np.ndarray, parts: np.ndarray
+) -> TimeLine | None:
+    if not len(display_order):
+        return None
+    is_avi, last = container.format.name == _AVI, int(display_order[-1])
+    # AVI has a frame displayed when one is decoded.
+    told = np.sort(_column(scan.decoded)[display_order]) if is_avi else _column(scan.presented)[display_order]
+    # Of MP4, durations are the times from decoding one frame to decoding the next.
+    is_told = container.format.name != _MP4 or last == len(parts) - 1
+    announced = _announced(container, stream, _column(scan.shown), int(told[0]))
+    usual = _ticks_a_frame(stream.average_rate or stream.guessed_rate, stream.time_base)
+    return time_line(told, parts[display_order], scan.durations[last] if is_told else 0, announced, usual)
 
 
 def _in_place(display_order: np.ndarray, told: np.ndarray, num_packets: int) -> np.ndarray:
@@ -377,8 +384,8 @@ def packets_between(
     raise BrokenPromise(f"packet {number} is not found again")
 
 
-def _keeps_promises(container: InputContainer, stream: VideoStream) -> bool:
-    return container.format.name in _INDEXED_CONTAINERS and _codec(stream) in _SEEKABLE_CODECS
+def _keeps_promises(container: str, stream: VideoStream) -> bool:
+    return container in _INDEXED_CONTAINERS and _codec(stream) in _SEEKABLE_CODECS
 
 
 def _codec(stream: VideoStream) -> str:
@@ -391,6 +398,8 @@ def _ascend(times: np.ndarray) -> bool:
 
 def _has_several_segments(times: np.ndarray, shown: np.ndarray) -> bool:
     """Whether an edit list leaves out frames in the middle: what comes before a later segment has times of its own."""
+    if shown.all() or not shown.any():
+        return False
     first, last = times[shown].min(), times[shown].max()
     return bool(((times > first) & (times < last) & ~shown).any())
 

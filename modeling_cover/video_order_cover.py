@@ -138,7 +138,12 @@ class Mpeg4Order(OrderReader):
 
     def display_order(self) -> np.ndarray:
         if "B" not in self._kinds:
-            return np.flatnonzero(np.array(self._kinds, dtype="U1") != "N")
+            is_displayed = np.array(self._kinds, dtype="U1") != "N"
+            if len(is_displayed) and not self._has_b_frames:
+                is_displayed[-1] = True  # at the end FFmpeg repeats the picture that goes on
+            return np.flatnonzero(is_displayed)
+        # The decoder tells by the times in pictures which B pictures it can decode, and those of N pictures are among them.
+        self.is_regular &= "N" not in self._kinds
         order, latest, num_references = [], [], 0
         for number, kind in enumerate(self._kinds):
             if kind == "B":

@@ -33,7 +33,8 @@ _JUMP_AT_KEYFRAME, _JUMP = 10, 3600  # seconds
 # Between keyframes, times that go back by less are out of order, and the clock is the same.
 _DISORDER = 1  # seconds
 
-# A duration is believed without another witness if it is up to so many times the usual one, or a share of it.
+# A duration is believed if it is so many times the usual one or shorter, unless something else confirms it, and not if it
+# is so many times shorter.
 _USUAL = 4
 
 
@@ -129,13 +130,15 @@ def _last(own: int, rest: int | None, usual: int | None, announced: Announced) -
     """How long the last frame is displayed: as its packet says, as the header says, or as long as others, in this order
     where they are to be believed."""
 
-    def is_usual(duration: int) -> bool:
-        return usual is None or usual <= _USUAL * duration <= _USUAL**2 * usual
+    def is_likely(duration: int, has_witness: bool) -> bool:
+        # A shorter one comes of a rate such as 1000 that a browser's recorder gives; a longer one may be meant.
+        is_enough = duration > 0 and (usual is None or _USUAL * duration >= usual)
+        return is_enough and (has_witness or usual is None or duration <= _USUAL * usual)
 
     is_confirmed = rest is not None and abs(own - rest) <= max(usual or 0, own // 100)
-    if own > 0 and (announced.frames_have_own or is_usual(own) or is_confirmed):
+    if is_likely(own, is_confirmed) or (announced.frames_have_own and own > 0):
         return own
-    if rest is not None and rest > 0 and (announced.is_certain or is_usual(rest)):
+    if rest is not None and is_likely(rest, announced.is_certain):
         return rest
     return usual or max(own, 0)
 
