@@ -87,6 +87,8 @@ def read_video(
         `total_num_frames` that can be decoded, `fps` (None if unknown), `width` and `height` of the upright
         source in pixels, `duration` in seconds (None if unknown), `frames_indices`, the T indices, and `timestamps`,
         when these frames are displayed. Number, duration and times are those of the clip between `start` and `end`.
+        Times ascend: of files that were joined end to end, the second plays after the first. `duration` is until the
+        last frame is no longer displayed. `fps` is the header's rate or, where the times contradict it, the mean.
 
     Raises:
         VideoDecodingError: whatever is wrong with the file, or no frame lies between `start` and `end`. A truncated
@@ -363,8 +365,9 @@ class _RunDecoder:
             yield picture
         if index.is_skippable:
             return
-        shown = index.shown[first : last + 1].tolist()
-        if num_pictures != sum(shown[: next_packet - first]) + sum(map(and_, shown[next_packet - first :], is_sent)):
+        num_expected = sum(index.shown[first:next_packet].tolist())
+        num_expected += sum(map(and_, index.shown[next_packet : last + 1].tolist(), is_sent))
+        if num_pictures != num_expected:
             raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
 
     def _is_sent(self, first: int, last: int, start: int) -> list[bool]:
