@@ -31,6 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,17 @@ CODECS = {
     "H.265, a keyframe in 250": ("mp4", "libx265", {"preset": "fast", "x265-params": X265_QUIET}),
     "VP9, a keyframe in 128": ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "6", "b": "2M", "g": "128"}),
     "MPEG-4, a keyframe in 12": ("avi", "mpeg4", {"b": "3M", "g": "12"}),
+}
+# As UCF101 and HMDB51 come, with and without B-frames, and with B-frames in the packets of the frames behind them.
+AVI_SIZE = (240, 320)
+AVI = {
+    "MPEG-4 in AVI, a keyframe in 12": ("avi", "mpeg4", {"b": "800k", "g": "12"}),
+    "MPEG-4 in AVI, a keyframe in 250": ("avi", "mpeg4", {"b": "800k", "g": "250"}),
+    "MPEG-4 in AVI, B-frames, a keyframe in 12": ("avi", "mpeg4", {"b": "800k", "g": "12", "bf": "2"}),
+    "MPEG-4 in AVI, B-frames, a keyframe in 250": ("avi", "mpeg4", {"b": "800k", "g": "250", "bf": "2"}),
+    "MPEG-4 in AVI, packed B-frames, a keyframe in 12": ("packed.avi", "mpeg4", {"b": "800k", "g": "12", "bf": "2"}),
+    "MPEG-4 in AVI, packed B-frames, a keyframe in 250": ("packed.avi", "mpeg4", {"b": "800k", "g": "250", "bf": "2"}),
+    "H.264 in AVI, a keyframe in 12": ("avi", "libx264", {"preset": "fast", "g": "12"}),
 }
 
 Reader = Callable[[str], np.ndarray]
@@ -99,22 +111,58 @@ def _draw_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarr
 
 def write_file(path: Path, encoder: str, options: dict[str, str], height: int, width: int, num_frames: int) -> None:
     unfinished = path.with_name(f"unfinished_{path.name}")
-    with av.open(str(unfinished), "w") as container:
+    with av.open(str(unfinished), "w", format=path.suffix[1:]) as container:
         stream = container.add_stream(encoder, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for image in draw_clip(num_frames, height, width):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+    if path.name.endswith(".packed.avi"):
+        pack(unfinished)
     unfinished.rename(path)
+
+
+def pack(path: Path) -> None:
+    """Rewrites MPEG-4 in AVI as DivX and XviD do: of the B-frames that follow another frame (P1 B1 B2 P2) the first comes in
+    its packet, each other in place of the one before, and a frame that is not coded in place of the last (P1+B1 B2 - P2)."""
+    start, sign = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
+    bits = f"0101{'0' * (FPS - 1).bit_length()}1001111111"  # P, its time, "not coded", and ones up to the last byte
+    not_coded = start + int(bits[:16], 2).to_bytes(2, "big")
+    with av.open(str(path)) as container:
+        source = container.streams.video[0]
+        height, width = source.height, source.width
+        coded = [(bytes(packet), packet.is_keyframe) for packet in container.demux(source) if packet.size]
+    packed, is_waiting = [], False
+    for data, is_key in coded:
+        is_b = data[data.index(start) + 4] >> 6 == 2
+        if is_b and not is_waiting:
+            packed[-1][0] += data
+        else:
+            if is_waiting and not is_b:
+                packed.append([not_coded, False])
+            packed.append([data if is_b else data.replace(start, sign + start), is_key])
+        is_waiting = is_b
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number, (data, is_key) in enumerate(packed):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, FPS)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = is_key
+            container.mux(packet)
 
 
 def write_files(folder: Path, num_frames: int) -> dict[str, str]:
     """Paths by what the files are."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for size, (height, width) in SIZES.items():
-        for name, (suffix, encoder, options) in tqdm(CODECS.items(), desc=f"encoding {size}", leave=False):
-            path = folder / f"{size}_{encoder}_{options.get('g', 250)}_{num_frames}.{suffix}"
+    kinds = [(size, CODECS) for size in SIZES] + [("240p", AVI)]
+    for size, codecs in kinds:
+        height, width = SIZES.get(size, AVI_SIZE)
+        for name, (suffix, encoder, options) in tqdm(codecs.items(), desc=f"encoding {size}", leave=False):
+            b_frames = f"_bf{options['bf']}" if "bf" in options else ""
+            path = folder / f"{size}_{encoder}_{options.get('g', 250)}{b_frames}_{num_frames}.{suffix}"
             if not path.exists():
                 write_file(path, encoder, options, height, width, num_frames)
             paths[f"{name}, {size}"] = str(path)

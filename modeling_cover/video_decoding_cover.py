@@ -30,6 +30,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
+from operator import and_
 from typing import NamedTuple
 
 import av
@@ -42,6 +43,7 @@ from transformers.video_utils import VideoMetadata
 
 from .video_index_cover import BrokenPromise, VideoIndex, packets_between, scan_packets
 from .video_opening_cover import VideoDecodingError, VideoSource, check_time, open_video, packets_of, reading
+from .video_times_cover import UNKNOWN
 
 
 # Of a file, at a time: some 2.5 hours of 1920 x 1080, if none of it can be passed over.
@@ -85,6 +87,8 @@ def read_video(
         `total_num_frames` that can be decoded, `fps` (None if unknown), `width` and `height` of the upright
         source in pixels, `duration` in seconds (None if unknown), `frames_indices`, the T indices, and `timestamps`,
         when these frames are displayed. Number, duration and times are those of the clip between `start` and `end`.
+        Times ascend: of files that were joined end to end, the second plays after the first. `duration` is until the
+        last frame is no longer displayed. `fps` is the header's rate or, where the times contradict it, the mean.
 
     Raises:
         VideoDecodingError: whatever is wrong with the file, or no frame lies between `start` and `end`. A truncated
@@ -113,8 +117,9 @@ def read_video(
             if counted.frames != clip.frames and num_counts == 1:
                 raise ValueError("it yields another number of frames each time it is decoded")
         if counted.frames != clip.frames:
-            clip, images, num_counts = counted, None, num_counts + 1
-            indices = _checked_indices(sample_indices(clip.metadata), len(clip.frames))
+            images, num_counts = None, num_counts + 1
+            indices = _checked_indices(sample_indices(counted.metadata), len(counted.frames))
+        clip = counted
     clip.metadata.frames_indices = indices
     return outline.orientation.turn_upright(images), clip.metadata
 
@@ -122,12 +127,13 @@ def read_video(
 class _Effort:
     """What has been spent on decoding, which is bounded: a file of a few kB can have hours of giant frames."""
 
-    def __init__(self):
+    def __init__(self, stream: VideoStream):
+        self._context = stream.codec_context
         self._pixels = 0
 
-    def spend(self, stream: VideoStream) -> None:
+    def spend(self) -> None:
         """A packet's. Raises a `ValueError` past the bound."""
-        self._pixels += stream.codec_context.width * stream.codec_context.height
+        self._pixels += self._context.width * self._context.height
         if self._pixels > _MAX_DECODED_PIXELS:
             raise ValueError("it takes too long to decode: cut it, or encode it anew")
 
@@ -210,11 +216,11 @@ class Outline:
     size: tuple[int, int]
 
     def clip(self, start: float | None, end: float | None) -> _Clip:
-        return self.clip_of(*self.index.between(start, end))
+        return self.clip_of(*self.index.between(start, end), end)
 
-    def clip_of(self, first: int, stop: int) -> _Clip:
+    def clip_of(self, first: int, stop: int, end: float | None) -> _Clip:
         width, height = (self.height, self.width) if self.orientation.transposed else (self.width, self.height)
-        duration = self.index.duration(first, stop)
+        duration = self.index.duration(first, stop, end)
         metadata = ClipMetadata(stop - first, self.index.fps, width, height, duration, video_backend="pyav")
         metadata.seconds = self.index.seconds(first, stop)
         return _Clip(range(first, stop), metadata)
@@ -310,7 +316,8 @@ def decode_planned(
     if not index.is_exact:
         return None
     images = _Images(frames, outline.size)
-    by_time = {int(time): frame for frame, time in zip(frames, index.times[frames], strict=True)}
+    timestamps = index.timestamps[index.display_order[frames]].tolist()
+    by_time = dict(zip(timestamps, frames, strict=True))
     decoder = _RunDecoder(container, stream, outline, wanted=by_time)
     try:
         for run in index.plan(frames):
@@ -331,7 +338,7 @@ class _RunDecoder:
         self._index = outline.index
         self._beginning = outline.beginning
         self._wanted = wanted
-        self._effort = _Effort()
+        self._effort = _Effort(stream)
 
     def decode(self, first: int, last: int) -> Iterator[VideoFrame]:
         """The pictures of the packets `first` to `last`.
@@ -339,35 +346,50 @@ class _RunDecoder:
         Raises:
             BrokenPromise: the pictures show that the run may not be what its packets promise.
         """
-        index, num_pictures = self._index, 0
-        for picture in self._pictures(first, last):
+        context, index, num_pictures, time = self._stream.codec_context, self._index, 0, UNKNOWN
+        start = int(index.timestamps[first]) if first else UNKNOWN
+        pictures, next_packet = self._beginning if first == 0 else ([], first)
+        is_sent = self._is_sent(next_packet, last, start)
+        if next_packet == first:
+            context.flush_buffers()
+        for picture in chain(pictures, self._decode(next_packet, is_sent)):
+            before, time = time, picture.pts
             # Of fields, two packets may make a picture.
-            if picture.pts is None or picture.is_corrupt or picture.interlaced_frame:
-                raise BrokenPromise(f"the picture at {picture.pts} is corrupt, interlaced or without a time")
-            if first and not num_pictures and not (picture.key_frame and picture.pts == index.timestamps[first]):
+            if time is None or picture.is_corrupt or picture.interlaced_frame:
+                raise BrokenPromise(f"the picture at {time} is corrupt, interlaced or without a time")
+            if time <= before:
+                raise BrokenPromise(f"the picture at {time} follows that at {before}")
+            if first and not num_pictures and not (picture.key_frame and time == start):
                 raise BrokenPromise(f"packet {first} is no keyframe")
             num_pictures += 1
             yield picture
-        if not index.is_skippable:
-            sent = slice(first, max(last + 1, self._beginning.num_packets if first == 0 else 0))
-            is_expected = index.shown[sent] & ((index.timestamps[sent] >= index.timestamps[first]) | (first == 0))
-            if num_pictures != is_expected.sum():
-                raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
+        if index.is_skippable:
+            return
+        num_expected = sum(index.shown[first:next_packet].tolist())
+        num_expected += sum(map(and_, index.shown[next_packet : last + 1].tolist(), is_sent))
+        if num_pictures != num_expected:
+            raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
 
-    def _pictures(self, first: int, last: int) -> Iterator[VideoFrame]:
-        context, index = self._stream.codec_context, self._index
-        pictures, next_packet = self._beginning if first == 0 else ([], first)
-        if next_packet == first:
-            context.flush_buffers()
-        else:
-            yield from pictures  # and goes on from there
-        for packet in packets_between(self._container, self._stream, index, next_packet, last):
-            if first and packet.pts < index.timestamps[first]:
-                continue  # it may refer to what precedes the run, and nothing that is displayed later refers to it
-            if index.is_skippable:
-                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
-            self._effort.spend(self._stream)
-            yield from context.decode(packet)
+    def _is_sent(self, first: int, last: int, start: int) -> list[bool]:
+        """Of the packets `first` to `last`, those that the decoder is sent."""
+        index, run = self._index, slice(first, last + 1)
+        times = index.timestamps[run].tolist()
+        # Others may refer to what precedes the run, and nothing that is displayed later refers to them.
+        is_sent = [time >= start for time in times]
+        if index.unreferenced is not None and index.unreferenced[run].any():
+            for number in np.flatnonzero(index.unreferenced[run]).tolist():
+                is_sent[number] &= times[number] in self._wanted
+        return is_sent
+
+    def _decode(self, first: int, is_sent: list[bool]) -> Iterator[VideoFrame]:
+        context, index, spend = self._stream.codec_context, self._index, self._effort.spend
+        packets = packets_between(self._container, self._stream, index, first, first + len(is_sent) - 1)
+        for packet, is_needed in zip(packets, is_sent, strict=True):
+            if is_needed:
+                if index.is_skippable:
+                    context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+                spend()
+                yield from context.decode(packet)
         yield from context.decode(None)
 
 
@@ -395,12 +417,12 @@ def _decode_as_one(
     source: VideoSource, outline: Outline, frames: list[int], num_threads: int, strict: bool
 ) -> tuple[np.ndarray | None, Outline]:
     images, last = _Images(frames, outline.size), frames[-1]
-    promised = outline.index.times
-    promised = [None] * outline.index.num_frames if promised is None else promised.tolist()
-    timestamps, as_promised = [], True
+    promised = [None if time == UNKNOWN else time for time in outline.index.promised.tolist()]
+    timestamps, is_key, as_promised = [], [], True
     with open_video(source, num_threads, strict) as (container, stream):
         for number, picture in enumerate(_pictures_in_order(container, stream)):
             timestamps.append(picture.pts)
+            is_key.append(picture.key_frame)
             if number in images.rows:
                 images.add(number, picture)
             as_promised = as_promised and number < len(promised) and promised[number] in (None, picture.pts)
@@ -408,14 +430,14 @@ def _decode_as_one(
                 return images.stacked(), outline
     if not timestamps:
         raise ValueError("it has no frame that can be decoded")
-    corrected = replace(outline, index=outline.index.counted(timestamps))
+    corrected = replace(outline, index=outline.index.counted(timestamps, is_key))
     return None if images.missing else images.stacked(), corrected
 
 
 def _pictures_in_order(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    effort = _Effort()
+    effort = _Effort(stream)
     for packet in chain(packets_of(container, stream), [None]):  # None: the decoder gives out what it still holds
-        effort.spend(stream)
+        effort.spend()
         yield from stream.decode(packet)
 
 

@@ -14,8 +14,9 @@
 """What a video file tells without being decoded: its frames, their times, and where decoding can begin.
 
 A container is a sequence of packets, each of a compressed frame, in the order in which they are decoded. Frames that
-refer to later ones are decoded after these, so frames are displayed in another order: that of their timestamps.
-`scan_packets` reads all packets once; `VideoIndex.plan` says which of them some frames need.
+refer to later ones are decoded after these, so frames are displayed in another order: that of their timestamps, or, in
+AVI, which has none, that which the pictures' own headers tell. `scan_packets` reads all packets once; `VideoIndex.plan`
+says which of them some frames need.
 """
 
 import math
@@ -25,12 +26,15 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
+import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from .video_opening_cover import check_time, packets_of
+from .video_order_cover import is_idr, order_reader
+from .video_times_cover import UNKNOWN, Announced, Clock, TimeLine, rate_of, time_line
 
 
 # 38 hours at 30 frames a second. An index takes some 40 bytes a packet.
@@ -43,15 +47,19 @@ _MAX_KEPT_BYTES, _BYTES_OF_A_PACKET = 2**26, 1024
 # again; Matroska may have packed them. Small files may be of nothing else.
 _MAX_EXPANSION, _MAX_SMALL_BYTES = 4, 2**26
 
-# Containers with an index of their own, which gives each frame a timestamp. The others (transport streams, bare streams)
-# leave FFmpeg to guess, and may cut a frame into several packets.
-_INDEXED_CONTAINERS = ("avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
+_AVI, _MATROSKA, _MP4 = "avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's names
+
+# Containers with an index of their own, which gives each frame a time. The others (transport streams, bare streams) leave
+# FFmpeg to guess, and may cut a frame into several packets.
+_INDEXED_CONTAINERS = (_AVI, _MATROSKA, _MP4)
+
+# Those whose header says when the whole ends; and those of which each packet says how long the frame is displayed.
+_HAVE_END = (_MATROSKA, "flv")
+_HAVE_FRAME_DURATIONS = (_AVI, "gif", "apng")
 
 # Codecs of which each packet is one frame that is displayed, and which decode a keyframe and what follows it as if there
 # had been nothing before.
 _SEEKABLE_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
-
-_UNKNOWN = -(2**63)
 
 
 class BrokenPromise(Exception):
@@ -63,13 +71,19 @@ class VideoIndex:
     """The packets of a stream in the order in which they are decoded: N of them, of F frames that are displayed."""
 
     time_base: Fraction  # seconds a unit of time
-    rate: Fraction | None  # frames a second, as the header has it
-    timestamps: np.ndarray  # (N,) int64, when the frame is displayed, in units of time; _UNKNOWN where not told
-    durations: np.ndarray  # (N,) int64, 0 where not told
+    header_rate: Fraction | None  # frames a second, as the header has it
+    timestamps: (
+        np.ndarray
+    )  # (N,) int64, of each packet and its picture, ascending as they are displayed; may be UNKNOWN
+    marks: np.ndarray  # (N,) int64, the time by which the container finds a packet again
     shown: np.ndarray  # (N,) bool: not those outside the file's edit list
+    unreferenced: np.ndarray | None  # (N,) bool: no other picture refers to theirs; None where the decoder must tell
     entries: np.ndarray  # (E,) the packets where decoding can begin, ascending; the first packet is always one
     display_order: np.ndarray  # (F,) the packet of each frame; in the packets' order where a time is not told
+    promised: np.ndarray  # (F,) int64, the timestamp of each frame if the file is decoded in order
+    line: TimeLine | None  # when each frame is displayed; None where that of one is not known
     packets: list[Packet] | None  # themselves, unless they take too much memory
+    clock: Clock
     is_exact: bool  # whether timestamps tell the frames apart and the file is of a kind that keeps what they promise
     is_skippable: bool  # whether the decoder can tell the frames that no other refers to, and leave them out
 
@@ -77,29 +91,40 @@ class VideoIndex:
     def num_frames(self) -> int:
         return len(self.display_order)
 
-    @cached_property  # each window of a long video asks for it
+    @cached_property
+    def rate(self) -> Fraction | None:
+        """Frames a second; None where the file does not tell."""
+        return rate_of(self.line, self.num_frames, self.header_rate, self.time_base)
+
+    @property
     def times(self) -> np.ndarray | None:
         """When each frame is displayed, ascending (F,), in units of time; None where one is not known."""
-        times = self.timestamps[self.display_order]
-        return None if (times == _UNKNOWN).any() else times
+        return None if self.line is None else self.line.times
+
+    def agrees_with(self, other: "VideoIndex") -> bool:
+        """Whether both have as many frames, displayed at the same times."""
+        if self.times is None or other.times is None:
+            return self.num_frames == other.num_frames and self.times is other.times
+        return np.array_equal(self.times, other.times)
 
     @property
     def fps(self) -> float | None:
         """Frames a second; None where the file does not tell."""
-        if self.rate:
-            return float(self.rate)
-        duration = self.duration(0, self.num_frames)
-        return self.num_frames / duration if duration else None
+        return float(self.rate) if self.rate else None
 
-    def duration(self, first: int, stop: int) -> float | None:
-        """Seconds that the frames from `first` until before `stop` last; None where the file does not tell."""
-        times = self.times
-        if times is not None:
-            ends = times + self.durations[self.display_order]
-            ticks = int(ends[first:stop].max() - times[first])
-            if ticks > 0:
-                return float(ticks * self.time_base)
-        return float((stop - first) / self.rate) if self.rate else None
+    def duration(self, first: int, stop: int, end: float | None = None) -> float | None:
+        """Seconds from when frame `first` is displayed until `stop` is, or the last frame no longer is.
+
+        Of frames that were asked for up to `end`, in seconds since the first of the file, the last counts until then,
+        and for as long as others in any case, but not for the whole of a pause. None where the file does not tell.
+        """
+        if self.line is None or self.line.length <= 0:
+            return float((stop - first) / self.rate) if self.rate else None
+        times = self.line.times
+        until = int(times[stop]) if stop < self.num_frames else self.line.end
+        if end is not None:
+            until = min(until, max(int(times[0]) + self._ticks(end), int(times[stop - 1]) + self.line.usual))
+        return float((until - int(times[first])) * self.time_base)
 
     def seconds(self, first: int, stop: int) -> np.ndarray | None:
         """When the frames from `first` until before `stop` are displayed (F,), in seconds since `first` is; None where
@@ -133,27 +158,38 @@ class VideoIndex:
 
     def _first_from(self, seconds: float) -> int:
         """The first frame displayed `seconds` after the first of them or later."""
-        times, time_base = self.times, self.time_base
-        if times is None:
-            if not self.rate:
-                raise ValueError("it does not tell when its frames are displayed")
-            times, time_base = np.arange(self.num_frames), 1 / self.rate
-        # To the microsecond, since 0.1 as a float lies behind a frame at a tenth of a second.
-        ticks = math.ceil(Fraction(seconds).limit_denominator(1_000_000) / time_base)
-        return int(np.searchsorted(times - times[0], ticks))
+        if self.times is not None:
+            return int(np.searchsorted(self.times - self.times[0], self._ticks(seconds)))
+        if not self.rate:
+            raise ValueError("it does not tell when its frames are displayed")
+        return min(self.num_frames, math.ceil(_exact(seconds) * self.rate))
 
-    def counted(self, timestamps: Sequence[int | None]) -> "VideoIndex":
-        """The same for the frames that came out of the decoder, in their order, and have these `timestamps`."""
+    def _ticks(self, seconds: float) -> int:
+        return math.ceil(_exact(seconds) / self.time_base)
+
+    def counted(self, timestamps: Sequence[int | None], is_key: Sequence[bool]) -> "VideoIndex":
+        """The same for the frames that came out of the decoder, in their order.
+
+        Args:
+            timestamps: of each frame, as the file has it.
+            is_key: whether each frame is a keyframe.
+        """
         num_frames = len(timestamps)
-        timestamps = np.array([_UNKNOWN if time is None else time for time in timestamps], dtype=np.int64)
-        ticks = round(1 / (self.rate * self.time_base)) if self.rate else 0
+        told = np.array([UNKNOWN if time is None else time for time in timestamps], dtype=np.int64)
+        parts = self.clock.parts(told, np.array(is_key, dtype=bool), self.time_base)
+        told = told[np.lexsort((told, parts))]
+        last = self.line.end - int(self.line.times[-1]) if self.line else 0
+        nothing = Announced(None, is_certain=False, frames_have_own=False)
         return replace(
             self,
-            timestamps=timestamps if _ascend(timestamps) else np.full(num_frames, _UNKNOWN),
-            durations=np.full(num_frames, ticks),
+            timestamps=told,
+            marks=told,
             shown=np.ones(num_frames, dtype=bool),
+            unreferenced=None,
             entries=np.zeros(1, dtype=np.int64),
             display_order=np.arange(num_frames),
+            promised=np.full(num_frames, UNKNOWN),
+            line=time_line(told, parts, last, nothing, _ticks_a_frame(self.header_rate, self.time_base)),
             packets=None,
             is_exact=False,
         )
@@ -184,52 +220,138 @@ class VideoIndex:
         return 0
 
 
+def _exact(seconds: float) -> Fraction:
+    """To the microsecond, since 0.1 as a float lies behind a frame at a tenth of a second."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
+class _Scan:
+    """What the packets of a stream say, in the order in which they are decoded."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream):
+        self.presented, self.decoded, self.durations = array("q"), array("q"), array("q")
+        self.shown, self.keys, self.entries = array("b"), array("b"), array("b")
+        self.packets: list[Packet] | None = []
+        self.is_sound = True
+        self.order = order_reader(stream, _codec(stream), container.format.name == "avi")
+        packets, is_entry = packets_of(container, stream), _entry_test(stream)
+        if self.order is None:
+            self._read(container, packets, is_entry)
+        else:
+            self._read(container, self.order.pictures(packets), lambda packet: False)
+            self.entries = array("b", self.order.is_entry.tolist())
+
+    def _read(self, container: InputContainer, packets: Iterator[Packet], is_entry: Callable[[Packet], bool]) -> None:
+        max_bytes = max(_MAX_SMALL_BYTES, _MAX_EXPANSION * container.size)
+        is_mp4, num_bytes = container.format.name == _MP4, 0
+        for number, packet in enumerate(packets):
+            size, presented, decoded = packet.size, packet.pts, packet.dts
+            num_bytes += size
+            if number == _MAX_PACKETS:
+                raise ValueError(f"it has more than {_MAX_PACKETS} packets")
+            if num_bytes > max_bytes:
+                raise ValueError(f"its packets are more than {max_bytes} bytes, and the file has {container.size}")
+            is_key = packet.is_keyframe
+            self.presented.append(UNKNOWN if presented is None else presented)
+            self.decoded.append(UNKNOWN if decoded is None else decoded)
+            self.durations.append(packet.duration or 0)
+            self.shown.append(not packet.is_discard)
+            self.keys.append(is_key)
+            self.entries.append(is_key and is_entry(packet))
+            # Of joined files, the parameters that the decoder has to be told are those of the last packet that it was
+            # sent.
+            if packet.is_corrupt or (is_mp4 and packet.has_sidedata("new_extradata")):
+                self.is_sound = False
+            if self.packets is not None:
+                self.packets.append(packet)
+                if num_bytes + _BYTES_OF_A_PACKET * number > _MAX_KEPT_BYTES:
+                    self.packets = None
+
+
+def _column(values: array) -> np.ndarray:
+    """(N,), int64 or bool, what was gathered of each packet."""
+    return np.array(values, dtype=np.int64 if values.typecode == "q" else bool)
+
+
 def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
     """Reads all packets of a stream.
 
     Raises:
         ValueError: there are too many, or they are larger than the file.
     """
-    timestamps, durations, shown, entries = array("q"), array("q"), array("b"), array("q")
-    packets, num_bytes, is_sound, is_entry = [], 0, True, _entry_test(stream)
-    max_bytes = max(_MAX_SMALL_BYTES, _MAX_EXPANSION * container.size)
-    is_mp4 = container.format.name.startswith("mov")
-    for number, packet in enumerate(packets_of(container, stream)):
-        num_bytes += packet.size
-        if number == _MAX_PACKETS:
-            raise ValueError(f"it has more than {_MAX_PACKETS} packets")
-        if num_bytes > max_bytes:
-            raise ValueError(f"its packets are more than {max_bytes} bytes, and the file has {container.size}")
-        timestamps.append(_UNKNOWN if packet.pts is None else packet.pts)
-        durations.append(packet.duration or 0)
-        shown.append(not packet.is_discard)
-        # Of joined files, the parameters that the decoder has to be told are those of the last packet that it was sent.
-        is_sound = is_sound and not packet.is_corrupt and not (is_mp4 and packet.has_sidedata("new_extradata"))
-        if not number or (packet.is_keyframe and not packet.is_discard and is_entry(packet)):
-            entries.append(number)
-        if packets is not None:
-            packets.append(packet)
-            is_small = num_bytes + _BYTES_OF_A_PACKET * len(packets) <= _MAX_KEPT_BYTES
-            packets = packets if is_small else None
-    timestamps, durations = np.array(timestamps, dtype=np.int64), np.array(durations, dtype=np.int64)
-    shown = np.array(shown, dtype=bool)
-    is_told = _UNKNOWN not in timestamps
-    display_order = np.flatnonzero(shown)
-    if is_told:
-        display_order = display_order[np.argsort(timestamps[display_order], kind="stable")]
-    is_exact = is_sound and _keeps_promises(container, stream) and _ascend(timestamps[display_order])
+    scan, clock, name = _Scan(container, stream), Clock.of(container), container.format.name
+    presented, decoded, shown = _column(scan.presented), _column(scan.decoded), _column(scan.shown)
+    parts = clock.parts(decoded, _column(scan.keys), stream.time_base)
+    timestamps, display_order = presented, np.flatnonzero(shown)
+    order = None if scan.order is None else scan.order.display_order()
+    is_exact = scan.is_sound and not parts.any() and not _has_several_segments(presented, shown)
+    is_exact = is_exact and (scan.order is None or scan.order.is_regular) and _keeps_promises(name, stream)
+    if name == _AVI and is_exact and order is not None and UNKNOWN not in decoded:
+        display_order, shown = order, np.zeros(len(shown), dtype=bool)
+        shown[order] = True
+        timestamps = _in_place(order, np.sort(decoded[order]), len(shown))
+        if scan.packets is not None:
+            for packet, timestamp in zip(scan.packets, timestamps.tolist(), strict=True):
+                packet.pts = timestamp
+    elif UNKNOWN not in presented:
+        display_order = display_order[np.lexsort((presented[display_order], parts[display_order]))]
+        is_exact = is_exact and (order is None or np.array_equal(order, display_order))
     return VideoIndex(
         time_base=stream.time_base,
-        rate=stream.average_rate or stream.guessed_rate,
+        header_rate=stream.average_rate or stream.guessed_rate,
         timestamps=timestamps,
-        durations=durations,
+        marks=decoded if name == _AVI else presented,
         shown=shown,
-        entries=np.array(entries, dtype=np.int64),
+        unreferenced=None if scan.order is None else scan.order.is_unreferenced,
+        entries=np.union1d([0], np.flatnonzero(_column(scan.entries) & shown)).astype(np.int64),
         display_order=display_order,
-        packets=packets,
-        is_exact=is_exact and not _has_several_segments(timestamps, shown),
+        promised=presented[display_order],
+        line=_line(scan, container, stream, display_order, parts),
+        packets=scan.packets,
+        clock=clock,
+        is_exact=is_exact and _ascend(timestamps[display_order]),
         is_skippable=_is_skippable(stream),
     )
+
+
+def _line(
+    scan: _Scan, container: InputContainer, stream: VideoStream, display_order: np.ndarray, parts: np.ndarray
+) -> TimeLine | None:
+    if not len(display_order):
+        return None
+    is_avi, last = container.format.name == _AVI, int(display_order[-1])
+    # AVI has a frame displayed when one is decoded.
+    told = np.sort(_column(scan.decoded)[display_order]) if is_avi else _column(scan.presented)[display_order]
+    # Of MP4, durations are the times from decoding one frame to decoding the next.
+    is_told = container.format.name != _MP4 or last == len(parts) - 1
+    announced = _announced(container, stream, _column(scan.shown), int(told[0]))
+    usual = _ticks_a_frame(stream.average_rate or stream.guessed_rate, stream.time_base)
+    return time_line(told, parts[display_order], scan.durations[last] if is_told else 0, announced, usual)
+
+
+def _in_place(display_order: np.ndarray, told: np.ndarray, num_packets: int) -> np.ndarray:
+    """A timestamp for each packet (N,): those of frames (F,) and, of what is not displayed, that of the latest frame."""
+    timestamps = np.full(num_packets, UNKNOWN)
+    timestamps[display_order] = told
+    return np.where(timestamps == UNKNOWN, np.maximum.accumulate(timestamps), timestamps)
+
+
+def _announced(container: InputContainer, stream: VideoStream, shown: np.ndarray, first: int) -> Announced:
+    """What the header says of the end, `first` being when the first frame is displayed. (Of transport and program
+    streams, FFmpeg makes it up.)"""
+    name, end = container.format.name, None
+    if name == _MP4 and stream.duration is not None:
+        end = first + stream.duration
+    elif name in _HAVE_END and container.duration is not None and len(container.streams) == 1:
+        # Of all streams together: where there are others, one of them may be longer.
+        end = round(Fraction(container.duration, av.time_base) / stream.time_base)
+    # Edit lists may name an end that the frames do not reach.
+    is_certain = name == _MP4 and bool(shown.all()) and len(shown) == stream.frames
+    return Announced(end, is_certain, frames_have_own=name in _HAVE_FRAME_DURATIONS)
+
+
+def _ticks_a_frame(rate: Fraction | None, time_base: Fraction) -> int | None:
+    return round(1 / (rate * time_base)) if rate else None
 
 
 def packets_between(
@@ -245,10 +367,14 @@ def packets_between(
             check_time()
             yield packet
         return
-    container.seek(int(index.timestamps[first]), stream=stream)
-    number = first
-    for packet in packets_of(container, stream):
-        if packet.pts == index.timestamps[number] and packet.is_discard != bool(index.shown[number]):
+    is_avi = container.format.name == _AVI
+    container.seek(int(index.marks[first]), stream=stream)
+    order, packets, number = order_reader(stream, _codec(stream), is_avi), packets_of(container, stream), first
+    for packet in packets if order is None else order.pictures(packets):
+        mark = packet.dts if is_avi else packet.pts
+        if mark == index.marks[number] and (is_avi or packet.is_discard != bool(index.shown[number])):
+            if is_avi:
+                packet.pts = int(index.timestamps[number])
             yield packet
             if number == last:
                 return
@@ -258,12 +384,8 @@ def packets_between(
     raise BrokenPromise(f"packet {number} is not found again")
 
 
-def _keeps_promises(container: InputContainer, stream: VideoStream) -> bool:
-    codec = _codec(stream)
-    if container.format.name not in _INDEXED_CONTAINERS or codec not in _SEEKABLE_CODECS:
-        return False
-    # Two frames of MPEG-4 Part 2 may share a packet where there are B-frames.
-    return codec != "mpeg4" or not stream.codec_context.has_b_frames
+def _keeps_promises(container: str, stream: VideoStream) -> bool:
+    return container in _INDEXED_CONTAINERS and _codec(stream) in _SEEKABLE_CODECS
 
 
 def _codec(stream: VideoStream) -> str:
@@ -271,11 +393,13 @@ def _codec(stream: VideoStream) -> str:
 
 
 def _ascend(times: np.ndarray) -> bool:
-    return len(times) > 0 and times[0] != _UNKNOWN and bool((times[1:] > times[:-1]).all())
+    return len(times) > 0 and times[0] != UNKNOWN and bool((times[1:] > times[:-1]).all())
 
 
 def _has_several_segments(times: np.ndarray, shown: np.ndarray) -> bool:
     """Whether an edit list leaves out frames in the middle: what comes before a later segment has times of its own."""
+    if shown.all() or not shown.any():
+        return False
     first, last = times[shown].min(), times[shown].max()
     return bool(((times > first) & (times < last) & ~shown).any())
 
@@ -287,25 +411,7 @@ def _entry_test(stream: VideoStream) -> Callable[[Packet], bool]:
     extradata = stream.codec_context.extradata or b""
     # An MP4 file's configuration record begins with a 1; a bare stream's parameter sets with the start code 0, 0, 1.
     length_size = (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else None
-    return lambda packet: _is_idr(bytes(packet), length_size)
-
-
-def _is_idr(data: bytes, length_size: int | None) -> bool:
-    """Whether an H.264 packet is an IDR picture. Containers also flag others, whose successors may refer further back."""
-    position = 0
-    while True:
-        if length_size is None:
-            start = data.find(b"\0\0\1", position)
-            header, following = start + 3, start + 4
-        else:
-            start, header = position, position + length_size
-            following = header + int.from_bytes(data[position:header], "big")
-        if start < 0 or header >= len(data):
-            return False
-        kind = data[header] & 31
-        if kind in (1, 5):  # a slice of another picture, or of an IDR picture
-            return kind == 5
-        position = following
+    return lambda packet: is_idr(bytes(packet), length_size)
 
 
 def _is_skippable(stream: VideoStream) -> bool:

@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import av
 from av.container import InputContainer
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
@@ -54,8 +55,6 @@ _MAX_STREAMS = 16
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "protocol_whitelist": "file",
-    # Where a truncated file ends inside a frame, the half that is left is no frame.
-    "fflags": "discardcorrupt",
     # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
     "max_pixels": str(_MAX_PIXELS),
     "max_streams": str(_MAX_STREAMS),
@@ -134,11 +133,26 @@ def open_video(
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The stream's packets from where the container stands."""
+    """The stream's packets from where the container stands.
+
+    Where a truncated file ends inside a frame, the half that is left is no frame. In the middle, FFmpeg's mark of what is
+    corrupt may also mean that two whole files were joined there.
+    """
+    # In streams without packets of their own, FFmpeg finds the end of a frame at the start of the next, and marks the one
+    # before.
+    is_late, was_corrupt, last = bool(container.format.flags & Flags.ts_discont.value), False, None
     for packet in container.demux(stream):
         check_time()
         if packet.size:
-            yield packet
+            if last is not None:
+                yield last
+                last = None
+            is_corrupt = packet.is_corrupt
+            if is_corrupt or was_corrupt:
+                last = packet
+            else:
+                yield packet
+            was_corrupt = is_late and is_corrupt
         elif packet.dts is None:
             # PyAV's own flushing packet for this stream. Those of the others would follow, and PyAV trips (IndexError)
             # over a stream that only appeared late in the file.

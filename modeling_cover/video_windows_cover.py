@@ -115,7 +115,7 @@ def _next_group(
     group, total = [], 0
     for start, end in times:
         first, stop = outline.index.shown_between(start, end)
-        clip = outline.clip_of(first, stop)
+        clip = outline.clip_of(first, stop, end)
         group.append([first + int(index) for index in sample_indices(clip.metadata)])
         total += len(group[-1])
         if total >= _MAX_FRAMES_AT_A_TIME:
@@ -138,7 +138,7 @@ def _decode(
     outline = replace(outline, beginning=Beginning([], 0))
     if images is None:
         images, counted = decode_in_order(source, outline, frames, num_threads)
-        if images is None or counted.index.num_frames != outline.index.num_frames:
+        if images is None or not counted.index.agrees_with(outline.index):
             return None, counted
         outline = counted
     upright = outline.orientation.turn_upright(images)

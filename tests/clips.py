@@ -18,6 +18,7 @@ The frames of an indexed clip carry their own number as a grey level, so that a 
 Axes: T frames, H height, W width.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from fractions import Fraction
@@ -29,6 +30,9 @@ import numpy as np
 
 MAX_INDEXED_FRAMES = 32
 _LEVELS_APART = 8
+
+# Of MPEG-4, what a frame starts with, and user data that say that frames are packed.
+_VOP, _PACKED_SIGN = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
 
 # So near to lossless that a frame's number survives.
 _CODEC_OPTIONS = {
@@ -115,6 +119,58 @@ def write_clip(
     return os.fspath(path)
 
 
+def write_packed(path: str | os.PathLike, frames: np.ndarray, fps: int = 24, **codec_options: str) -> str:
+    """MPEG-4 in AVI as DivX and XviD write it: the first B frame in the packet of the frame behind it, each other one in
+    the place of that before, and a frame that is not coded in the place of the last.
+
+        coded       I  P1 B1 B2  P2      packed    I  P1+B1  B2  -  P2
+    """
+    content = io.BytesIO()
+    with av.open(content, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=fps, options=_CODEC_OPTIONS["mpeg4"] | {"bf": "2"} | codec_options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    content.seek(0)
+    with av.open(content) as container:
+        coded = [(bytes(packet), packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
+    packed, waiting = [], None
+    for data, is_key in coded:
+        is_b = data[data.index(_VOP) + 4] >> 6 == 2
+        if is_b and waiting is None:
+            packed[-1][0] += data
+            waiting = True
+            continue
+        if waiting is not None and not is_b:
+            packed.append([not_coded_vop(fps), False])
+            waiting = None
+        packed.append([data if is_b else data.replace(_VOP, _PACKED_SIGN + _VOP), is_key])
+    return write_packets(path, packed, frames.shape[2], frames.shape[1], fps)
+
+
+def not_coded_vop(fps: int) -> bytes:
+    """A P frame of MPEG-4 of which the header says that it is not coded."""
+    time_bits = max(1, (fps - 1).bit_length())
+    bits = "01" + "0" + "1" + "0" * time_bits + "1" + "0" + "0"
+    bits += "1" * (-len(bits) % 8)
+    return _VOP + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def write_packets(
+    path: str | os.PathLike, packets: Sequence[tuple[bytes, bool]], width: int, height: int, fps: int
+) -> str:
+    """An AVI file of packets of MPEG-4, each with whether it is a keyframe."""
+    with av.open(os.fspath(path), "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number, (data, is_key) in enumerate(packets):
+            packet = _packet(data, stream, number, fps)
+            packet.is_keyframe = is_key
+            container.mux(packet)
+    return os.fspath(path)
+
+
 def write_audio(path: str | os.PathLike, cover: bytes | None = None) -> str:
     """A second of silence; `cover`, a JPEG, as its cover picture."""
     with av.open(os.fspath(path), "w", format="mp4") as container:
@@ -138,11 +194,11 @@ def write_jpegs(path: str | os.PathLike, jpegs: Sequence[bytes]) -> str:
     return os.fspath(path)
 
 
-def _packet(data: bytes, stream: av.VideoStream, timestamp: int) -> av.Packet:
+def _packet(data: bytes, stream: av.VideoStream, timestamp: int, fps: int = 24) -> av.Packet:
     packet = av.Packet(data)
     packet.stream = stream
     packet.pts = packet.dts = timestamp
-    packet.time_base = Fraction(1, 24)
+    packet.time_base = Fraction(1, fps)
     packet.is_keyframe = True
     return packet
 

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from clips import indexed_frames, write_audio, write_clip
+from clips import indexed_frames, write_audio, write_clip, write_packed
 from modeling_cover import VideoDecodingError, read_video
 from modeling_cover.frame_sampling_cover import uniform_frame_indices
 from modeling_cover.image_reading_cover import read_image
@@ -63,6 +63,8 @@ VIDEOS = {
     "vp9.webm": ("libvpx-vp9", "yuv420p", {}),
     "av1.mp4": ("libsvtav1", "yuv420p", {}),
     "mpeg4.avi": ("mpeg4", "yuv420p", {}),
+    "mpeg4_b_frames.avi": ("mpeg4", "yuv420p", {"bf": "2", "g": "8"}),
+    "h264.avi": ("libx264", "yuv420p", {"g": "8"}),
     "mpeg2.mpg": ("mpeg2video", "yuv420p", {}),
     "mjpeg.avi": ("mjpeg", "yuvj420p", {}),
     "gif.gif": ("gif", "rgb8", {}),
@@ -80,6 +82,7 @@ def write_whole_files(folder: Path) -> None:
     """A small file of each kind, and the secret."""
     for name, (codec, pixel_format, options) in VIDEOS.items():
         write_clip(folder / name, indexed_frames(20, 48, 64), codec=codec, pixel_format=pixel_format, **options)
+    write_packed(folder / "mpeg4_packed.avi", indexed_frames(20, 48, 64), g="8")
     write_audio(folder / "audio.mp4")
     rng = np.random.default_rng(0)
     for suffix in IMAGES:

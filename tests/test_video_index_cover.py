@@ -92,11 +92,14 @@ class TestTrust:
             ("clip.mp4", {}, True, True),
             ("clip.mkv", {}, True, True),
             ("clip.ts", {}, False, True),  # without an index
-            ("clip.avi", {}, False, True),  # without timestamps
+            ("clip.avi", {}, True, True),  # without timestamps, but frames that tell their order
+            ("clip.avi", {"flags": "+ilme+ildct", "x264-params": "tff=1"}, False, True),  # or fields, which do not
             ("clip.webm", {"codec": "libvpx-vp9"}, True, False),
             ("clip.webm", {"codec": "libvpx"}, False, False),  # hidden frames in packets of their own
             ("clip.avi", {"codec": "mpeg4"}, True, False),
-            ("clip.mp4", {"codec": "mpeg4", "bf": "2"}, False, False),  # packed
+            ("clip.avi", {"codec": "mpeg4", "bf": "2"}, True, False),
+            ("clip.mp4", {"codec": "mpeg4", "bf": "2"}, True, False),
+            ("clip.avi", {"codec": "msmpeg4v3"}, False, False),
             ("clip.mp4", {"codec": "libx265", "x265-params": "log-level=none"}, True, True),
             ("clip.mp4", {"codec": "libx265", "x265-params": "log-level=none:temporal-layers=3"}, True, False),
         ],
@@ -124,12 +127,12 @@ class TestTimes:
     def test_those_of_counted_frames_replace_what_was_promised(self, write):
         index = index_of(write("clip.mp4"))
         times = index.times.tolist()[4:]
-        counted = index.counted(times)
+        counted = index.counted(times, [False] * 26)
         assert counted.num_frames == 26
         assert counted.times.tolist() == times
         assert counted.duration(0, 26) == pytest.approx(26 / 24)
         assert not counted.is_exact
-        assert index.counted([None, 1, 2]).times is None
+        assert index.counted([None, 1, 2], [True] * 3).times is None
 
 
 class TestBounds:

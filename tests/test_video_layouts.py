@@ -22,9 +22,20 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import frame_numbers, indexed_frames, moving_frames, plain_frames, write_clip
+from clips import (
+    frame_numbers,
+    indexed_frames,
+    moving_frames,
+    not_coded_vop,
+    plain_frames,
+    write_clip,
+    write_packed,
+    write_packets,
+)
 from modeling_cover import video_decoding_cover
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.video_index_cover import scan_packets
+from modeling_cover.video_opening_cover import open_video
 from mp4_boxes import joined, with_edits
 
 
@@ -63,6 +74,8 @@ LAYOUTS = {
     "av1.mp4": {"codec": "libsvtav1", "preset": "13", "g": "20"},
     "mpeg4.avi": MPEG | {"codec": "mpeg4"},
     "mpeg4_b_frames.avi": MPEG | {"codec": "mpeg4", "bf": "2"},
+    "mpeg4_packed.avi": MPEG | {"packed": True},
+    "mpeg4_packed_one_keyframe.avi": MPEG | {"packed": True, "g": "250", "bf": "1"},
     "mpeg4_b_frames.mp4": MPEG | {"codec": "mpeg4", "bf": "2"},
     "mpeg2.ts": MPEG | {"codec": "mpeg2video", "bf": "2", "fps": 25},
     "mpeg2.mpg": MPEG | {"codec": "mpeg2video", "bf": "2", "fps": 25, "container_format": "mpeg"},
@@ -73,6 +86,10 @@ LAYOUTS = {
 
 def write_layout(path: Path) -> str:
     options = LAYOUTS[path.name]
+    if "packed" in options:
+        return write_packed(
+            path, moving_frames(60), **{name: value for name, value in options.items() if name != "packed"}
+        )
     return write_clip(path, moving_frames(60), **(options if "codec" in options else X264 | options))
 
 
@@ -118,9 +135,10 @@ class TestAnyLayout:
 
     def test_packets_that_do_not_fit_into_memory_are_read_again(self, tmp_path, monkeypatch):
         monkeypatch.setattr("modeling_cover.video_index_cover._MAX_KEPT_BYTES", 1000)
-        for layout in ("short_gops.mp4", "varying_rate.mkv", "one_keyframe.mp4", "vp9.webm", "mpeg4.avi"):
+        in_avi = ("mpeg4.avi", "mpeg4_b_frames.avi", "mpeg4_packed.avi", "h264.avi")
+        for layout in ("short_gops.mp4", "varying_rate.mkv", "one_keyframe.mp4", "vp9.webm", *in_avi):
             path = write_layout(tmp_path / layout)
-            for indices in ([7], [3, 20, 21, 50], range(60)):
+            for indices in ([7], [3, 20, 21, 50], range(59)):
                 frames, _ = read_video(path, lambda metadata, indices=indices: indices)
                 np.testing.assert_array_equal(frames, plain_frames(path)[indices])
 
@@ -151,7 +169,7 @@ class TestAnyLayout:
             found, _ = read_video(content, lambda metadata, indices=indices: indices, num_threads=1)
             np.testing.assert_array_equal(found, expected[list(indices)])
 
-    @pytest.mark.parametrize("layout", ["short_gops.mp4", "vp9.webm", "mpeg4.avi"])
+    @pytest.mark.parametrize("layout", ["short_gops.mp4", "vp9.webm", "mpeg4.avi", "mpeg4_packed.avi", "h264.avi"])
     def test_flags_that_call_every_packet_a_keyframe_do_no_harm(self, layout, tmp_path, monkeypatch):
         path = write_layout(tmp_path / layout)
         expected = plain_frames(path)
@@ -162,11 +180,14 @@ class TestAnyLayout:
             return replace(index, entries=np.arange(len(index.timestamps)))
 
         monkeypatch.setattr(video_decoding_cover, "scan_packets", scan_with_lies)
-        for indices in ([7], [3, 20, 21, 50], [1, 14, 59]):
+        for indices in ([7], [3, 20, 21, 50], [1, 14, 58]):
             frames, _ = read_video(path, lambda metadata, indices=indices: indices)
             np.testing.assert_array_equal(frames, expected[indices])
 
-    @pytest.mark.parametrize("layout", ["short_gops.mp4", "pyramid.mp4", "open_gops.mkv", "mpeg4.avi", "vp9.webm"])
+    @pytest.mark.parametrize(
+        "layout",
+        ["short_gops.mp4", "pyramid.mp4", "open_gops.mkv", "mpeg4.avi", "mpeg4_b_frames.avi", "h264.avi", "vp9.webm"],
+    )
     def test_damage_leaves_a_frame_as_it_is_or_as_a_plain_decoding_mends_it(self, layout, tmp_path):
         content = Path(write_layout(tmp_path / layout)).read_bytes()
         intact = plain_frames(io.BytesIO(content))
@@ -188,6 +209,60 @@ class TestAnyLayout:
                         is_mended = len(mended) == 60 and (frame == mended[index]).all()
                         assert is_mended or (frame == intact[index]).all()
         assert num_read > 1
+
+
+class TestAvi:
+    """AVI tells neither the order nor the times of frames: MPEG-4 and H.264 tell the order themselves."""
+
+    @pytest.mark.parametrize(
+        "layout", ["mpeg4.avi", "mpeg4_b_frames.avi", "mpeg4_packed.avi", "mpeg4_packed_one_keyframe.avi", "h264.avi"]
+    )
+    def test_is_decoded_by_plan(self, layout, tmp_path, monkeypatch):
+        path = write_layout(tmp_path / layout)
+        expected = plain_frames(path)
+
+        def fail(*arguments):
+            raise AssertionError("decoded in order")
+
+        monkeypatch.setattr(video_decoding_cover, "decode_in_order", fail)
+        for index in range(len(expected)):
+            frames, metadata = read_video(path, lambda metadata, index=index: [index], num_threads=1)
+            np.testing.assert_array_equal(frames[0], expected[index])
+            assert metadata.timestamps == pytest.approx([index / 24])
+        assert metadata.duration == pytest.approx(len(expected) / 24)
+
+    @pytest.mark.parametrize("layout", ["mpeg4_b_frames.avi", "mpeg4_packed.avi"])
+    def test_frames_that_no_other_refers_to_are_not_decoded(self, layout, tmp_path, monkeypatch):
+        path = write_layout(tmp_path / layout)
+        with open_video(path, num_threads=1) as (container, stream):
+            index = scan_packets(container, stream)
+        (run,) = index.plan([11])
+        num_references = int((~index.unreferenced[run[0] : run[1] + 1]).sum())
+        assert num_references < run[1] + 1 - run[0]
+        # So much may be decoded, and not a frame more.
+        monkeypatch.setattr(video_decoding_cover, "_MAX_DECODED_PIXELS", (num_references + 1) * 64 * 96)
+        frames, _ = read_video(path, lambda metadata: [11], num_threads=1)
+        np.testing.assert_array_equal(frames, plain_frames(path)[11:12])
+
+    @pytest.mark.parametrize("places", [[10], [8, 8, 20], [1], [0], [30], [30, 30]], ids=str)
+    @pytest.mark.parametrize("num_b_frames", ["0", "2"])
+    def test_frames_that_are_not_coded_take_their_time_alone(self, num_b_frames, places, tmp_path):
+        path = write_clip(tmp_path / "whole.avi", moving_frames(30), codec="mpeg4", bf=num_b_frames, g="12")
+        with av.open(path) as container:
+            packets = [(bytes(packet), packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
+        for place in reversed(places):
+            packets.insert(place, (not_coded_vop(24), False))
+        path = write_packets(tmp_path / "clip.avi", packets, 96, 64, 24)
+        expected = plain_frames(path)
+        frames, metadata = read_video(path, every_frame, num_threads=1)
+        np.testing.assert_array_equal(frames, expected)
+        assert (np.diff(metadata.timestamps) > 0).all()
+        for index in range(0, len(expected), 3):
+            frames, _ = read_video(path, lambda metadata, index=index: [index], num_threads=1)
+            np.testing.assert_array_equal(frames[0], expected[index])
+        if num_b_frames == "0" and places == [8, 8, 20]:
+            slots = [*range(8), *range(10, 22), *range(23, 33)]
+            assert metadata.timestamps == pytest.approx([slot / 24 for slot in slots])
 
 
 class TestEffort:
