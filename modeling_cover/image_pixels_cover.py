@@ -14,19 +14,17 @@
 """What counts of an image file, its pixels, whatever its name is, its depth, and what else the file tells about them."""
 
 import os
-import struct
-from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
-from PIL import ExifTags
+
+from .image_metadata_cover import orientation_of
 
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
-    _PNG_SIGNATURE: "PNG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
     b"II*\0": "TIFF",
@@ -34,9 +32,6 @@ _SIGNATURES = {
 }
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEAD = 32  # bytes that tell
-
-# The chunks of a PNG that its pixels depend on, and the EXIF data, which say how it lies.
-_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,25 +72,6 @@ def _head(source: str | os.PathLike | bytes | BinaryIO) -> bytes:
         return b""
 
 
-def pixels_of_png(content: bytes) -> bytes:
-    """A PNG file without what its pixels do not depend on: text, profiles and times, which may be broken or too large.
-
-    Anything else is returned as it is.
-    """
-    if not content.startswith(_PNG_SIGNATURE):
-        return content
-    return b"".join([_PNG_SIGNATURE, *_pixel_chunks(content)])
-
-
-def _pixel_chunks(content: bytes) -> Iterator[memoryview]:
-    view, position = memoryview(content), len(_PNG_SIGNATURE)
-    while position + 8 <= len(content):
-        length = int.from_bytes(view[position : position + 4], "big")
-        if bytes(view[position + 4 : position + 8]) in _PIXEL_CHUNKS:
-            yield view[position : position + 12 + length]  # with the length, the name and the checksum
-        position += 12 + length
-
-
 def positive(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image, of which PIL leaves a TIFF of 16 bits as a negative where it says that white is zero."""
     if image.format != "TIFF" or not _is_deep(image) or image.tag_v2.get(_TIFF_PHOTOMETRIC) != _WHITE_IS_ZERO:
@@ -109,13 +85,9 @@ def _is_deep(image: PIL.Image.Image) -> bool:
 
 
 def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image as its EXIF data say that it lies; as it is where they say nothing, or are broken."""
-    try:
-        # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    # PIL has no error of its own for broken EXIF data; these are what reading them raises.
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, struct.error):
-        return image
+    """The image as its metadata say that it lies; as it is where they say nothing, or are broken."""
+    # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
+    turn = _TURNS.get(orientation_of(image))
     return image if turn is None else image.transpose(turn)
 
 
@@ -134,6 +106,8 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         low, high = image.getextrema()
         if not 0 <= low <= high <= 255:
             raise ValueError(f"an image of floats must have values of 0 to 255, got {low:g} to {high:g}")
+    if image.mode == "La":  # which PIL turns into nothing else
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)

@@ -35,7 +35,8 @@ from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
 from .addresses_cover import public_name, reason_of, retried
-from .image_pixels_cover import pixels_of_png, positive, to_rgb, turned_upright
+from .image_metadata_cover import without_metadata
+from .image_pixels_cover import positive, to_rgb, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
 from .video_opening_cover import MACHINE_ERRORS, name_of
 
@@ -60,15 +61,21 @@ _EXPECTED = (
 )
 
 
-def split_batch(videos: Any, data_format: ChannelDimension | None) -> list[torch.Tensor | VideoSource]:
-    """The items of a batch: a clip (T, C, H, W), an image (C, H, W), or what is still to be decoded."""
+def split_batch(
+    videos: Any, data_format: ChannelDimension | None, is_to_255: bool = True
+) -> list[torch.Tensor | VideoSource]:
+    """The items of a batch: a clip (T, C, H, W), an image (C, H, W), or what is still to be decoded.
+
+    Args:
+        is_to_255: whether arrays hold values of 0 to 255, or else whatever they hold.
+    """
     if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
         videos = list(videos)
     if not isinstance(videos, list | tuple) or _is_frame_list(videos):
-        return [_to_item(videos, "videos", data_format)]
+        return [_to_item(videos, "videos", data_format, is_to_255)]
     if not videos:
         raise ValueError(f"videos is empty: {_EXPECTED}")
-    return [_to_item(video, f"videos[{index}]", data_format) for index, video in enumerate(videos)]
+    return [_to_item(video, f"videos[{index}]", data_format, is_to_255) for index, video in enumerate(videos)]
 
 
 def _is_frame(item: Any) -> bool:
@@ -79,17 +86,25 @@ def _is_frame_list(items: list | tuple) -> bool:
     return len(items) > 0 and all(_is_frame(item) for item in items)
 
 
-def _to_item(item: Any, name: str, data_format: ChannelDimension | None) -> torch.Tensor | VideoSource:
+def _to_item(
+    item: Any, name: str, data_format: ChannelDimension | None, is_to_255: bool
+) -> torch.Tensor | VideoSource:
     if isinstance(item, list | tuple) and _is_frame_list(item):
-        frames = [_to_item(frame, f"{name}[{index}]", data_format) for index, frame in enumerate(item)]
+        frames = [_to_item(frame, f"{name}[{index}]", data_format, is_to_255) for index, frame in enumerate(item)]
         shapes = {tuple(frame.shape) for frame in frames}
         if len(shapes) > 1:
             raise ValueError(f"the frames of {name} must have one shape (C, H, W), got {sorted(shapes)}")
         return torch.stack(frames)
     if isinstance(item, PIL.Image.Image):
-        return image_to_tensor(item)
+        try:
+            return image_to_tensor(item)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     if isinstance(item, np.ndarray | torch.Tensor) and item.ndim in (3, 4):
-        return _array_to_tensor(item, name, data_format)
+        array = _array_to_tensor(item, name, data_format)
+        if is_to_255:
+            _check_values(array, name)
+        return array
     if isinstance(item, str | os.PathLike):
         return image_to_tensor(read_image(item)) if _has_image_suffix(item) else item
     if isinstance(item, bytes) or hasattr(item, "read"):
@@ -106,8 +121,6 @@ def _array_to_tensor(
     """Channels first, whatever they were: (..., C, H, W). The order is told by the sizes unless it is given."""
     if 0 in array.shape:
         raise ValueError(f"{name} has no frames: its shape is {tuple(array.shape)}")
-    if str(array.dtype).endswith("uint16") and array.max() > 255:
-        raise ValueError(f"{name} is of 16 bits, with values up to {int(array.max())}: divide them by 257 first")
     if isinstance(array, np.ndarray):
         # torch takes neither negative strides nor, in silence, a read-only array.
         array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -122,6 +135,16 @@ def _array_to_tensor(
             f" got shape {tuple(array.shape)}"
         )
     return array if data_format == ChannelDimension.FIRST else array.movedim(-1, -3)
+
+
+def _check_values(array: torch.Tensor, name: str) -> None:
+    """Raise a `ValueError` unless integers of more than 8 bits are from 0 to 255."""
+    if array.dtype in (torch.uint8, torch.bool) or array.is_floating_point():
+        return
+    lowest, highest = (int(bound) for bound in array.to(torch.int64).aminmax())
+    if lowest < 0 or highest > 255:
+        hint = ": divide what is of 16 bits by 257" if lowest >= 0 else ""
+        raise ValueError(f"{name} has values from {lowest} to {highest}, expected 0 to 255{hint}")
 
 
 def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
@@ -146,12 +169,12 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
         with _open_image(source) as file:
             try:
                 return _decoded(file)
-            except _PIL_ERRORS:
-                file.seek(0)
-                content = file.read()
-                if (pixels := pixels_of_png(content)) == content:
+            except _PIL_ERRORS as error:
+                is_too_large = isinstance(error, _UnfitSizeError | DecompressionBombError)
+                pixels = None if is_too_large else without_metadata(file)
+                if pixels is None:
                     raise
-                return _decoded(io.BytesIO(pixels))
+            return _decoded(pixels)
     except VideoDecodingError:
         raise
     except _PIL_ERRORS as error:
@@ -166,19 +189,24 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
 
 
 def _decoded(file: BinaryIO) -> PIL.Image.Image:
+    file.seek(0)
     with PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
         _check_image_size(image)
         image.load()
         return turned_upright(positive(image))
 
 
+class _UnfitSizeError(ValueError):
+    """An image is too large, or too narrow."""
+
+
 def _check_image_size(image: PIL.Image.Image) -> None:
     width, height = image.size
     most = _MAX_TRANSPARENT_PIXELS if image.has_transparency_data else _MAX_IMAGE_PIXELS
     if width * height > most:
-        raise ValueError(f"it has too many pixels: {width} x {height}, more than {most}")
+        raise _UnfitSizeError(f"it has too many pixels: {width} x {height}, more than {most}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(f"it is too narrow to be scaled: {width} x {height}")
+        raise _UnfitSizeError(f"it is too narrow to be scaled: {width} x {height}")
 
 
 @contextmanager

@@ -130,10 +130,9 @@ class CoverVideoProcessor(BaseVideoProcessor):
             videos:
                 A video: a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or
                 (T, C, H, W), or a list of frames, that is of PIL images or of 3-D arrays. An image: a path, a URL,
-                bytes or a file object whose content is one, whatever its name is, a PIL image or a 3-D array. A batch: a
-                list of any of these, each item taken by itself, or a 5-D array. Arrays hold values of 0 to 255, unless
-                `do_rescale=False`; they have 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels. Grey images
-                of 16 bits are scaled by 257.
+                bytes or a file object whose content is one (grey of 16 bits is scaled by 257), a PIL image or a 3-D
+                array. A batch: a list of any of these, each item taken by itself, or a 5-D array. Arrays hold values of 0
+                to 255, unless `do_rescale=False`, and 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
             kwargs:
                 Options for this call, in place of the processor's own. With `do_sample_frames` a video, decoded or
                 not, becomes `num_frames` frames, repeated if it has fewer; an image always stays one frame.
@@ -155,7 +154,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
         num_clips, do_sample_frames = self._option(kwargs, "num_clips"), self._option(kwargs, "do_sample_frames")
         if num_clips != 1 and not do_sample_frames:
             raise ValueError(f"num_clips={num_clips} is of no effect with do_sample_frames=False")
-        items = split_batch(videos, None if data_format is None else ChannelDimension(data_format))
+        is_to_255 = self._option(kwargs, "do_rescale") and self._option(kwargs, "rescale_factor") == 1 / 255
+        items = split_batch(videos, data_format and ChannelDimension(data_format), is_to_255)
         short_side = self._short_side(kwargs)
         items = [item if isinstance(item, torch.Tensor) else _File(item, short_side) for item in items]
         return super().preprocess(items, input_data_format=ChannelDimension.FIRST, **kwargs)
@@ -265,9 +265,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
         short_side: int | None = None,
     ) -> tuple[np.ndarray, VideoMetadata] | list:
         r"""
-        Decodes a video into frames (T, H, W, 3), uint8, and its metadata. All frames without `sample_indices_fn`; as
-        large as they are without `short_side`. From a list of videos, a list of all frames and one of all metadata. Of a
-        file that is an image, whatever it is called, its one frame.
+        Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames without
+        `sample_indices_fn`; as large as they are without `short_side`. Of a list, a list of all frames and one of all metadata.
         """
         if isinstance(video_url_or_urls, list):
             fetched = [self.fetch_videos(video, sample_indices_fn, short_side) for video in video_url_or_urls]

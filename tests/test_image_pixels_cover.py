@@ -28,7 +28,7 @@ import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
 from modeling_cover import CoverVideoProcessor, VideoDecodingError, read_video
-from modeling_cover.image_pixels_cover import image_kind, pixels_of_png
+from modeling_cover.image_pixels_cover import image_kind
 from modeling_cover.image_reading_cover import image_to_tensor, read_image
 
 
@@ -107,7 +107,9 @@ class TestSixteenBits:
 
     def test_arrays_of_16_bits_are_refused_where_they_are_not_of_8(self):
         processor = CoverVideoProcessor()
-        with pytest.raises(ValueError, match="videos is of 16 bits, with values up to 65535: divide them by 257"):
+        with pytest.raises(
+            ValueError, match="videos has values from 0 to 65535, expected 0 to 255: divide what is of 16 bits by 257"
+        ):
             processor(np.stack([RAMP] * 3, axis=-1))
         small = processor(PICTURE.astype(np.uint16), return_tensors="np")["pixel_values"]
         np.testing.assert_allclose(small, processor(PICTURE, return_tensors="np")["pixel_values"], atol=0.02)
@@ -117,25 +119,6 @@ HUGE_TEXT = b"Comment\0\0" + zlib.compress(bytes(2**21))
 
 
 class TestMetadata:
-    @pytest.mark.parametrize(
-        "extra",
-        [
-            chunk(b"zTXt", HUGE_TEXT),
-            chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21))),
-            chunk(b"iCCP", b"profile\0\x07rubbish"),
-            chunk(b"eXIf", b"rubbish"),
-            chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
-            chunk(b"pHYs", b"1"),
-            chunk(b"sRGB", b""),
-            chunk(b"tEXt", b"Comment\0text")[:-1] + b"?",  # another checksum
-            b"".join([chunk(b"tEXt", b"Comment\0" + b"x" * 2**20)] * 70),
-        ],
-        ids=["text", "profile", "broken profile", "exif", "exif offset", "size", "sRGB", "checksum", "many texts"],
-    )
-    def test_a_png_is_read_whatever_else_it_tells(self, extra):
-        for content in (png(extra), png(behind=(extra,))):
-            np.testing.assert_array_equal(pixels(content), PICTURE)
-
     def test_damage_to_its_pixels_is_still_found(self):
         content = bytearray(png(chunk(b"zTXt", HUGE_TEXT)))
         place = content.index(b"IDAT") + 40
@@ -151,19 +134,13 @@ class TestMetadata:
         content = png(chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), chunk(b"zTXt", HUGE_TEXT))
         np.testing.assert_array_equal(pixels(content), np.rot90(PICTURE, -1))
 
-    def test_a_webp_and_a_jpeg_with_broken_exif_are_read(self, tmp_path):
+    def test_a_jpeg_with_broken_exif_is_read(self, tmp_path):
         image = PIL.Image.fromarray(PICTURE)
         for exif in (b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff"):
-            for name, options in (("a.webp", {"lossless": True}), ("a.jpg", {})):
-                image.save(tmp_path / name, **options)
-                plain = pixels(tmp_path / name)
-                image.save(tmp_path / name, exif=exif, **options)
-                np.testing.assert_array_equal(pixels(tmp_path / name), plain)
-
-    def test_what_is_no_png_is_left_as_it_is(self):
-        assert pixels_of_png(b"text") == b"text"
-        assert pixels_of_png(png()) == png()
-        assert len(pixels_of_png(png(chunk(b"zTXt", HUGE_TEXT)))) == len(png())
+            image.save(tmp_path / "a.jpg")
+            plain = pixels(tmp_path / "a.jpg")
+            image.save(tmp_path / "a.jpg", exif=exif)
+            np.testing.assert_array_equal(pixels(tmp_path / "a.jpg"), plain)
 
 
 class TestNames:

@@ -378,7 +378,7 @@ class TestErrors:
             read_video(path, every_frame)
         with pytest.raises(VideoDecodingError, match=f"<{len(content)} bytes> cannot be read"):
             read_video(content, every_frame)
-        with pytest.raises(VideoDecodingError, match=r"BytesIO .* cannot be read"):
+        with pytest.raises(VideoDecodingError, match=r"^<a file object> cannot be read"):
             read_video(io.BytesIO(content), every_frame)
 
     def test_a_file_without_video(self, tmp_path):

@@ -1,0 +1,138 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an image file says beside its pixels: how it is to be turned; and the file without the rest, where that is broken."""
+
+import io
+import re
+import struct
+import zlib
+from typing import BinaryIO
+
+import PIL.Image
+
+
+_PNG, _RIFF = b"\x89PNG\r\n\x1a\n", b"RIFF"
+# Of what is not needed to decode, PNG's specification calls the chunk "ancillary": their names begin with a small letter.
+_PNG_KEPT = (b"eXIf", b"iTXt", b"tRNS")
+_XMP_KEYWORD = b"XML:com.adobe.xmp\0\0"  # and not compressed
+_WEBP_KEPT = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"EXIF", b"XMP ")
+# 50 million pixels of 8 bytes are less.
+_MAX_BYTES = 2**29
+_ORIENTATION = 0x0112
+
+
+def orientation_of(image: PIL.Image.Image) -> int | None:
+    """How the pixels are to be turned, 1 to 8 as EXIF has it; None if the image does not say.
+
+    `Image.getexif` fails on all that is broken, and copies what each entry refers to: of a small file, gigabytes.
+    """
+    found = _exif_orientation(image.info.get("exif") or _raw_profile(image.info.get("Raw profile type exif", "")))
+    if found is not None:
+        return found
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
+    return int(match[1]) if match else None
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """The entry of that name in the first directory of EXIF data, which are a TIFF file."""
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return None
+    (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+    if directory + 2 > len(exif):
+        return None
+    (num_entries,) = struct.unpack_from(f"{order}H", exif, directory)
+    for place in range(directory + 2, min(directory + 2 + 12 * num_entries, len(exif) - 11), 12):
+        tag, kind, _, short = struct.unpack_from(f"{order}HHIH", exif, place)
+        if tag == _ORIENTATION:
+            return short if kind == 3 else None
+    return None
+
+
+def _raw_profile(text: str) -> bytes:
+    """EXIF data as ImageMagick writes them into a text: a name, a length and digits."""
+    try:
+        return bytes.fromhex("".join(text.split("\n")[3:]))
+    except ValueError:
+        return b""
+
+
+def without_metadata(file: BinaryIO) -> BinaryIO | None:
+    """A PNG or WebP file of what its pixels and their orientation are made of; None if it is of another kind,
+    or these are more than 512 MiB.
+
+    PIL refuses a whole image for one text that is too long, one profile or one checksum that is wrong, one chunk that
+    is cut off behind the pixels.
+    """
+    file.seek(0)
+    start = file.read(12)
+    if start.startswith(_PNG):
+        file.seek(len(_PNG))
+        chunks = _png_chunks(file)
+        return None if chunks is None else io.BytesIO(_PNG + b"".join(chunks))
+    if start.startswith(_RIFF) and start[8:] == b"WEBP":
+        chunks = _webp_chunks(file)
+        content = None if chunks is None else b"WEBP" + b"".join(chunks)
+        return None if content is None else io.BytesIO(_RIFF + struct.pack("<I", len(content)) + content)
+    return None
+
+
+def _png_chunks(file: BinaryIO) -> list[bytes] | None:
+    chunks, total = [], 0
+    while len(header := file.read(8)) == 8:
+        size, name = struct.unpack(">I4s", header)
+        if not name[:1].isupper() and name not in _PNG_KEPT:
+            file.seek(size + 4, io.SEEK_CUR)
+            continue
+        total += size
+        if total > _MAX_BYTES:
+            return None
+        chunk = header + file.read(size + 4)
+        is_whole = struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:]
+        if name[:1].isupper() or (is_whole and (name != b"iTXt" or _is_xmp(chunk))):
+            chunks.append(chunk)
+    return chunks
+
+
+def _is_xmp(chunk: bytes) -> bool:
+    """PIL reads no more than 1 MiB of a text."""
+    return chunk[8:].startswith(_XMP_KEYWORD) and len(chunk) < 2**20
+
+
+def _webp_chunks(file: BinaryIO) -> list[bytes] | None:
+    """Those that are whole."""
+    chunks, total = [], 0
+    while len(header := file.read(8)) == 8:
+        name, size = struct.unpack("<4sI", header)
+        if name not in _WEBP_KEPT:
+            file.seek(size + size % 2, io.SEEK_CUR)
+            continue
+        total += size
+        if total > _MAX_BYTES:
+            return None
+        content = file.read(size)
+        if len(content) < size:
+            break
+        file.seek(size % 2, io.SEEK_CUR)
+        if name == b"VP8X":
+            content = bytes([content[0] & ~0x20]) + content[1:]  # no profile
+        chunks.append(header + content + bytes(size % 2))
+    return chunks
+
+
+__all__ = ["orientation_of", "without_metadata"]

@@ -1,0 +1,238 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Images become the pixels that they show, whatever their bit depth is and whatever their metadata are."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from modeling_cover import CoverVideoProcessor, VideoDecodingError
+from modeling_cover.image_reading_cover import image_to_tensor, read_image
+
+
+RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+UPRIGHT = np.rot90(NOISE, -1)  # of orientation 6
+END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+
+
+def pixels_of(image: PIL.Image.Image) -> np.ndarray:
+    """(H, W, 3)"""
+    return image_to_tensor(image).permute(1, 2, 0).numpy()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(image: PIL.Image.Image, *chunks: bytes, **options) -> bytes:
+    """A PNG file with some more chunks before its pixels."""
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    start = len(b"\x89PNG\r\n\x1a\n") + 25
+    return file.getvalue()[:start] + b"".join(chunks) + file.getvalue()[start:]
+
+
+def deep_png(values: np.ndarray, colour_type: int, *chunks: bytes) -> bytes:
+    """A PNG file of 16 bits, of values (H, W) or (H, W, channels), uint16."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(lines)), END)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def exif(*entries: bytes, byte_order: str = "<") -> bytes:
+    """EXIF data of orientation 6, and of other entries before it."""
+    mark = b"II*\0" if byte_order == "<" else b"MM\0*"
+    orientation = struct.pack(f"{byte_order}HHIHH", 0x0112, 3, 1, 6, 0)
+    counted = struct.pack(f"{byte_order}IH", 8, len(entries) + 1)
+    return mark + counted + b"".join(entries) + orientation + bytes(4)
+
+
+class TestSixteenBits:
+    @pytest.mark.parametrize(
+        ("mode", "dtype"), [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2"), ("I", "=i4")]
+    )
+    def test_grey_is_scaled(self, mode, dtype):
+        image = PIL.Image.frombytes(mode, RAMP.shape[::-1], RAMP.astype(dtype).tobytes())
+        found = pixels_of(image)
+        np.testing.assert_allclose(found, np.stack([RAMP / 257] * 3, axis=-1), atol=0.5)
+        assert (found[:, 0] == 0).all()
+        assert (found[:, -1] == 255).all()
+
+    @pytest.mark.parametrize("form", ["PNG", "TIFF"])
+    def test_a_file_that_pil_has_opened_is_scaled(self, form):
+        file = io.BytesIO()
+        PIL.Image.fromarray(RAMP).save(file, form)
+        with PIL.Image.open(file) as image:
+            np.testing.assert_allclose(pixels_of(image)[..., 1], RAMP / 257, atol=0.5)
+
+    def test_a_file_of_grey_is_scaled_and_its_transparent_value_is_white(self):
+        chosen = int(RAMP[0, 3])
+        for content in (deep_png(RAMP, 0), deep_png(RAMP, 0, chunk(b"tRNS", struct.pack(">H", chosen)))):
+            expected = np.where((chosen == RAMP) & (b"tRNS" in content), 255, RAMP / 257)
+            np.testing.assert_allclose(pixels_of(read_image(content))[..., 0], expected, atol=0.5)
+            with PIL.Image.open(io.BytesIO(content)) as image:
+                np.testing.assert_allclose(pixels_of(image)[..., 0], expected, atol=0.5)
+
+    def test_colours_are_scaled(self):
+        colours = np.stack([RAMP, RAMP[:, ::-1], RAMP // 2], axis=-1)
+        np.testing.assert_allclose(pixels_of(read_image(deep_png(colours, 2))), colours / 257, atol=1)
+        opaque = np.full((*RAMP.shape, 1), 65535, np.uint16)
+        found = pixels_of(read_image(deep_png(np.concatenate([colours, opaque], axis=-1), 6)))
+        np.testing.assert_allclose(found, colours / 257, atol=1)
+        found = pixels_of(read_image(deep_png(np.concatenate([RAMP[..., None], opaque], axis=-1), 4)))
+        np.testing.assert_allclose(found[..., 2], RAMP / 257, atol=1)
+
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            (np.full((4, 4), 255.5, np.float32), "floats must have values of 0 to 255, got 255.5 to 255.5"),
+            (np.full((4, 4), 70000, np.int32), "must have values of 0 to 65535, got 70000 to 70000"),
+            (np.full((4, 4), -1, np.int32), "must have values of 0 to 65535, got -1 to -1"),
+        ],
+    )
+    def test_values_of_no_defined_range_are_refused(self, values, said):
+        with pytest.raises(ValueError, match=said):
+            image_to_tensor(PIL.Image.fromarray(values))
+        with pytest.raises(ValueError, match=rf"videos\[1\]: an? .*{said[-20:]}"):
+            CoverVideoProcessor()([NOISE, PIL.Image.fromarray(values)])
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
+    def test_other_modes_show_the_same(self, mode):
+        grey = PIL.Image.fromarray(NOISE).convert("L").point(lambda level: 255 * (level > 127))
+        steps = {"La": ["LA"], "RGBa": ["RGBA"], "PA": ["P"], "HSV": ["RGB"], "CMYK": ["RGB"]}.get(mode, [])
+        image = grey
+        for step in (*steps, mode):
+            image = image.convert(step)
+        assert image.mode == mode
+        np.testing.assert_allclose(pixels_of(image)[..., 0].astype(int), np.asarray(grey).astype(int), atol=1)
+
+
+class TestArrays:
+    @pytest.fixture
+    def processor(self) -> CoverVideoProcessor:
+        return CoverVideoProcessor(do_resize=False, do_center_crop=False, do_normalize=False, num_frames=2)
+
+    def test_they_are_left_alone_where_the_options_say_what_they_hold(self, processor):
+        for options in ({"do_rescale": False}, {"rescale_factor": 1 / 65535}):
+            found = processor(RAMP[None], return_tensors="pt", **options)["pixel_values"].numpy()
+            np.testing.assert_allclose(found[0, 0, 0], RAMP * options.get("rescale_factor", 1), rtol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint16, np.uint32, np.int64])
+    def test_other_integers_must_be_of_0_to_255(self, processor, dtype):
+        clip = NOISE[None].astype(dtype)
+        assert processor(clip)["pixel_values"][0].max() <= 1
+        clip[0, 5, 5, 1] = 256
+        with pytest.raises(
+            ValueError, match=r"videos has values from 0 to 256, expected 0 to 255: divide what is of 16 bits by 257"
+        ):
+            processor(clip)
+
+
+class TestMetadata:
+    """The pixels are what counts."""
+
+    LONG = b"k\0\0" + zlib.compress(bytes(2**20 + 1))
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            chunk(b"eXIf", b"no EXIF"),
+            chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+            chunk(b"eXIf", exif()[:12]),
+            chunk(b"zTXt", LONG),
+            chunk(b"iTXt", b"k\0\1\0en\0k\0" + zlib.compress(bytes(2**20 + 1))),
+            chunk(b"iCCP", LONG),
+            chunk(b"iCCP", b"no profile"),
+            chunk(b"iCCP", b"k\0\7"),
+            b"".join(chunk(b"tEXt", b"k\0" + bytes(2**20 - 2)) for _ in range(65)),
+            chunk(b"tEXt", b"k\0text")[:-1] + b"?",
+            chunk(b"zTXt", b"k\0\7"),
+            chunk(b"pHYs", b"1"),
+            chunk(b"gAMA", b"1"),
+            chunk(b"cHRM", b"1"),
+            chunk(b"sRGB", b""),
+            chunk(b"acTL", b"1"),
+            chunk(b"fcTL", b"1"),
+            chunk(b"tRNS", b"\0\1\0\2\0\3")[:-1] + b"?",
+        ],
+    )
+    def test_a_png_file_is_read_whatever_lies_beside_its_pixels(self, broken):
+        image = PIL.Image.fromarray(NOISE)
+        assert (pixels_of(read_image(png(image, broken))) == NOISE).all()
+        with_orientation = png(image, broken, chunk(b"eXIf", exif()))
+        assert (pixels_of(read_image(with_orientation)) == UPRIGHT).all()
+        behind = png(image)[: -len(END)] + broken + END
+        assert (pixels_of(read_image(behind)) == NOISE).all()
+        for cut in (1, 5, 11):
+            assert (pixels_of(read_image(behind[: -len(END) - cut])) == NOISE).all()
+
+    def test_the_orientation_is_found_in_whatever_tells_it(self):
+        image, bad = PIL.Image.fromarray(NOISE), chunk(b"zTXt", self.LONG)
+        xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+        digits = "\nexif\n 99\n" + exif().hex()
+        resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")  # a text, where a number should be
+        far = struct.pack("<HHII", 0x010E, 2, 99, 2**31)  # a text beyond the end
+        for told in (
+            [chunk(b"eXIf", exif())],
+            [chunk(b"eXIf", exif(byte_order=">"))],
+            [chunk(b"eXIf", exif(resolution, far))],
+            [chunk(b"iTXt", xmp)],
+            [chunk(b"iTXt", xmp), bad],
+            [chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(digits.encode()))],
+        ):
+            assert (pixels_of(read_image(png(image, *told))) == UPRIGHT).all()
+
+    @pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0no EXIF"}, {"icc_profile": b"no profile"}])
+    def test_a_webp_file_is_read_whatever_lies_beside_its_pixels(self, options):
+        file = io.BytesIO()
+        PIL.Image.fromarray(NOISE).save(file, "WEBP", lossless=True, xmp=b"<no XMP", **options)
+        content = file.getvalue()
+        end_of_pixels = content.index(b"EXIF" if "exif" in options else b"XMP ")
+        for kept in range(end_of_pixels, len(content) + 1):
+            assert (pixels_of(read_image(content[:kept])) == NOISE).all()
+        with pytest.raises(VideoDecodingError, match="cannot be read as an image"):
+            read_image(content[: end_of_pixels - 2])
+
+    def test_what_a_webp_file_has_behind_its_pixels_turns_it(self):
+        file = io.BytesIO()
+        PIL.Image.fromarray(NOISE).save(file, "WEBP", lossless=True, exif=b"Exif\0\0" + exif(), xmp=bytes(99))
+        for content in (file.getvalue(), file.getvalue()[:-9]):
+            assert (pixels_of(read_image(content)) == UPRIGHT).all()
+
+    def test_an_entry_that_refers_to_much_is_not_copied(self):
+        # Each of 1000 entries is the same text of 1 MiB.
+        entries = [struct.pack("<HHII", 0x8000 + number, 2, 2**20, 0) for number in range(1000)]
+        image = png(PIL.Image.fromarray(NOISE), chunk(b"eXIf", exif(*entries) + bytes(2**20)))
+        tracemalloc.start()
+        try:
+            read_image(image)
+            assert tracemalloc.get_traced_memory()[1] < 2**25
+        finally:
+            tracemalloc.stop()
+
+    def test_a_text_that_inflates_is_not_inflated(self):
+        bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**28)))
+        tracemalloc.start()
+        try:
+            image = read_image(png(PIL.Image.fromarray(NOISE), bomb))
+            assert tracemalloc.get_traced_memory()[1] < 2**25
+        finally:
+            tracemalloc.stop()
+        assert (pixels_of(image) == NOISE).all()
