@@ -22,7 +22,7 @@ how far their pixels are from ours: at most and on average, of 255.
 Draws clips, encodes them into `folder` (a file that is there already is used again), and takes 16 uniform frames of each
 by each reader, then one input for the model by the video processor. All on one CPU core. Times are medians over rounds
 in which the readers take turns. Prints a table in Markdown, in which a reader that is not installed, or fails, says so.
-Some 5 minutes on 2 CPU cores, most of them for encoding.
+Some 6 minutes on 2 CPU cores, most of them for encoding.
 """
 
 import argparse
