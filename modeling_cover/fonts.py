@@ -79,7 +79,7 @@ def find_fonts(names: Iterable[str]) -> list[str]:
     """
     names = list(map(printable, names))
     characters = {character for name in names for character in name if _is_visible(character)}
-    _look_for(characters - _font_of.keys())
+    _look_for(characters)
     missing = {character for character in characters if _font_of[character] is None}
     untold = [name for name in dict.fromkeys(names) if not missing.isdisjoint(name) and name not in _told]
     if untold:
@@ -99,9 +99,12 @@ def _is_visible(character: str) -> bool:
 
 def _look_for(characters: set[str]) -> None:
     """Choose fonts for characters: DejaVu Sans, then those of the machine that have most of the rest."""
-    there = _having(FT2Font(_base_file()), characters)
-    missing = characters - there
+    missing = characters - _font_of.keys()
+    if not missing:
+        return
+    there = _having(FT2Font(_base_file()), missing)
     _font_of.update(dict.fromkeys(there, _base_file()))
+    missing -= there
     fonts = _installed_fonts(missing) if missing else {}
     while missing and fonts:
         best = max(fonts, key=lambda file: len(fonts[file] & missing))
@@ -157,7 +160,7 @@ def _pillow_font(file: str, size: int) -> ImageFont.FreeTypeFont:
 def _parts(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
     """`text` in parts that one font draws each, left to right."""
     text = printable(text)
-    find_fonts([text])
+    _look_for(set(filter(_is_visible, text)))
     parts: list[tuple[str, str]] = []
     for character in text:
         file = _font_of.get(character) or _base_file()
