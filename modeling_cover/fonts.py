@@ -165,7 +165,7 @@ def _parts(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
     for character in text:
         file = _font_of.get(character) or _base_file()
         # What belongs to the letter before it is shaped with it.
-        attached = not _is_visible(character) or unicodedata.category(character).startswith(("M", "Z"))
+        attached = not _is_visible(character) or unicodedata.category(character).startswith("M")
         if parts and (attached or parts[-1][1] == file):
             parts[-1] = (parts[-1][0] + character, parts[-1][1])
         else:

@@ -234,8 +234,8 @@ def _template() -> Template:
 def escape_markdown(text: str) -> str:
     """`text` so that it shows as it is on one line of Markdown, in a cell of a table, too."""
     escaped = html.escape(printable(" ".join(str(text).split())), quote=False)
-    # ":", "@" and "www." would make links, and ":" emoji as well.
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:@]|(?<=www)\.)", r"\\\1", escaped, flags=re.IGNORECASE)
+    # The last three would make links, and a colon emoji as well.
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$@]|:(?=\S)|(?<=www)\.)", r"\\\1", escaped, flags=re.IGNORECASE)
 
 
 def _fenced(text: str, language: str) -> str:
