@@ -19,7 +19,7 @@
 The recipe says where the data are; of each data set, the head of its name is evaluated. Prints a table, and writes into `--output`
 evaluation.json, confusion_<data set>.png and per_class_accuracy_<data set>.png; with several labels a row, there is
 per_class_average_precision_<data set>.png and no confusion matrix. A picture that cannot be drawn is named on stderr with the reason; the
-figures are written before, and the exit code is theirs. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
+figures are written before, and the exit code is of them alone. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
 listed in quarantine.jsonl there and count neither for nor against the model; with more than the recipe's `bad_files` allows, it stops.
 """
 

@@ -33,7 +33,7 @@ def finite(value: Any) -> Any:
 def to_json(value: Any, **options: Any) -> bytes:
     """JSON in UTF-8 that any reader takes; `options` as of `json.dumps`."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, **options)
-    # What UTF-8 lacks, half of a surrogate pair, stands for a byte of a file's name that is not UTF-8. JSON has it as \udc80.
+    # A lone surrogate, which UTF-8 lacks, stands for a byte of a file's name that is not UTF-8: `\udc80`, as in JSON.
     return text.encode("utf-8", errors="backslashreplace")
 
 

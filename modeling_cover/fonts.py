@@ -13,8 +13,8 @@
 # limitations under the License.
 """Names in pictures: drawn as they are, in any script that the fonts of the machine have.
 
-DejaVu Sans, which comes with matplotlib, has accents and most alphabets, Arabic's as well. For what it lacks, such as Chinese,
-Japanese, Korean and Hindi, the machine's own fonts are looked through.
+DejaVu Sans, which comes with matplotlib, has accents and most alphabets, Arabic's as well. For what it lacks, such as
+Chinese, Japanese, Korean and Hindi, the machine's own fonts are looked through.
 """
 
 import os
@@ -35,7 +35,8 @@ from .text import printable
 
 logger = logging.get_logger(__name__)
 
-# Of a drawing: a picture that cannot be written; one too large, or a text that cannot be laid out; a font that FreeType refuses.
+# Of a drawing: a picture that cannot be written; one too large, or a text that cannot be laid out; a font that FreeType
+# refuses.
 DRAWING_ERRORS = (OSError, ValueError, RuntimeError)
 
 _BASE = "DejaVu Sans"
@@ -57,7 +58,7 @@ def told_if_not_drawn(path: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def plain_text(names: Iterable[str]) -> Iterator[None]:
-    """While a matplotlib figure is made and saved: no text of it is read as TeX, and fonts are those that `names` need.
+    """While a matplotlib figure is made and saved: none of its texts is read as TeX, fonts are those that `names` need.
 
     What no font has is told by [`find_fonts`], in place of matplotlib's warning for each glyph.
     """
@@ -73,9 +74,9 @@ def plain_text(names: Iterable[str]) -> Iterator[None]:
 
 
 def find_fonts(names: Iterable[str]) -> list[str]:
-    """The files of fonts, beside DejaVu Sans, that together have the characters of `names`; what none has is logged once.
+    """The files of fonts, beside DejaVu Sans, that have the characters of `names`.
 
-    Drawing many names is faster when they were given here together first.
+    Names with a character that no font has are logged once. Drawing many names is faster when they were given here together first.
     """
     names = list(map(printable, names))
     characters = {character for name in names for character in name if _is_visible(character)}

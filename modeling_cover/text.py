@@ -40,7 +40,7 @@ def printable(name: str) -> str:
 
 
 def display_width(text: str) -> int:
-    """The columns of a terminal that `text` takes: two for a wide character of East Asia, none for a mark on another."""
+    """The columns of a terminal that `text` takes: two of a wide character of East Asia, none of a mark on another."""
     return sum(map(_width, unicodedata.normalize("NFC", text)))
 
 
@@ -77,7 +77,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def make_printable() -> None:
-    """Have stdout and stderr escape what their encoding lacks: on an ASCII terminal, or of a file name that is not UTF-8.
+    """Have stdout and stderr escape what their encoding lacks: all but ASCII, or a file's name that is not UTF-8.
 
     For a script to call first: else it would end in a UnicodeEncodeError when all its work is done.
     """
