@@ -76,7 +76,8 @@ def plain_text(names: Iterable[str]) -> Iterator[None]:
 def find_fonts(names: Iterable[str]) -> list[str]:
     """The files of fonts, beside DejaVu Sans, that have the characters of `names`.
 
-    Names with a character that no font has are logged once. Drawing many names is faster when they were given here together first.
+    Names with a character that no font has are logged once. Drawing many names is faster when they were given here
+    together first.
     """
     names = list(map(printable, names))
     characters = {character for name in names for character in name if _is_visible(character)}
