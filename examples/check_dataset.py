@@ -29,6 +29,7 @@ from modeling_cover.cotraining import build_processor, read_recipe_sources, trai
 from modeling_cover.dataset_tools.check_report import Report, new_file
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.row_pool import usable_cores
+from modeling_cover.text import make_printable
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,6 +68,7 @@ def check(arguments: argparse.Namespace) -> Report:
 
 
 def main() -> int:
+    make_printable()
     arguments = parse_arguments()
     try:
         report = check(arguments)

@@ -32,6 +32,7 @@ from pathlib import Path
 from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
 from modeling_cover.publishing import PublishingError
+from modeling_cover.text import make_printable, table
 from transformers import HfArgumentParser, set_seed
 
 
@@ -48,12 +49,6 @@ def parse_training_arguments(recipe: Recipe, arguments: list[str]) -> CoverTrain
         raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
     parser.set_defaults(**recipe.training)
     return parser.parse_args_into_dataclasses(arguments)[0]
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells, the first a header, as text in aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def metrics_table(trainer: CoverTrainer, metrics: dict[str, float]) -> str:
@@ -80,6 +75,7 @@ def publish_end(trainer: CoverTrainer) -> None:
 
 
 def main() -> None:
+    make_printable()
     arguments = sys.argv[1:]
     recipe_path = arguments.pop(0) if arguments and not arguments[0].startswith("-") else QUICKSTART
     recipe = load_recipe(recipe_path)

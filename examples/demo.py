@@ -37,6 +37,7 @@ from modeling_cover.configuration_cover import PIPELINE_TASK
 from modeling_cover.image_reading_cover import read_image
 from modeling_cover.pictures import enlarged, overlay, shown_frames
 from modeling_cover.rollout import attention_rollout
+from modeling_cover.text import printable
 from modeling_cover.video_decoding_cover import VideoDecodingError
 from modeling_cover.video_index_cover import scan_packets
 from modeling_cover.video_opening_cover import open_video, reading, time_limit
@@ -216,19 +217,24 @@ class Demo:
 # ---- How it is shown ----
 
 
+def shown(text: str) -> str:
+    """As it is on the page, whatever is in it."""
+    return escape(printable(text))
+
+
 def alert(message: str) -> str:
-    return f'<div class="cover"><div role="alert">{escape(message)}</div></div>'
+    return f'<div class="cover"><div role="alert">{shown(" ".join(message.split()))}</div></div>'
 
 
 def titled(title: str, body: str) -> str:
-    return f'<div class="cover"><h3>{escape(title)}</h3>{body}</div>'
+    return f'<div class="cover"><h3>{shown(title)}</h3>{body}</div>'
 
 
 def bars(predictions: dict[str, list[dict[str, Any]]]) -> str:
     def row(entry: dict[str, Any]) -> str:
         share = f"{entry['score']:.1%}"
         return (
-            f'<div class="row"><span class="label">{escape(entry["label"])}</span>'
+            f'<div class="row"><span class="label">{shown(entry["label"])}</span>'
             f'<div class="track"><div class="bar" style="width: {share}"></div></div>'
             f'<span class="score">{share}</span></div>'
         )
@@ -263,13 +269,13 @@ def timeline(entries: list[dict[str, Any]], seconds: float) -> str:
         else:
             spans.append({**entry, "scores": [entry["score"]]})
     strip = "".join(
-        f'<div title="{escape(span["label"])}" style="flex: {span["end"] - span["start"]:.3f}; '
+        f'<div title="{shown(span["label"])}" style="flex: {span["end"] - span["start"]:.3f}; '
         f'background: {colours[span["label"]]}"></div>'
         for span in spans
     )
     rows = "".join(
         f'<tr><td>{span["start"]:.1f} to {span["end"]:.1f} s</td><td><span class="swatch" style="background: '
-        f'{colours[span["label"]]}"></span>{escape(span["label"])}</td><td>{np.mean(span["scores"]):.0%}</td></tr>'
+        f'{colours[span["label"]]}"></span>{shown(span["label"])}</td><td>{np.mean(span["scores"]):.0%}</td></tr>'
         for span in spans
     )
     return f'<div class="strip" style="max-width: {100 * entries[-1]["end"] / max(seconds, 1e-6):.0f}%">{strip}</div><table>{rows}</table>'

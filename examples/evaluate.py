@@ -18,12 +18,12 @@
 
 The recipe says where the data are; of each data set, the head of its name is evaluated. Prints a table, and writes into `--output`
 evaluation.json, confusion_<data set>.png and per_class_accuracy_<data set>.png; with several labels a row, there is
-per_class_average_precision_<data set>.png and no confusion matrix. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
+per_class_average_precision_<data set>.png and no confusion matrix. A picture that cannot be drawn is named on stderr with the reason; the
+figures are written before, and the exit code is of them alone. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
 listed in quarantine.jsonl there and count neither for nor against the model; with more than the recipe's `bad_files` allows, it stops.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from cotrain import table
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
 from modeling_cover.data import EVALUATED
 from modeling_cover.dataset_recipe import DatasetRecipe
@@ -40,9 +39,12 @@ from modeling_cover.evaluation.pictures import draw_confusion_matrix, draw_score
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.scores import evaluate_scores
 from modeling_cover.evaluation.views import Views, ViewsDataset, resized_processor
+from modeling_cover.files import write_json
+from modeling_cover.fonts import told_if_not_drawn
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.recipe import Recipe
 from modeling_cover.sources import Source, read_sources
+from modeling_cover.text import make_printable, table
 
 
 SHOWN = {
@@ -152,12 +154,14 @@ def draw(figures: dict[str, Any], name: str, output: Path) -> None:
     if "confusion" in figures:
         title = f"{name}: top-1 {figures['top1']:.1%} of {rows.sum()}"
         path = output / f"confusion_{name}.png"
-        draw_confusion_matrix(np.array(figures["confusion"]), labels, title, path)
+        with told_if_not_drawn(path):
+            draw_confusion_matrix(np.array(figures["confusion"]), labels, title, path)
     if not rows.any():  # of several labels a row, none may have one
         return
     values = np.array([entry[measure] or 0.0 for entry in classes])
     path = output / f"per_class_{measure}_{name}.png"
-    draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
+    with told_if_not_drawn(path):
+        draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
 
 
 def table_of_figures(evaluations: dict[str, dict[str, Any]], of: str = "data set") -> str:
@@ -182,7 +186,7 @@ def _cell(figures: dict[str, Any], key: str) -> str:
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Evaluate each data set, on all processes; the main one draws the pictures, writes evaluation.json and returns its content."""
+    """Evaluate each data set, on all processes; the main one writes evaluation.json, draws the pictures and returns its content."""
     views, output = Views.parse(options.views), options.output
     recipe = load_recipe(options.recipe)
     datasets = chosen_datasets(recipe, options.dataset, options.split)
@@ -213,7 +217,6 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
         figures = evaluate_scores(rows.outputs, rows.targets, labels, options.num_resamples, options.seed)
         about = {"head": heads[name], "views": str(dataset.views), "rows_per_second": len(dataset) / rows.seconds}
         evaluations[name] = about | figures
-        draw(figures, name, output)
     written = {
         "model": options.model,
         "split": options.split,
@@ -224,12 +227,14 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
         "seed": options.seed,
         "datasets": evaluations,
     }
-    text = json.dumps(written, indent=1, ensure_ascii=False)
-    (output / "evaluation.json").write_text(text, encoding="utf-8")
+    write_json(output / "evaluation.json", written, indent=1)
+    for name, figures in evaluations.items():
+        draw(figures, name, output)
     return written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    make_printable()
     options, accelerator = parse_arguments(arguments), Accelerator()
     try:
         written = evaluate(options, accelerator)

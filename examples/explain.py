@@ -30,6 +30,7 @@ import torch
 from modeling_cover.pictures import explanation_sheet, overlay, save_gif, shown_frames
 from modeling_cover.pipeline_cover import head_scores
 from modeling_cover.rollout import attention_rollout
+from modeling_cover.text import make_printable
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 
@@ -92,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    make_printable()
     arguments = parse_arguments()
     model = AutoModelForVideoClassification.from_pretrained(arguments.model).eval().to(arguments.device)
     processor = AutoVideoProcessor.from_pretrained(arguments.model)

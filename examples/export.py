@@ -27,9 +27,11 @@ from pathlib import Path
 import torch
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.exporting import file_size, save_program
+from modeling_cover.text import make_printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    make_printable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--output", required=True, type=Path, help="the file: .onnx or .pt2")

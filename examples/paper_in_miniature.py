@@ -42,6 +42,7 @@ from miniature.data import LABELS, FashionMNIST, draw_preview
 from miniature.plan import SCALES
 from miniature.report import Results, compare, write_report
 from miniature.study import Study
+from modeling_cover.text import make_printable
 from tqdm import tqdm
 
 
@@ -168,6 +169,7 @@ def write(study: Study, done: Mapping[tuple[str, int], Mapping[str, Any]], fashi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    make_printable()
     options = parse_arguments(arguments)
     try:
         study = study_of(options)

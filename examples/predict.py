@@ -28,6 +28,8 @@ import sys
 import torch
 from modeling_cover import VideoDecodingError
 from modeling_cover.configuration_cover import PIPELINE_TASK
+from modeling_cover.files import finite
+from modeling_cover.text import make_printable, padded, printable
 from transformers import pipeline
 
 
@@ -35,13 +37,13 @@ Predictions = dict[str, list[dict[str, str | float]]]
 
 
 def print_table(file: str, predictions: Predictions) -> None:
-    print(file)
+    print(printable(file))
     for head, entries in predictions.items():
         name, shown = head, None
         for entry in entries:
             window = f"{entry['start']:6.1f} to {entry['end']:.1f} s" if "start" in entry else None
             time = "" if window is None else f"{window if window != shown else '':<18}"
-            print(f"  {name:<16} {time}{100 * entry['score']:5.1f}%  {entry['label']}")
+            print(f"  {padded(name, 16)} {time}{100 * entry['score']:5.1f}%  {printable(entry['label'])}")
             name, shown = "", window
 
 
@@ -65,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    make_printable()
     arguments = parse_arguments()
     classify = pipeline(PIPELINE_TASK, model=arguments.model, revision=arguments.revision, device=arguments.device)
     names = ("top_k", "threshold", "views", "num_clips", "window", "stride")
@@ -83,7 +86,9 @@ def main() -> int:
         if not arguments.json:
             print_table(file, predictions)
     if arguments.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
+        # What the terminal's encoding lacks is escaped as JSON has it.
+        is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        print(json.dumps(finite(results), indent=2, ensure_ascii=not is_unicode, allow_nan=False))
     return int(failed)
 
 

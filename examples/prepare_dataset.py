@@ -37,6 +37,7 @@ from modeling_cover.dataset_tools.preparation_report import report_text
 from modeling_cover.dataset_tools.prepared_rows import CODECS, PreparationSettings
 from modeling_cover.dataset_tools.row_pool import usable_cores
 from modeling_cover.quarantine import TooManyBadFilesError
+from modeling_cover.text import make_printable
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,6 +128,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    make_printable()
     arguments = parse_arguments()
     try:
         prepare(arguments)

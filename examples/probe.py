@@ -21,7 +21,6 @@ writes a checkpoint that has it as a head. Also by `accelerate launch`, on as ma
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -36,8 +35,10 @@ from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neig
 from modeling_cover.evaluation.running import RowOutputs, extract_features
 from modeling_cover.evaluation.scores import evaluate_scores
 from modeling_cover.evaluation.views import Views, ViewsDataset
+from modeling_cover.files import write_json
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.sources import Source, read_sources
+from modeling_cover.text import make_printable
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,8 +97,8 @@ def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, di
     if not accelerator.is_main_process:
         return {}
     figures, classifier = fit_and_score(split_features, sources["train"].labels, accelerator.device, options.seed)
-    text = json.dumps({"model": options.model, "views": str(views), **figures}, indent=1, ensure_ascii=False)
-    (options.output / f"probe_{options.dataset}.json").write_text(text, encoding="utf-8")
+    written = {"model": options.model, "views": str(views), **figures}
+    write_json(options.output / f"probe_{options.dataset}.json", written, indent=1)
     if options.save is not None:
         save_with_head(model, processor, head, sources["train"], classifier, options.save)
     return figures
@@ -149,6 +150,7 @@ def save_with_head(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    make_printable()
     options, accelerator = parse_arguments(arguments), Accelerator()
     try:
         figures = probe(options, accelerator)

@@ -37,6 +37,7 @@ from modeling_cover.publishing import (
     publish,
     with_patience,
 )
+from modeling_cover.text import make_printable
 from space import check_space, write_space
 
 
@@ -89,6 +90,7 @@ def left_here(folder: Path, files: Iterable[str]) -> list[str]:
 
 
 def main() -> int:
+    make_printable()
     arguments = parse_arguments()
     training_state = LAST_CHECKPOINT if arguments.training_state else None
     try:

@@ -25,12 +25,13 @@ import argparse
 import sys
 
 import transformers
-from cotrain import QUICKSTART, table
+from cotrain import QUICKSTART
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.views import ViewsDataset
 from modeling_cover.recipe import load_recipe
 from modeling_cover.sources import Source, read_sources
+from modeling_cover.text import make_printable, printable, table
 
 
 def top1(
@@ -41,6 +42,7 @@ def top1(
 
 
 def main() -> None:
+    make_printable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/quickstart")
     arguments = parser.parse_args()
@@ -61,9 +63,9 @@ def main() -> None:
     print(table(rows))
 
     classify = transformers.pipeline("video-classification", model=arguments.model)
-    print(f"\ntransformers' own pipeline on {example} ({label}):")
+    print(f"\ntransformers' own pipeline on {printable(str(example))} ({printable(label)}):")
     for entry in classify(example, top_k=3):
-        print(f"  {entry['score']:6.1%}  {entry['label']}")
+        print(f"  {entry['score']:6.1%}  {printable(entry['label'])}")
     if failed:
         sys.exit(f"not learnt as it should be: {', '.join(failed)}")
 

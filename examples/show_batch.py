@@ -34,10 +34,11 @@ import torch
 from modeling_cover import CoTrainingDataset, CoverTrainingArguments, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
 from modeling_cover.data import row_name
-from modeling_cover.dataset_tools.drawing import font as font_of
+from modeling_cover.fonts import draw_text, find_fonts, text_width
 from modeling_cover.mixture import MixtureSampler, SampleReference
 from modeling_cover.quarantine import Quarantine
 from modeling_cover.sources import Source, StreamedSource
+from modeling_cover.text import make_printable, printable
 from PIL import Image, ImageDraw
 
 
@@ -133,6 +134,7 @@ def draw_sheet(rows: Sequence[Row], title: str) -> Image.Image:
     native = rows[0].frames.shape[1]
     side = shown_side(native, columns)
     names = sorted({row.dataset for row in rows})
+    find_fonts(name for row in rows for name in (*row.labels, row.file))
     width = TEXT_WIDTH + max(columns * (side + GAP), LINE_WIDTH // 2)
     scale = "as they are" if side == native else f"drawn at {side} x {side}"
     note = (
@@ -185,7 +187,7 @@ def draw_row(row: Row, colour: str, side: int, columns: int, width: int) -> Imag
 def row_lines(row: Row, colour: str) -> list[tuple[str, int, str]]:
     """What is written beside a sample: lines of text, each with its size in pixels and its colour."""
     width = TEXT_WIDTH - 2 * MARGIN
-    labels = [line for label in row.labels for line in wrapped(label, 18, width)]
+    labels = [line for label in row.labels for line in wrapped(printable(label), 18, width)]
     if len(labels) > MOST_LINES:
         labels = [*labels[: MOST_LINES - 1], f"and more, {len(row.labels)} labels in all"]
     lines = [(f"{row.dataset} ({row.modality})", 14, colour), *((label, 18, INK) for label in labels)]
@@ -201,21 +203,21 @@ def draw_lines(lines: Sequence[tuple[str, int, str]], width: int, bottom: int = 
     block = Image.new("RGB", (width, sum(round(size * 1.3) for _, size, _ in lines) + bottom), PAPER)
     canvas, top = ImageDraw.Draw(block), 0
     for text, size, colour in lines:
-        canvas.text((0, top), text, fill=colour, font=font_of(size))
+        draw_text(canvas, (0, top), text, colour, size)
         top += round(size * 1.3)
     return block
 
 
 def wrapped(text: str, size: int, width: int) -> list[str]:
     """Lines of at most `width` pixels, broken between words, or within one that is too long by itself."""
-    font, lines = font_of(size), [""]
+    lines = [""]
     for word in text.split():
-        if font.getlength(f"{lines[-1]} {word}") <= width:
+        if text_width(f"{lines[-1]} {word}", size) <= width:
             lines[-1] = f"{lines[-1]} {word}".strip()
             continue
         lines.append("")
         for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
+            if text_width(lines[-1] + letter, size) > width:
                 lines.append("")
             lines[-1] += letter
     return [line for line in lines if line]
@@ -223,10 +225,10 @@ def wrapped(text: str, size: int, width: int) -> list[str]:
 
 def clipped(text: str, size: int, width: int) -> str:
     """The end of `text`, where a path tells the most, as far as it fits into `width` pixels."""
-    font = font_of(size)
-    if font.getlength(text) <= width:
+    text = printable(text)
+    if text_width(text, size) <= width:
         return text
-    start = next(start for start in range(len(text)) if font.getlength(f"…{text[start:]}") <= width)
+    start = next(start for start in range(len(text)) if text_width(f"…{text[start:]}", size) <= width)
     return f"…{text[start:]}"
 
 
@@ -244,6 +246,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    make_printable()
     arguments = parse_arguments()
     try:
         recipe = load_recipe(arguments.recipe)

@@ -30,7 +30,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
-    """Write JSON that any reader takes; `options` as of `json.dumps`."""
+def to_json(value: Any, **options: Any) -> bytes:
+    """JSON in UTF-8 that any reader takes; `options` as of `json.dumps`."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, **options)
-    Path(path).write_text(f"{text}\n", encoding="utf-8")
+    # A lone surrogate, which UTF-8 lacks, stands for a byte of a file's name that is not UTF-8: `\udc80`, as in JSON.
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
+    """Write [`to_json`] and the end of the line."""
+    Path(path).write_bytes(to_json(value, **options) + b"\n")

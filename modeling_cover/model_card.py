@@ -32,6 +32,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from transformers.utils import logging
 
 from .configuration_cover import PIPELINE_TASK, CoverConfig
+from .text import printable
 from .training.progress import CURVES_NAME
 from .training.summary import RANDOM_WEIGHTS, read_summary
 
@@ -97,6 +98,8 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **o
         title=_title(model_id),
         task=PIPELINE_TASK,
     )
+    # UTF-8 lacks the surrogates that stand for the bytes of a file's name that is not UTF-8.
+    text = text.encode("utf-8", errors="backslashreplace").decode()
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n")
     card.text += f"\n<!-- Generated from the checkpoint's files. sha256: {_digest(str(card))} -->\n"
     return card
@@ -230,8 +233,9 @@ def _template() -> Template:
 
 def escape_markdown(text: str) -> str:
     """`text` so that it shows as it is on one line of Markdown, in a cell of a table, too."""
-    escaped = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", escaped)
+    escaped = html.escape(printable(" ".join(str(text).split())), quote=False)
+    # The last three would make links, and a colon emoji as well.
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$@]|:(?=\S)|(?<=www)\.)", r"\\\1", escaped, flags=re.IGNORECASE)
 
 
 def _fenced(text: str, language: str) -> str:

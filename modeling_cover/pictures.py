@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from .dataset_tools.drawing import font
+from .fonts import draw_text, find_fonts
 from .video_processing_cover import CoverVideoProcessor
 
 
@@ -99,13 +99,14 @@ def explanation_sheet(
     sheet_width = max(2 * _MARGIN + columns * (width + _GAP) - _GAP, 720)
     sheet = Image.new("RGB", (sheet_width, 3 * _LINE + _MARGIN + lines * line_height + 2 * _LINE), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), title, _INK, font(20))
-    draw.text((_MARGIN, _MARGIN + _LINE + 4), note, _GREY, font(13))
+    find_fonts([title])
+    draw_text(draw, (_MARGIN, _MARGIN), title, _INK, 20)
+    draw_text(draw, (_MARGIN, _MARGIN + _LINE + 4), note, _GREY, 13)
     for index, (frame, heat) in enumerate(zip(frames, overlaid, strict=True)):
         left = _MARGIN + index % columns * (width + _GAP)
         top = 3 * _LINE + _MARGIN + index // columns * line_height
         if times is not None:
-            draw.text((left, top), f"{times[index]:.2f} s", _GREY, font(13))
+            draw_text(draw, (left, top), f"{times[index]:.2f} s", _GREY, 13)
         sheet.paste(Image.fromarray(frame), (left, top + _LINE))
         sheet.paste(Image.fromarray(heat), (left, top + _LINE + height + _GAP))
     _draw_scale(sheet, draw)
@@ -116,11 +117,11 @@ def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     """What the colours mean, at the lower edge."""
     top = sheet.height - _MARGIN - 14
     ramp = (255 * _COLOURS(np.linspace(0, 1, _BAR_WIDTH))[None, :, :3]).round().astype(np.uint8).repeat(12, axis=0)
-    draw.text((_MARGIN, top), "less", _GREY, font(12))
+    draw_text(draw, (_MARGIN, top), "less", _GREY, 12)
     left = _MARGIN + 36
     sheet.paste(Image.fromarray(ramp), (left, top + 2))
     text = "more of what the patch adds to the answer; one scale for all frames"
-    draw.text((left + _BAR_WIDTH + 8, top), text, _GREY, font(12))
+    draw_text(draw, (left + _BAR_WIDTH + 8, top), text, _GREY, 12)
 
 
 def save_gif(frames: np.ndarray, path: str | os.PathLike, frames_per_second: float = 4.0) -> None:

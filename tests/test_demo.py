@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from html import unescape
+from html.parser import HTMLParser
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -340,6 +341,32 @@ class TestAnswers:
         monkeypatch.setattr(demo, "MAX_READING_SECONDS", 0.0)
         ((answer, _, _),) = demo.Demo(str(folder / "model")).answer_video(clip, HEADS)
         assert f"This file cannot be used. {name} cannot be read as a video: it takes too long to read" in answer
+
+
+@pytest.mark.parametrize("label", ["<b>x</b>", '" onclick="x', "${1 + 1} {{x}} $5", "a\tb\u202egnp", "走る", "ركض"])
+def test_a_label_is_text_on_the_page(label):
+    entries = [{"label": label, "score": 0.5, "start": 0.0, "end": 2.0}]
+    page = HTMLTexts()
+    page.feed(demo.bars({"clips": entries}) + demo.timelines({"clips": entries}, 2.0))
+    shown = label.replace("\t", r"\t").replace("\u202e", r"\u202e")
+    assert (page.texts.count(shown), page.titles) == (2, [shown])
+    assert page.tags <= {"div", "h3", "span", "table", "tr", "td"}
+
+
+class HTMLTexts(HTMLParser):
+    """What a page has: its texts, what is said under the mouse, and the kinds of its elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts, self.titles, self.tags = [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.titles += [value for name, value in attrs if name == "title"]
+        assert {name for name, _ in attrs} <= {"class", "style", "title", "role"}
+
+    def handle_data(self, data):
+        self.texts.append(data)
 
 
 def test_without_gradio_a_space_is_refused_and_the_extra_named(tmp_path, monkeypatch):

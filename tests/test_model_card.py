@@ -212,11 +212,16 @@ class TestText:
         fence = re.search(r"^(`{4,})yaml$", card.text, re.MULTILINE)[1]
         assert card.text.count(f"\n{fence}\n") == 1
 
-    @pytest.mark.parametrize("text", ["a\\b", "#1 {x}", "1 < 2 & 3", "~~a~~", "$x$", "!x"])
+    @pytest.mark.parametrize(
+        "text", ["a\\b", "#1 {x}", "1 < 2 & 3", "~~a~~", "$x$", "!x", "https://a.b", "www.a.b", ":x:", "a@b.c"]
+    )
     def test_escaped_text_has_no_character_of_markdown_by_itself(self, text):
         escaped = escape_markdown(text)
         assert re.sub(r"\\(.)", r"\1", escaped).replace("&lt;", "<").replace("&amp;", "&") == text
-        assert not re.search(r"(?<!\\)[`*_#~$!{]", escaped)
+        assert not re.search(r"(?<!\\)[`*_#~$!{@]|:/|:x|www\.", escaped.replace(r"\:", ""))
+
+    def test_escaped_text_reorders_nothing(self):
+        assert escape_markdown("a\u202egnp \x1b") == r"a\\u202egnp \\x1b"
 
     def test_its_snippets_run_where_only_transformers_is_installed(self, tmp_path):
         save_quickstart(tmp_path / "checkpoint")

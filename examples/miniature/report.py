@@ -26,6 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from miniature.data import LABELS
 from miniature.plan import Scale
+from modeling_cover.fonts import plain_text
 
 
 PAPER_NAMES = {"outfits": "K400", "moves": "SSv2"}
@@ -353,32 +354,35 @@ def write_report(comparisons: Sequence[Comparison], introduction: str, folder: P
 
 def draw(comparison: Comparison, path: Path) -> None:
     """Bars of the means of each row, beside one another for each data set, with a dot for each seed; the paper's on the left."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, title, table in zip(
-        axes, ("the paper", "the miniature"), (comparison.paper, comparison.miniature), strict=True
-    ):
-        columns = list(dict.fromkeys(column for row in table.values() for column in row))
-        width = 0.8 / len(table)
-        for index, (name, row) in enumerate(table.items()):
-            there = [column for column in columns if row.get(column) is not None]
-            places = np.array([columns.index(column) for column in there]) + (index - (len(table) - 1) / 2) * width
-            values = [np.atleast_1d(row[column]) for column in there]
-            shade = 0.85 - 0.65 * index / max(len(table) - 1, 1)
-            means = [value.mean() for value in values]
-            bars = axis.bar(places, means, 0.92 * width, color=_blue(shade), label=name)
-            labels = [f"{mean:.1f}" for mean in means]
-            axis.bar_label(bars, labels, label_type="center", fontsize=7, color="black" if shade > 0.5 else "white")
-            for place, value in zip(places, values, strict=True):
-                if len(value) > 1:
-                    axis.plot(np.full(len(value), place), value, "o", color="black", markersize=2.5)
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_title(title)
-        axis.set_ylabel(comparison.paper_measure if title == "the paper" else "top-1, %")
-        axis.margins(y=0.15)
-        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=2, frameon=False)
-    figure.savefig(path, dpi=110)
+    with plain_text(comparison.miniature):
+        figure = Figure(figsize=(11, 3.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, 2)
+        for axis, title, table in zip(
+            axes, ("the paper", "the miniature"), (comparison.paper, comparison.miniature), strict=True
+        ):
+            columns = list(dict.fromkeys(column for row in table.values() for column in row))
+            width = 0.8 / len(table)
+            for index, (name, row) in enumerate(table.items()):
+                there = [column for column in columns if row.get(column) is not None]
+                places = np.array([columns.index(column) for column in there]) + (index - (len(table) - 1) / 2) * width
+                values = [np.atleast_1d(row[column]) for column in there]
+                shade = 0.85 - 0.65 * index / max(len(table) - 1, 1)
+                means = [value.mean() for value in values]
+                bars = axis.bar(places, means, 0.92 * width, color=_blue(shade), label=name)
+                labels = [f"{mean:.1f}" for mean in means]
+                axis.bar_label(
+                    bars, labels, label_type="center", fontsize=7, color="black" if shade > 0.5 else "white"
+                )
+                for place, value in zip(places, values, strict=True):
+                    if len(value) > 1:
+                        axis.plot(np.full(len(value), place), value, "o", color="black", markersize=2.5)
+            axis.set_xticks(range(len(columns)), columns)
+            axis.set_title(title)
+            axis.set_ylabel(comparison.paper_measure if title == "the paper" else "top-1, %")
+            axis.margins(y=0.15)
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=2, frameon=False)
+        figure.savefig(path, dpi=110)
 
 
 def _blue(shade: float) -> tuple[float, float, float]:

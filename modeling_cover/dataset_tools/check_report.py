@@ -13,7 +13,6 @@
 # limitations under the License.
 """What a check of data sets has found: as JSON lines for programs, as tables and sentences for people."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+
+from ..files import to_json
+from ..text import printable, shortened, table
 
 
 PROBLEMS = {
@@ -45,7 +47,7 @@ NOTES = {
 }
 
 _EXAMPLES = 3
-_LABEL_WIDTH = 20  # characters
+_LABEL_WIDTH = 20  # columns of a terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class Finding:
     def to_json(self) -> str:
         """One line."""
         head = {"kind": self.kind, "is_problem": self.is_problem, "dataset": self.dataset, "split": self.split}
-        return json.dumps({**head, "message": self.message, **self.details}, ensure_ascii=False)
+        return to_json({**head, "message": self.message, **self.details}).decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class Report:
     def summary(self) -> str:
         """Tables and sentences, with a few examples of each kind of finding."""
         notes = len(self.findings) - len(self.problems)
-        parts = [_table([_HEADER, *(self._row(split) for split in self.splits)]), *self._contaminations()]
+        parts = [table([_HEADER, *(self._row(split) for split in self.splits)]), *self._contaminations()]
         parts += [self._examples(kind, title) for kind, title in {**PROBLEMS, **NOTES}.items() if self._of(kind)]
         parts.append(f"{count(len(self.problems), 'problem')}, {count(notes, 'note')}")
         return "\n\n".join(parts)
@@ -123,7 +125,10 @@ class Report:
         leaks = sum(finding.kind == "leak" for finding in found)
         copies = sum(len(finding.details["names"]) - 1 for finding in found if finding.kind == "duplicate")
         counts = split.class_counts
-        extremes = [f"{counts[index]} ({_cut(split.labels[index])})" for index in (counts.argmin(), counts.argmax())]
+        extremes = [
+            f"{counts[index]} ({shortened(split.labels[index], _LABEL_WIDTH)})"
+            for index in (counts.argmin(), counts.argmax())
+        ]
         leaked = str(leaks) if split.split == "validation" else "-"
         numbers = [split.num_rows, len(bad), leaked, copies, len(counts), int((counts == 0).sum())]
         return [split.dataset, split.split, *map(str, numbers), *extremes]
@@ -139,7 +144,7 @@ class Report:
 
     def _examples(self, kind: str, title: str) -> str:
         found = self._of(kind)
-        lines = [f"  {finding.message}" for finding in found[:_EXAMPLES]]
+        lines = [f"  {printable(finding.message)}" for finding in found[:_EXAMPLES]]
         if len(found) > _EXAMPLES:
             lines.append(f"  and {len(found) - _EXAMPLES} more")
         return "\n".join([f"{'Problem' if kind in PROBLEMS else 'Note'}: {title}: {len(found)}", *lines])
@@ -176,14 +181,3 @@ def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
 def count(number: int, noun: str) -> str:
     """The number, and the noun in its plural where it should be."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _cut(label: str) -> str:
-    return label if len(label) <= _LABEL_WIDTH else f"{label[: _LABEL_WIDTH - 1]}…"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first a header, as text in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

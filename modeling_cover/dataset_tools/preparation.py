@@ -47,6 +47,8 @@ from tqdm import tqdm
 from ..addresses_cover import public_name
 from ..checks import check_whole_number
 from ..dataset_recipe import DatasetRecipe
+from ..files import to_json
+from ..fonts import told_if_not_drawn
 from ..quarantine import TooManyBadFilesError
 from ..sources import Source, read_sources
 from .preparation_report import draw_class_histogram, summarise_split
@@ -67,7 +69,7 @@ def write_shard(path: Path, rows: Iterable[PreparedRow], extension: str) -> None
                 failure = {"shard": path.name, "row": prepared.row, "path": prepared.path, "reason": prepared.reason}
                 summary["failures"].append(failure)
                 continue
-            annotation = json.dumps(prepared.annotation, ensure_ascii=False).encode()
+            annotation = to_json(prepared.annotation)
             for suffix, content in ((extension, prepared.content), ("json", annotation)):
                 member = tarfile.TarInfo(f"{prepared.row:09d}.{suffix}")
                 member.size = len(content)
@@ -88,7 +90,7 @@ def _count(summary: dict[str, Any], prepared: PreparedRow) -> None:
 
 
 def _to_json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n"
+    return to_json(content, indent=1) + b"\n"
 
 
 @contextmanager
@@ -164,7 +166,7 @@ class _Split:
         }
         path = self.folder / "dataset.json"
         if path.is_file():
-            _check_same(self.folder, json.loads(path.read_text(encoding="utf-8")), json.loads(_to_json(content)))
+            _check_same(self.folder, json.loads(path.read_text(encoding="utf-8")), json.loads(to_json(content)))
         elif any(self.folder.glob("*.tar")):
             raise ValueError(f"{self.folder} holds shards of another kind: name another --output")
         else:
@@ -310,18 +312,18 @@ def _counted(rows: Iterator[PreparedRow], progress: tqdm) -> Iterator[PreparedRo
 def _write_report(split: _Split) -> dict[str, Any]:
     shards = [split.shard(number) for number in range(split.num_shards)]
     summary = summarise_split(shards, split.source.labels)
-    picture = io.BytesIO()
-    title = f"{split.source.name}, {split.name}"
-    draw_class_histogram(title, summary["class_counts"]).save(picture, "PNG", optimize=True)
-    lines = [json.dumps(failure, ensure_ascii=False).encode() + b"\n" for failure in summary["failures"]]
+    lines = [to_json(failure) + b"\n" for failure in summary["failures"]]
     contents = {
         "report.json": _to_json({**summary, "failures": len(lines)}),
         "failures.jsonl": b"".join(lines),
-        "class_histogram.png": picture.getvalue(),
     }
     for name, content in contents.items():
         with _replacing(split.folder / name) as file:
             file.write(content)
+    path = split.folder / "class_histogram.png"
+    with told_if_not_drawn(path), _replacing(path) as file:
+        title = f"{split.source.name}, {split.name}"
+        draw_class_histogram(title, summary["class_counts"]).save(file, "PNG", optimize=True)
     # What was being written when a process was killed: shards, which are all whole by now. Others may be reporting, too.
     for leftover in split.folder.glob(f".{split.name}-*.tmp"):
         leftover.unlink(missing_ok=True)

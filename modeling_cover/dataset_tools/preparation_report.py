@@ -22,13 +22,14 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from .drawing import font as font_of
+from ..fonts import draw_text, find_fonts, text_width
+from ..text import display_width, padded, printable, shortened
 
 
 _MOST_CLASSES_IN_TEXT = 40
 _MOST_CLASSES_IN_PICTURE = 1000
 _MOST_REASONS = 5
-_BAR_LENGTH = 40  # in characters
+_BAR_LENGTH, _LONGEST_NAME = 40, 30  # columns of a terminal
 
 # Of the picture, in pixels.
 _CELL_WIDTH, _CELL_HEIGHT, _MARGIN, _TITLE_HEIGHT, _FONT_SIZE = 230, 17, 10, 30, 12
@@ -62,17 +63,18 @@ def report_text(title: str, summary: Mapping[str, Any]) -> str:
     share = f" ({summary['bytes_after'] / summary['bytes_before']:.2f} x)" if summary["bytes_before"] else ""
     lines = [
         f"{title}: {_counted(rows, 'row')} in {_counted(summary['shards'], 'shard')}, {len(failures)} left out",
-        *(f"  {count} x {reason}" for reason, count in _reasons(failures).most_common(_MOST_REASONS)),
+        *(f"  {count} x {printable(reason)}" for reason, count in _reasons(failures).most_common(_MOST_REASONS)),
         f"  {_size(summary['bytes_before'])} of files became {_size(summary['bytes_after'])}{share}",
     ]
     if summary["seconds"]:
         lines.append(f"  they last {_duration(summary['seconds'])}")
     lines.append(f"  {_classes_line(counts)}")
-    width = min(30, max(map(len, counts)))
+    width = min(_LONGEST_NAME, max(display_width(printable(label)) for label in counts))
     most = max(1, *counts.values())
     for label, count in _shown(counts, _MOST_CLASSES_IN_TEXT):
         bar = "#" * round(_BAR_LENGTH * count / most)
-        lines.append("    ..." if label is None else f"    {label[:width]:<{width}} {count:>8} {bar}".rstrip())
+        name = None if label is None else padded(shortened(label, width), width)
+        lines.append("    ..." if name is None else f"    {name} {count:>8} {bar}".rstrip())
     return "\n".join(lines)
 
 
@@ -116,40 +118,38 @@ def draw_class_histogram(title: str, counts: Mapping[str, int]) -> Image.Image:
     shown = _shown(counts, _MOST_CLASSES_IN_PICTURE)
     num_columns = min(_MOST_COLUMNS, -(-len(shown) // _MOST_ROWS_OF_ONE_COLUMN))
     num_rows = -(-len(shown) // num_columns)
-    font = font_of(_FONT_SIZE)
     heading = f"{title}: {_classes_line(counts)}"
-    width = max(num_columns * (_CELL_WIDTH + _MARGIN), int(font.getlength(heading)) + _MARGIN) + _MARGIN
+    find_fonts(label for label, _ in shown if label is not None)
+    width = max(num_columns * (_CELL_WIDTH + _MARGIN), int(text_width(heading, _FONT_SIZE)) + _MARGIN) + _MARGIN
     picture = Image.new("RGB", (width, _TITLE_HEIGHT + num_rows * _CELL_HEIGHT + _MARGIN), _PAPER)
     canvas = ImageDraw.Draw(picture)
-    canvas.text((_MARGIN, _TITLE_HEIGHT // 2), heading, fill=_INK, font=font, anchor="lm")
+    draw_text(canvas, (_MARGIN, _TITLE_HEIGHT // 2), heading, _INK, _FONT_SIZE, "lm")
     most = max(1, *counts.values())
     for index, (label, count) in enumerate(shown):
         left = _MARGIN + index // num_rows * (_CELL_WIDTH + _MARGIN)
         top = _TITLE_HEIGHT + index % num_rows * _CELL_HEIGHT
-        _draw_cell(canvas, font, left, top, label, count, count / most)
+        _draw_cell(canvas, left, top, label, count, count / most)
     # A palette, which PNG packs well.
     return picture.quantize(64, dither=Image.Dither.NONE)
 
 
-def _draw_cell(
-    canvas: ImageDraw.ImageDraw, font: Any, left: int, top: int, label: str | None, count: int, share: float
-) -> None:
+def _draw_cell(canvas: ImageDraw.ImageDraw, left: int, top: int, label: str | None, count: int, share: float) -> None:
     """A class's name and its rows, on its bar."""
     right, bottom, middle = left + _CELL_WIDTH, top + _CELL_HEIGHT - 2, top + _CELL_HEIGHT // 2 - 1
     if label is None:
-        canvas.text((left + 3, middle), "...", fill=_INK, font=font, anchor="lm")
+        draw_text(canvas, (left + 3, middle), "...", _INK, _FONT_SIZE, "lm")
         return
     bar = (left, top, right, bottom) if count == 0 else (left, top, left + max(1, round(_CELL_WIDTH * share)), bottom)
     canvas.rectangle(bar, fill=_WITHOUT_ROWS if count == 0 else _BAR)
     number = str(count)
-    space = _CELL_WIDTH - font.getlength(number) - 16
-    canvas.text((left + 3, middle), _shortened(label, space, font), fill=_INK, font=font, anchor="lm")
-    canvas.text((right - 3, middle), number, fill=_INK, font=font, anchor="rm")
+    space = _CELL_WIDTH - text_width(number, _FONT_SIZE) - 16
+    draw_text(canvas, (left + 3, middle), _fitting(printable(label), space), _INK, _FONT_SIZE, "lm")
+    draw_text(canvas, (right - 3, middle), number, _INK, _FONT_SIZE, "rm")
 
 
-def _shortened(text: str, space: float, font: Any) -> str:
-    if font.getlength(text) <= space:
+def _fitting(text: str, space: float) -> str:
+    if text_width(text, _FONT_SIZE) <= space:
         return text
-    while text and font.getlength(text + "..") > space:
+    while text and text_width(text + "..", _FONT_SIZE) > space:
         text = text[:-1]
     return text + ".."

@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ..fonts import plain_text, told_if_not_drawn
+
 
 CURVES_NAME = "training_curves.png"
 
@@ -57,7 +59,9 @@ class CurvesCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
-            draw_training_curves(state.log_history, self.names, Path(args.output_dir) / CURVES_NAME)
+            path = Path(args.output_dir) / CURVES_NAME
+            with told_if_not_drawn(path):
+                draw_training_curves(state.log_history, self.names, path)
 
 
 def draw_training_curves(
@@ -72,29 +76,45 @@ def draw_training_curves(
         names: of the data sets.
         path: of the picture.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, kind, title in zip(axes, ("loss", "top1"), ("Loss", "Top-1, of several labels a row mAP"), strict=True):
-        for index, name in enumerate(names):
-            color = f"C{index % 10}"
-            _draw(axis, log_history, f"{name}_{kind}", f"{name}, training", color=color, linewidth=1, alpha=0.55)
-            _draw(
-                axis, log_history, f"eval_{name}_{kind}", f"{name}, evaluation", color=color, linewidth=2, marker="o"
-            )
-            if kind == "top1":  # what a dataset of several labels a row has in its place
+    with plain_text(names):
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, 2)
+        for axis, kind, title in zip(
+            axes, ("loss", "top1"), ("Loss", "Top-1, of several labels a row mAP"), strict=True
+        ):
+            for index, name in enumerate(names):
+                color = f"C{index % 10}"
+                _draw(axis, log_history, f"{name}_{kind}", f"{name}, training", color=color, linewidth=1, alpha=0.55)
                 _draw(
-                    axis, log_history, f"eval_{name}_map", f"{name}, evaluation", color=color, linewidth=2, marker="o"
+                    axis,
+                    log_history,
+                    f"eval_{name}_{kind}",
+                    f"{name}, evaluation",
+                    color=color,
+                    linewidth=2,
+                    marker="o",
                 )
-        axis.set_title(title)
-        axis.set_xlabel("optimizer step")
-        axis.grid(alpha=0.3)
-        if axis.has_data():
-            axis.legend(fontsize="small")
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_ylim(0, 1.02)
-    axes[1].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    figure.savefig(path, dpi=120)
+                if kind == "top1":  # what a dataset of several labels a row has in its place
+                    _draw(
+                        axis,
+                        log_history,
+                        f"eval_{name}_map",
+                        f"{name}, evaluation",
+                        color=color,
+                        linewidth=2,
+                        marker="o",
+                    )
+            axis.set_title(title)
+            axis.set_xlabel("optimizer step")
+            axis.grid(alpha=0.3)
+            if axis.has_data():
+                # With the labels, as it leaves out those that begin with "_" otherwise.
+                axis.legend(axis.lines, [line.get_label() for line in axis.lines], fontsize="small")
+        axes[0].set_ylim(bottom=0)
+        axes[1].set_ylim(0, 1.02)
+        axes[1].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        figure.savefig(path, dpi=120)
 
 
 def _draw(axis: Axes, log_history: Sequence[Mapping[str, Any]], key: str, label: str, **style: Any) -> None:
