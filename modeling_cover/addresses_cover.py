@@ -13,8 +13,8 @@
 # limitations under the License.
 """Addresses of remote files: how they are told from paths and shown, and which failures to fetch one may pass.
 
-What is behind the user's name, and what of an address of the web is behind its path, may be the right to read the file: it
-is shown nowhere.
+A user's name and password, and the query of an address of the web, may be the right to read the file: they are shown
+nowhere.
 """
 
 import errno
@@ -167,7 +167,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def retried(attempt: Callable[[], Result], deadline: float) -> Result:
-    """What `attempt` returns. After a failure that may pass it is tried again, until the `deadline` of time.monotonic()."""
+    """What `attempt` returns. After a failure that may pass it is tried again, until a `deadline` by time.monotonic()."""
     for wait in RETRY_WAITS:
         try:
             return attempt()

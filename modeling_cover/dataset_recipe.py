@@ -75,8 +75,8 @@ class DatasetRecipe:
         label_separator: between the labels of a multi-label cell of text.
         media_root: the folder that paths start from, here or elsewhere; default: the manifest's.
         labels: the classes in order, or a file of them; default: the source's own, or the train split's, sorted.
-        missing_files: "error", or "skip" to leave out the rows whose file is absent. Remote files are not looked for at
-            the start: one that is absent is a bad file when it is read.
+        missing_files: "error", or "skip" to leave out the rows whose file is absent. Remote files are not looked for
+            at the start: one that is absent is a bad file when it is read.
         path: of a `dataset`, a folder or a Hub id.
         config_name: of a `dataset`.
         streaming: whether the train split is read in order instead of by index.

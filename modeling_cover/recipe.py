@@ -13,7 +13,7 @@
 # limitations under the License.
 """A recipe: the data sets of a co-training run, the model it starts from, and training arguments, as a YAML file.
 
-data_root: data                       # what relative paths start from, a folder or an address such as s3://bucket/data;
+data_root: data                       # what relative paths start from, a folder or an address (s3://bucket/data);
                                       # default: the current directory
 # extends: base.yaml                  # another recipe, of which this one says what is different: see recipe_bases.py
 model:

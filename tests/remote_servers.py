@@ -11,8 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Servers of files on the loopback interface: HTTP with ranges, and with the faults of a network; and one that answers as S3
-does."""
+"""Servers of files on the loopback interface: HTTP with ranges, and with the faults of a network; and one that answers
+as S3 does."""
 
 import http.server
 import os

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Remote files: what is tried again, what is given up, what no message shows; and rows of them, from a list to a batch."""
+"""Remote files: what is tried again, what is given up, what no message shows; and rows of them, up to a batch."""
 
 import json
 import os

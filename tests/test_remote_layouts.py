@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every layout that may lie elsewhere has the rows that it has here, in the same order, wherever a run stops and goes on."""
+"""Every layout that may lie elsewhere has the rows that it has here, in the same order, wherever a run stops."""
 
 import gc
 import json

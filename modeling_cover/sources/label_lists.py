@@ -44,8 +44,8 @@ def read_labels(labels: str | list[str]) -> list[str]:
     """A label space in its order.
 
     Args:
-        labels: a list of it, or a file, here or elsewhere: one class a line, without a header; a class and its index on each line,
-            separated by a comma; a JSON list; or a JSON object {class: index}.
+        labels: a list of it, or a file, here or elsewhere: one class a line, without a header; a class and its index on
+            each line, separated by a comma; a JSON list; or a JSON object {class: index}.
 
     Raises:
         ValueError: if the file is missing, empty or none of these, a class is given twice, or indices are not 0, 1,

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Parquet files: which there are, what they hold, and those elsewhere as tables of the `datasets` library.
 
-`datasets` itself takes a server that fails for a while for a file that is missing, and asks again and again for one that
-it may not have.
+`datasets` itself takes a server that fails for a while for a file that is missing, and asks again and again for one
+that it may not have.
 """
 
 import glob

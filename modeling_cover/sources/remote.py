@@ -333,8 +333,8 @@ def _deadline() -> float:
 def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec keeps one of each kind for a process, and makes another after a fork.
 
-    The first is kept after a fork, too. A worker that let it go would close its connections, which are the main process's:
-    that one would wait for an answer that it is no longer told of.
+    The first is kept after a fork, too. A worker that let it go would close its connections, which are the main
+    process's: that one would wait for an answer that it is no longer told of.
     """
     options = {}
     protocol = protocol_of(address.rpartition("::")[2])

@@ -289,7 +289,7 @@ def segments(table: datasets.Dataset, columns: Columns, places: Places) -> Segme
 
 
 def _check_addresses(table: datasets.Dataset, column: str, place: str) -> None:
-    """Raise a `ValueError` that names the first file, of rows that have its path alone, of a kind that cannot be read."""
+    """Raise a `ValueError` for the first row without bytes whose path is an address of a kind that cannot be read."""
     first_of = {}
     for chunk in table.data.column(column).chunks:
         if not pa.types.is_struct(chunk.type):
