@@ -30,6 +30,11 @@ _WEBP_KEPT = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"EXIF", b"X
 # 50 million pixels of 8 bytes are less.
 _MAX_BYTES = 2**29
 _ORIENTATION = 0x0112
+# Of TIFF: bytes by type of an entry, the tags of further directories (EXIF, GPS, interoperability), those of a tile's sides.
+_TIFF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_TIFF_DIRECTORIES, _TILE_WIDTH, _TILE_HEIGHT = (34665, 34853, 40965), 322, 323
+_MAX_TIFF_DIRECTORIES = 8
+_MAX_TILE_PIXELS = 50_000_000
 
 
 def orientation_of(image: PIL.Image.Image) -> int | None:
@@ -70,6 +75,42 @@ def _raw_profile(text: str) -> bytes:
         return bytes.fromhex("".join(text.split("\n")[3:]))
     except ValueError:
         return b""
+
+
+def check_tiff(file: BinaryIO) -> None:
+    """Raise a `ValueError` if a TIFF file refers to more than it has, which PIL would copy: the same bytes again and again.
+
+    A tile may be larger than the image, and is decoded whole.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 16 or struct.unpack_from(f"{order}H", head, 2)[0] not in (42, 43):
+        return
+    is_big = struct.unpack_from(f"{order}H", head, 2)[0] == 43
+    offset, count, entry = ("Q", "Q", "HHQQ") if is_big else ("I", "H", "HHII")
+    places, total, tile = [struct.unpack_from(f"{order}{offset}", head, 8 if is_big else 4)[0]], 0, {}
+    for place in places:  # which grows by those of EXIF, GPS and interoperability
+        file.seek(min(place, size))
+        counted = file.read(struct.calcsize(f"{order}{count}"))
+        if len(counted) < struct.calcsize(f"{order}{count}"):
+            continue
+        length = struct.calcsize(f"{order}{entry}")
+        for _ in range(min(struct.unpack(f"{order}{count}", counted)[0], size // length)):
+            if len(found := file.read(length)) < length:
+                break
+            tag, kind, number, value = struct.unpack(f"{order}{entry}", found)
+            total += number * _TIFF_UNITS.get(kind, 0)
+            if kind == 3 and number == 1:  # a short, at the left
+                (value,) = struct.unpack_from(f"{order}H", found, length - (8 if is_big else 4))
+            if tag in _TIFF_DIRECTORIES and len(places) < _MAX_TIFF_DIRECTORIES:
+                places.append(value)
+            tile[tag] = value
+    if total > max(size, 2**20):
+        raise ValueError(f"its entries refer to {total} bytes, and it has {size}")
+    if tile.get(_TILE_WIDTH, 0) * tile.get(_TILE_HEIGHT, 0) > _MAX_TILE_PIXELS:
+        raise ValueError(f"it has tiles of {tile[_TILE_WIDTH]} x {tile[_TILE_HEIGHT]} pixels")
 
 
 def without_metadata(file: BinaryIO) -> BinaryIO | None:
@@ -135,4 +176,4 @@ def _webp_chunks(file: BinaryIO) -> list[bytes] | None:
     return chunks
 
 
-__all__ = ["orientation_of", "without_metadata"]
+__all__ = ["check_tiff", "orientation_of", "without_metadata"]

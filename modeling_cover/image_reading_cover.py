@@ -35,7 +35,7 @@ from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
 from .addresses_cover import public_name, reason_of, retried
-from .image_metadata_cover import without_metadata
+from .image_metadata_cover import check_tiff, without_metadata
 from .image_pixels_cover import positive, to_rgb, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
 from .video_opening_cover import MACHINE_ERRORS, name_of
@@ -189,6 +189,7 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
 
 
 def _decoded(file: BinaryIO) -> PIL.Image.Image:
+    check_tiff(file)
     file.seek(0)
     with PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
         _check_image_size(image)

@@ -43,6 +43,7 @@ from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, unifo
 from .image_pixels_cover import image_kind
 from .image_reading_cover import download, image_to_tensor, is_url, read_image, split_batch
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
+from .video_opening_cover import name_of
 from .video_windows_cover import read_windows
 
 
@@ -290,7 +291,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
                     return image_to_tensor(read_image(file))
                 if not is_url(source):
                     raise
-                raise VideoDecodingError(f"{public_name(source)}: {error}") from error
+                raise VideoDecodingError(f"{public_name(source)}{str(error).removeprefix(name_of(file))}") from error
 
     def _decode_and_sample_videos(
         self,

@@ -236,3 +236,45 @@ class TestMetadata:
         finally:
             tracemalloc.stop()
         assert (pixels_of(image) == NOISE).all()
+
+
+class TestTiff:
+    """PIL copies what each entry refers to, and decodes a tile whole however small the image is."""
+
+    def save(self, **options) -> bytes:
+        file = io.BytesIO()
+        PIL.Image.fromarray(NOISE).save(file, "TIFF", **options)
+        return file.getvalue()
+
+    def with_entries(self, entries: list[bytes], directory: bytes = b"") -> bytes:
+        """A file whose first directory has these entries before its own."""
+        content = self.save()
+        (place,) = struct.unpack_from("<I", content, 4)
+        (count,) = struct.unpack_from("<H", content, place)
+        own = content[place + 2 : place + 2 + 12 * count]
+        table = struct.pack("<H", count + len(entries)) + own + b"".join(entries) + bytes(4)
+        return content[:4] + struct.pack("<I", len(content)) + content[8:] + table + directory
+
+    @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg", "packbits"])
+    def test_a_file_that_pil_writes_is_read(self, compression):
+        found = pixels_of(read_image(self.save(compression=compression)))
+        assert np.abs(found.astype(int) - NOISE).mean() < (20 if compression == "jpeg" else 1e-9)
+
+    def test_one_of_few_more_entries_is_read(self):
+        assert (pixels_of(read_image(self.with_entries([struct.pack("<HHII", 60000, 2, 4, 0)]))) == NOISE).all()
+
+    def test_entries_that_refer_to_the_same_bytes_again_and_again_are_refused(self):
+        entries = [struct.pack("<HHII", 60000 + number, 2, 2**20, 0) for number in range(300)]
+        content = self.with_entries(entries, bytes(2**20))
+        tracemalloc.start()
+        try:
+            with pytest.raises(VideoDecodingError, match=r"its entries refer to \d+ bytes, and it has \d+"):
+                read_image(content)
+            assert tracemalloc.get_traced_memory()[1] < 2**25
+        finally:
+            tracemalloc.stop()
+
+    def test_tiles_larger_than_an_image_may_be_are_refused(self):
+        sides = [struct.pack("<HHII", tag, 4, 1, 12000) for tag in (322, 323)]
+        with pytest.raises(VideoDecodingError, match="it has tiles of 12000 x 12000 pixels"):
+            read_image(self.with_entries(sides))

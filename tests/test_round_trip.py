@@ -156,7 +156,9 @@ def test_what_is_published_while_training_gives_a_stranger_the_same_answers_to_t
 def assert_names_nothing_of_this_machine(published: dict[str, bytes], folder: Path) -> None:
     private = [str(folder), str(ROOT), str(Path.home()) + "/", os.uname().nodename, sys.prefix, "hf_test"]
     for name, content in published.items():
-        found = [text for text in private if text.encode() in content]
+        # The pixels of a picture have each pair of letters somewhere, and some machine is called "vm".
+        is_text = not name.endswith((".png", ".safetensors"))
+        found = [text for text in private if (is_text or len(text) > 5) and text.encode() in content]
         assert found == [], name
     endings = {name.rpartition(".")[2] for name in published}
     assert endings == {"gitattributes", "json", "md", "png", "py", "safetensors"}

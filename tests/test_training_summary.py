@@ -377,5 +377,10 @@ class TestReading:
             read_summary(tmp_path)
 
     def test_what_is_written_is_read(self, tmp_path):
-        write_summary({"command": None, "training": {"max_grad_norm": float("inf")}}, tmp_path)
-        assert read_summary(tmp_path) == {"version": 1, "command": None, "training": {"max_grad_norm": "inf"}}
+        write_summary({"command": None, "training": {"max_grad_norm": float("inf")}, "parts": []}, tmp_path)
+        expected = {"version": 1, "command": None, "training": {"max_grad_norm": "inf"}, "parts": []}
+        assert read_summary(tmp_path) == expected
+
+    def test_a_record_from_before_runs_had_parts_has_none(self, tmp_path):
+        write_summary({"command": None}, tmp_path)
+        assert read_summary(tmp_path)["parts"] == []
