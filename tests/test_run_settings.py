@@ -132,7 +132,7 @@ class TestWhatMayChange:
         logs = [entry for entry in trainer.state.log_history[3:] if "images_loss" in entry]
         assert [entry["loss"] for entry in logs] == pytest.approx([entry["images_loss"] for entry in logs], rel=1e-3)
         first, second = read_summary(run)["parts"]
-        assert first["settings"]["weight of 'videos'"], second["settings"]["weight of 'videos'"] == (1.0, 0.0)
+        assert [part["settings"]["weight of 'videos'"] for part in (first, second)] == [1.0, 0.0]
         assert second["settings"]["augmentation of 'videos'"]["horizontal_flip"] is False
 
     def test_fp16_may_be_left(self, recipe, run):

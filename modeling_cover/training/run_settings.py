@@ -105,7 +105,7 @@ def cannot_change(was: Settings, now: Settings) -> list[str]:
         fixed.update(_OF_SCHEDULE)
     changed = [name for name in changed_settings(was, now) if name in fixed]
     # By which metric the best is chosen may be said, or no longer matter, at any time.
-    return [name for name in changed if name != "metric_for_best_model" or {name in was, name in now} == {True}]
+    return [name for name in changed if name != "metric_for_best_model" or (name in was and name in now)]
 
 
 # ---- Part by part ----
