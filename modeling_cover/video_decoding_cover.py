@@ -29,18 +29,20 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
-from operator import and_
+from itertools import chain, compress
 from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from transformers.video_utils import VideoMetadata
 
+from .video_avi_cover import avi_index
 from .video_index_cover import BrokenPromise, VideoIndex, packets_between, scan_packets
 from .video_opening_cover import VideoDecodingError, VideoSource, check_time, open_video, packets_of, reading
 from .video_times_cover import UNKNOWN
@@ -52,13 +54,13 @@ _MAX_DECODED_PIXELS = 2**39
 # Scaled to a short side, the long side of frames of 1 x 60,000 would fill gigabytes.
 MAX_ASPECT_RATIO = 32
 
-# For a change of format alone, these are what PyAV takes by itself.
-_CONVERTING = {"format": "rgb24", "interpolation": Interpolation.BILINEAR}
+# For a change of format alone, these are what PyAV takes by itself. (It would look up names for each frame.)
+_CONVERTING = {"format": av.VideoFormat("rgb24"), "interpolation": int(Interpolation.BILINEAR)}
 # swscale widens its bilinear filter by the factor of the reduction, which is what torchvision calls antialiasing. To
 # planes of each colour it scales twice as fast as to pixels, and to the same values.
 _SCALING = {
-    "format": "gbrp",
-    "interpolation": Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND,
+    "format": av.VideoFormat("gbrp"),
+    "interpolation": int(Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND),
 }
 
 
@@ -132,7 +134,8 @@ class _Effort:
         self._pixels = 0
 
     def spend(self) -> None:
-        """A packet's. Raises a `ValueError` past the bound."""
+        """A packet's. Raises a `ValueError` past the bound, or that of time."""
+        check_time()
         self._pixels += self._context.width * self._context.height
         if self._pixels > _MAX_DECODED_PIXELS:
             raise ValueError("it takes too long to decode: cut it, or encode it anew")
@@ -227,7 +230,7 @@ class Outline:
 
 
 def outline_of(source: VideoSource, container: InputContainer, stream: VideoStream, short_side: int | None) -> Outline:
-    index = scan_packets(container, stream)
+    index = avi_index(source, container, stream) or scan_packets(container, stream)
     beginning = _decode_beginning(stream, index)
     frame = beginning.pictures[0] if beginning.pictures else _first_frame(source)
     if short_side and max(frame.width, frame.height) > MAX_ASPECT_RATIO * min(frame.width, frame.height):
@@ -295,7 +298,12 @@ class _Images:
         # One thread: as many as there are cores, anew for each frame, would cost more than they save.
         options = _SCALING if is_scaled else _CONVERTING
         image = self.reformatter.reformat(picture, self.width, self.height, **options, threads=1)
-        self.array[self.rows[frame]] = image.to_ndarray()
+        pixels = self.array[self.rows[frame]]
+        if is_scaled:
+            for plane, channel in zip(image.planes, (1, 2, 0), strict=True):
+                pixels[..., channel] = _rows(plane, self.width)
+        else:
+            pixels.reshape(self.height, -1)[:] = _rows(image.planes[0], 3 * self.width)
         self.missing.discard(frame)
 
     def stacked(self) -> np.ndarray:
@@ -303,6 +311,12 @@ class _Images:
         if len(self.rows) == len(self.frames):
             return self.array
         return self.array[[self.rows[frame] for frame in self.frames]]
+
+
+def _rows(plane: VideoPlane, width: int) -> np.ndarray:
+    """The rows (H, width) of a plane, without the bytes that fill them up. (PyAV's `to_ndarray` copies once more.)"""
+    rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, abs(plane.line_size))[:, :width]
+    return rows if plane.line_size > 0 else rows[::-1]
 
 
 def decode_planned(
@@ -336,9 +350,12 @@ class _RunDecoder:
         self._container = container
         self._stream = stream
         self._index = outline.index
+        self._timestamps, self._shown = outline.index.timestamps.tolist(), outline.index.shown.tolist()
         self._beginning = outline.beginning
         self._wanted = wanted
         self._effort = _Effort(stream)
+        unreferenced = outline.index.unreferenced
+        self._unreferenced = unreferenced if unreferenced is not None and unreferenced.any() else None
 
     def decode(self, first: int, last: int) -> Iterator[VideoFrame]:
         """The pictures of the packets `first` to `last`.
@@ -346,13 +363,15 @@ class _RunDecoder:
         Raises:
             BrokenPromise: the pictures show that the run may not be what its packets promise.
         """
-        context, index, num_pictures, time = self._stream.codec_context, self._index, 0, UNKNOWN
-        start = int(index.timestamps[first]) if first else UNKNOWN
+        index, num_pictures, time = self._index, 0, UNKNOWN
+        start = self._timestamps[first] if first else UNKNOWN
         pictures, next_packet = self._beginning if first == 0 else ([], first)
-        is_sent = self._is_sent(next_packet, last, start)
         if next_packet == first:
-            context.flush_buffers()
-        for picture in chain(pictures, self._decode(next_packet, is_sent)):
+            self._stream.codec_context.flush_buffers()
+        is_sent = self._is_sent(next_packet, last, start)
+        packets = packets_between(self._container, self._stream, index, next_packet, is_sent)
+        # Iterators in C, as each layer of generators here would take a percent of the time of a small video.
+        for picture in chain(pictures, chain.from_iterable(map(self._send, chain(packets, [None])))):
             before, time = time, picture.pts
             # Of fields, two packets may make a picture.
             if time is None or picture.is_corrupt or picture.interlaced_frame:
@@ -365,32 +384,28 @@ class _RunDecoder:
             yield picture
         if index.is_skippable:
             return
-        num_expected = sum(index.shown[first:next_packet].tolist())
-        num_expected += sum(map(and_, index.shown[next_packet : last + 1].tolist(), is_sent))
-        if num_pictures != num_expected:
+        is_decoded = [True] * (next_packet - first) + is_sent
+        if num_pictures != sum(compress(self._shown[first : first + len(is_decoded)], is_decoded)):
             raise BrokenPromise(f"packets {first} to {last} yield {num_pictures} pictures")
 
     def _is_sent(self, first: int, last: int, start: int) -> list[bool]:
         """Of the packets `first` to `last`, those that the decoder is sent."""
-        index, run = self._index, slice(first, last + 1)
-        times = index.timestamps[run].tolist()
+        times = self._timestamps[first : last + 1]
         # Others may refer to what precedes the run, and nothing that is displayed later refers to them.
         is_sent = [time >= start for time in times]
-        if index.unreferenced is not None and index.unreferenced[run].any():
-            for number in np.flatnonzero(index.unreferenced[run]).tolist():
+        if self._unreferenced is not None:
+            for number in np.flatnonzero(self._unreferenced[first : last + 1]).tolist():
                 is_sent[number] &= times[number] in self._wanted
         return is_sent
 
-    def _decode(self, first: int, is_sent: list[bool]) -> Iterator[VideoFrame]:
-        context, index, spend = self._stream.codec_context, self._index, self._effort.spend
-        packets = packets_between(self._container, self._stream, index, first, first + len(is_sent) - 1)
-        for packet, is_needed in zip(packets, is_sent, strict=True):
-            if is_needed:
-                if index.is_skippable:
-                    context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
-                spend()
-                yield from context.decode(packet)
-        yield from context.decode(None)
+    def _send(self, packet: Packet | None) -> list[VideoFrame]:
+        """What the decoder gives out for it; for None, what it still holds."""
+        context = self._stream.codec_context
+        if packet is not None:
+            self._effort.spend()
+            if self._index.is_skippable:
+                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+        return context.decode(packet)
 
 
 def decode_in_order(
@@ -403,6 +418,9 @@ def decode_in_order(
     where the pictures' timestamps part from the packets', or by the end coming early. Only then is the whole file
     decoded, to count. Otherwise decoding stops at the last frame that is wanted.
     """
+    if outline.index.promised is None:
+        with open_video(source, num_threads=1) as (container, stream):
+            outline = replace(outline, index=scan_packets(container, stream))
     # What a decoder makes up for what is damaged depends on the number of its threads. A file that was to be decoded by
     # plan, and is here, is damaged.
     if num_threads != 1 and not outline.index.is_exact:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import compress
 
 import av
 import numpy as np
@@ -32,8 +33,8 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from .video_opening_cover import check_time, packets_of
-from .video_order_cover import is_idr, order_reader
+from .video_opening_cover import packets_of
+from .video_order_cover import is_idr, order_reader, pictures_of
 from .video_times_cover import UNKNOWN, Announced, Clock, TimeLine, rate_of, time_line
 
 
@@ -80,9 +81,9 @@ class VideoIndex:
     unreferenced: np.ndarray | None  # (N,) bool: no other picture refers to theirs; None where the decoder must tell
     entries: np.ndarray  # (E,) the packets where decoding can begin, ascending; the first packet is always one
     display_order: np.ndarray  # (F,) the packet of each frame; in the packets' order where a time is not told
-    promised: np.ndarray  # (F,) int64, the timestamp of each frame if the file is decoded in order
+    promised: np.ndarray | None  # (F,) int64, the timestamp of each frame if the file is decoded in order
     line: TimeLine | None  # when each frame is displayed; None where that of one is not known
-    packets: list[Packet] | None  # themselves, unless they take too much memory
+    packets: Sequence[Packet] | None  # themselves, unless they take too much memory
     clock: Clock
     is_exact: bool  # whether timestamps tell the frames apart and the file is of a kind that keeps what they promise
     is_skippable: bool  # whether the decoder can tell the frames that no other refers to, and leave them out
@@ -204,20 +205,17 @@ class VideoIndex:
                                 0---2   4-5
         """
         runs = []
-        for packet in self.display_order[list(frames)]:
-            entry = self._entry_before(packet)
-            if runs and entry <= runs[-1][1] + 1:
-                runs[-1] = (runs[-1][0], max(runs[-1][1], int(packet)))
-            else:
-                runs.append((entry, int(packet)))
-        return runs
-
-    def _entry_before(self, packet: int) -> int:
+        packets = self.display_order[list(frames)]
+        places = np.searchsorted(self.entries, packets, side="right") - 1
         # What is displayed before an entry but decoded behind it may refer to what precedes both.
-        for entry in self.entries[: np.searchsorted(self.entries, packet, side="right")][:0:-1]:
-            if self.timestamps[entry] <= self.timestamps[packet]:
-                return int(entry)
-        return 0
+        while (is_early := (self.timestamps[self.entries[places]] > self.timestamps[packets]) & (places > 0)).any():
+            places -= is_early
+        for entry, packet in zip(self.entries[places].tolist(), packets.tolist(), strict=True):
+            if runs and entry <= runs[-1][1] + 1:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], packet))
+            else:
+                runs.append((entry, packet))
+        return runs
 
 
 def _exact(seconds: float) -> Fraction:
@@ -233,12 +231,12 @@ class _Scan:
         self.shown, self.keys, self.entries = array("b"), array("b"), array("b")
         self.packets: list[Packet] | None = []
         self.is_sound = True
-        self.order = order_reader(stream, _codec(stream), container.format.name == "avi")
+        self.order = order_reader(stream, container.format.name == _AVI)
         packets, is_entry = packets_of(container, stream), _entry_test(stream)
         if self.order is None:
             self._read(container, packets, is_entry)
         else:
-            self._read(container, self.order.pictures(packets), lambda packet: False)
+            self._read(container, pictures_of(packets, self.order), lambda packet: False)
             self.entries = array("b", self.order.is_entry.tolist())
 
     def _read(self, container: InputContainer, packets: Iterator[Packet], is_entry: Callable[[Packet], bool]) -> None:
@@ -289,7 +287,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
     if name == _AVI and is_exact and order is not None and UNKNOWN not in decoded:
         display_order, shown = order, np.zeros(len(shown), dtype=bool)
         shown[order] = True
-        timestamps = _in_place(order, np.sort(decoded[order]), len(shown))
+        timestamps = in_place(order, np.sort(decoded[order]), len(shown))
         if scan.packets is not None:
             for packet, timestamp in zip(scan.packets, timestamps.tolist(), strict=True):
                 packet.pts = timestamp
@@ -329,7 +327,7 @@ def _line(
     return time_line(told, parts[display_order], scan.durations[last] if is_told else 0, announced, usual)
 
 
-def _in_place(display_order: np.ndarray, told: np.ndarray, num_packets: int) -> np.ndarray:
+def in_place(display_order: np.ndarray, told: np.ndarray, num_packets: int) -> np.ndarray:
     """A timestamp for each packet (N,): those of frames (F,) and, of what is not displayed, that of the latest frame."""
     timestamps = np.full(num_packets, UNKNOWN)
     timestamps[display_order] = told
@@ -355,31 +353,35 @@ def _ticks_a_frame(rate: Fraction | None, time_base: Fraction) -> int | None:
 
 
 def packets_between(
-    container: InputContainer, stream: VideoStream, index: VideoIndex, first: int, last: int
+    container: InputContainer, stream: VideoStream, index: VideoIndex, first: int, is_wanted: Sequence[bool]
 ) -> Iterator[Packet]:
-    """The packets `first` to `last` once more.
+    """Of the packets from `first` on, those that are wanted.
 
     Raises:
         BrokenPromise: the file does not yield the same packets again.
     """
-    if index.packets is not None:
-        for packet in index.packets[first : last + 1]:
-            check_time()
-            yield packet
-        return
+    numbers = range(first, first + len(is_wanted))
+    if index.packets is None:
+        return compress(_packets_again(container, stream, index, numbers), is_wanted)
+    return map(index.packets.__getitem__, compress(numbers, is_wanted))
+
+
+def _packets_again(
+    container: InputContainer, stream: VideoStream, index: VideoIndex, numbers: range
+) -> Iterator[Packet]:
     is_avi = container.format.name == _AVI
-    container.seek(int(index.marks[first]), stream=stream)
-    order, packets, number = order_reader(stream, _codec(stream), is_avi), packets_of(container, stream), first
-    for packet in packets if order is None else order.pictures(packets):
+    container.seek(int(index.marks[numbers.start]), stream=stream)
+    order, packets, number = order_reader(stream, is_avi), packets_of(container, stream), numbers.start
+    for packet in packets if order is None else pictures_of(packets, order):
         mark = packet.dts if is_avi else packet.pts
         if mark == index.marks[number] and (is_avi or packet.is_discard != bool(index.shown[number])):
             if is_avi:
                 packet.pts = int(index.timestamps[number])
             yield packet
-            if number == last:
-                return
             number += 1
-        elif number > first:
+            if number == numbers.stop:
+                return
+        elif number > numbers.start:
             break
     raise BrokenPromise(f"packet {number} is not found again")
 

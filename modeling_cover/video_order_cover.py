@@ -14,7 +14,7 @@
 """In which order pictures are displayed, as their own headers say: AVI tells of a frame only when it is decoded.
 
 `order_reader` has a reader for the codecs that it knows. It is fed the packets of a file in the order in which they are
-decoded, and hands them on, one for each picture.
+decoded, and tells what to decode in the place of each, which is one picture.
 
 - MPEG-4 Part 2 (ISO 14496-2): I and P pictures are displayed when the next of them is decoded, B pictures at once, and
   nothing refers to these. DivX and XviD pack B pictures into the packet before theirs, and leave a picture "not coded" in
@@ -38,6 +38,9 @@ _VOP, _SEQUENCE = b"\0\0\1\xb6", b"\0\0\1\xb0"
 _PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")
 
 _LAYER = re.compile(b"\0\0\1[\x20-\x2f]")  # the start code of a video object layer
+
+# Kinds of pictures, as two bits of their headers have them (1 are P pictures, 3 sprites); and "not coded": the one before goes on.
+_I, _B, _N = 0, 2, 4
 
 # No picture that is not coded has more bytes. (FFmpeg takes 19 for the most, `MAX_NVOP_SIZE`.)
 _MAX_NOT_CODED = 32
@@ -76,8 +79,8 @@ class OrderReader:
     def __init__(self):
         self.is_regular = True  # whether each packet so far is what this reader knows
 
-    def pictures(self, packets: Iterator[Packet]) -> Iterator[Packet]:
-        """The packets, of one picture each."""
+    def picture(self, data: bytes, start: int, stop: int) -> bytes | None:
+        """The picture to be decoded in the place of the next packet, `data` from `start` to `stop`; None for itself."""
         raise NotImplementedError
 
     def display_order(self) -> np.ndarray:
@@ -95,88 +98,122 @@ class OrderReader:
         return None
 
 
-def order_reader(stream: VideoStream, codec: str, is_avi: bool) -> OrderReader | None:
+def order_reader(stream: VideoStream, is_avi: bool) -> OrderReader | None:
     """A reader where the container does not tell the order, or the pictures tell more."""
-    extradata = stream.codec_context.extradata or b""
+    extradata, codec = stream.codec_context.extradata or b"", stream.codec_context.codec.canonical_name
     if codec == "mpeg4":
         return Mpeg4Order(extradata, bool(stream.codec_context.has_b_frames))
     return H264Order(extradata) if codec == "h264" and is_avi else None
+
+
+def pictures_of(packets: Iterator[Packet], order: OrderReader) -> Iterator[Packet]:
+    """The packets, of one picture each."""
+    for packet in packets:
+        picture = order.picture(bytes(packet), 0, packet.size)
+        if picture is None:
+            yield packet
+        else:
+            copied = packet_of(picture, packet.pts, packet.dts)
+            copied.duration = packet.duration
+            yield copied
+
+
+def packet_of(data: bytes, presented: int | None, decoded: int | None) -> Packet:
+    # Of `Packet(data)` the decoder would read on behind the data, where FFmpeg wants zeros.
+    packet = Packet(len(data))
+    packet.update(data)
+    packet.pts, packet.dts = presented, decoded
+    return packet
 
 
 class Mpeg4Order(OrderReader):
     def __init__(self, extradata: bytes, has_b_frames: bool):
         super().__init__()
         self._has_b_frames = has_b_frames
-        self._kinds: list[str] = []  # I, P, B, S, or N: "not coded", the picture before it goes on
+        self._kinds = bytearray()
         self._head = extradata  # what stands before pictures, of their sequence
         self._is_packed = _PACKED.search(extradata) is not None
-        self._time_bits = _vop_time_bits(extradata)
+        self._layer, self._time_bits = b"", 0
+        self._read_layer(extradata)
+        self._waiting: bytes | None = (
+            None  # a B picture, packed with another, to be decoded in place of the next packet
+        )
 
-    def pictures(self, packets: Iterator[Packet]) -> Iterator[Packet]:
-        waiting = None  # a B picture that was packed with another one, to be decoded in place of the next packet
-        for packet in packets:
-            if not self._has_b_frames and packet.size > _MAX_NOT_CODED:
-                self._kinds.append("I" if packet.is_keyframe else "P")
-                yield packet
-                continue
-            data = bytes(packet)
-            start = data.find(_VOP)
-            second = data.find(_VOP, start + 4)
-            if start > 0:
-                self._read_head(data[:start])
-            kind = self._kind_of(data, start)
-            if waiting is not None:
-                self.is_regular &= second < 0 and kind in "BN" and not data.startswith(_SEQUENCE)
-                packet, waiting = _copy(waiting, packet), data if kind == "B" else None
-                kind = "B"
-            elif second >= 0:
-                self.is_regular &= self._is_packed and self._kind_of(data, second) == "B"
-                self.is_regular &= data.find(_VOP, second + 4) < 0
-                packet, waiting = _copy(_cut(data, second), packet), data[second:]
-            self._kinds.append(kind)
-            yield packet
+    def picture(self, data: bytes, start: int, stop: int) -> bytes | None:
+        if not self._is_packed and data.startswith(_VOP, start) and stop - start > _MAX_NOT_CODED:  # as most are
+            self._kinds.append(data[start + len(_VOP)] >> 6)
+            return None
+        first = data.find(_VOP, start, stop)
+        if first > start:
+            self._read_head(data[start:first])
+        kind, picture = self._kind_of(data, first, stop), None
+        # The decoder, too, looks for a second one only where the stream is said to have them.
+        second = data.find(_VOP, first + len(_VOP), stop) if self._is_packed and first >= 0 else -1
+        if self._waiting is not None:
+            self.is_regular &= second < 0 and kind in (_B, _N) and not data.startswith(_SEQUENCE, start)
+            picture, self._waiting = self._waiting, data[start:stop] if kind == _B else None
+            kind = _B
+        elif second >= 0:
+            self.is_regular &= self._kind_of(data, second, stop) == _B
+            self.is_regular &= data.find(_VOP, second + len(_VOP), stop) < 0
+            picture, self._waiting = _cut(data, start, second), data[second:stop]
+        self._kinds.append(kind)
+        return picture
 
     def display_order(self) -> np.ndarray:
-        if "B" not in self._kinds:
-            is_displayed = np.array(self._kinds, dtype="U1") != "N"
-            if len(is_displayed) and not self._has_b_frames:
+        kinds = self._column
+        if _B not in self._kinds:
+            is_displayed = kinds != _N
+            if len(kinds) and not self._has_b_frames:
                 is_displayed[-1] = True  # at the end FFmpeg repeats the picture that goes on
             return np.flatnonzero(is_displayed)
         # The decoder tells by the times in pictures which B pictures it can decode, and those of N pictures are among them.
-        self.is_regular &= "N" not in self._kinds
-        order, latest, num_references = [], [], 0
-        for number, kind in enumerate(self._kinds):
-            if kind == "B":
-                if num_references > 1:  # of others, what they refer to is not there
-                    order.append(number)
-            elif kind != "N":
-                order += latest
-                latest = [number]
-                num_references += 1
-        return np.array(order + latest, dtype=np.int64)
+        self.is_regular &= self._has_b_frames and _N not in self._kinds
+        references, b_pictures = np.flatnonzero((kinds != _B) & (kinds != _N)), np.flatnonzero(kinds == _B)
+        # Each by the packet at which it is displayed. Of the first B pictures, what they refer to is not there.
+        turns = np.append(references[1:], len(kinds))
+        b_pictures = b_pictures[b_pictures > turns[0]]
+        displayed = np.concatenate([references, b_pictures])
+        return displayed[np.argsort(np.concatenate([turns[: len(references)], b_pictures]))]
 
     @property
     def is_entry(self) -> np.ndarray:
-        return np.array(self._kinds, dtype="U1") == "I"
+        return self._column == _I
 
     @property
     def is_unreferenced(self) -> np.ndarray:
-        return np.array(self._kinds, dtype="U1") == "B"
+        return self._column == _B
+
+    @property
+    def _column(self) -> np.ndarray:
+        """(N,) uint8, the kind of each picture."""
+        return np.frombuffer(bytes(self._kinds), dtype=np.uint8)
 
     def _read_head(self, head: bytes) -> None:
         if head != self._head:
             self._head = head
-            self._is_packed = self._is_packed or _PACKED.search(head) is not None
-            self._time_bits = _vop_time_bits(head) or self._time_bits
+            if not self._is_packed and _PACKED.search(head):
+                self._is_packed = True
+                self.is_regular &= not self._kinds  # once the decoder knows, it treats pictures before otherwise, too
+            self._read_layer(head)
 
-    def _kind_of(self, data: bytes, start: int) -> str:
+    def _read_layer(self, head: bytes) -> None:
+        found = _LAYER.search(head)
+        if found is None:
+            return
+        end = head.find(_START, found.end())
+        layer = head[found.end() : end if end >= 0 else len(head)]
+        if layer != self._layer:
+            self._layer, self._time_bits = layer, _vop_time_bits(layer)
+
+    def _kind_of(self, data: bytes, start: int, stop: int) -> int:
         kind = start + len(_VOP)
-        if start < 0 or kind == len(data):
+        if start < 0 or kind == stop:
             self.is_regular = False
-            return "N"
-        if len(data) - start <= _MAX_NOT_CODED and not self._is_coded(data[kind:]):
-            return "N"
-        return "IPBS"[data[kind] >> 6]
+            return _N
+        if stop - start <= _MAX_NOT_CODED and not self._is_coded(data[kind:stop]):
+            return _N
+        return data[kind] >> 6
 
     def _is_coded(self, header: bytes) -> bool:
         try:
@@ -191,13 +228,10 @@ class Mpeg4Order(OrderReader):
             return False
 
 
-def _vop_time_bits(data: bytes) -> int:
-    """How many bits of a picture's header its time within the second takes; 0 where `data` do not tell."""
-    layer = _LAYER.search(data)
-    if layer is None:
-        return 0
+def _vop_time_bits(layer: bytes) -> int:
+    """How many bits of a picture's header its time within the second takes, of the head of its layer; 0 if that is cut."""
     try:
-        bits = _Bits(data[layer.end() :][:_HEADER_BYTES])
+        bits = _Bits(layer[:_HEADER_BYTES])
         bits.read(1 + 8)  # random access, type
         if bits.read():
             bits.read(4 + 3)  # version, priority
@@ -213,21 +247,14 @@ def _vop_time_bits(data: bytes) -> int:
         return 0
 
 
-def _cut(data: bytes, start: int) -> bytes:
-    """The first picture of a packet, up to where the second starts.
+def _cut(data: bytes, start: int, second: int) -> bytes:
+    """The first picture of a packet, up to where the second begins.
 
     The decoder looks at some bytes behind a picture to find its end, so the head of the second stays. With another bit in
     its kind, the decoder takes it for none that is packed.
     """
-    kind = start + len(_VOP)
-    return data[:kind] + bytes([data[kind] | 0x40]) + data[kind + 1 : kind + 9]
-
-
-def _copy(data: bytes, packet: Packet) -> Packet:
-    """A packet of other data that is decoded in the place of this one."""
-    copied = Packet(data)
-    copied.pts, copied.dts, copied.duration = packet.pts, packet.dts, packet.duration
-    return copied
+    kind = second + len(_VOP)
+    return data[start:kind] + bytes([data[kind] | 0x40]) + data[kind + 1 : kind + 9]
 
 
 class H264Order(OrderReader):
@@ -244,16 +271,16 @@ class H264Order(OrderReader):
         self._is_idr: list[bool] = []
         self._read_parameters(extradata)
 
-    def pictures(self, packets: Iterator[Packet]) -> Iterator[Packet]:
-        for number, packet in enumerate(packets):
-            try:
-                self._read(bytes(packet))
-            except EOFError:
-                self.is_regular = False
-            if len(self._keys) == number:  # no picture has been found in it
-                self.is_regular = False
-                self._add(is_idr=False, count=0)
-            yield packet
+    def picture(self, data: bytes, start: int, stop: int) -> bytes | None:
+        number = len(self._keys)
+        try:
+            self._read(data[start:stop])
+        except EOFError:
+            self.is_regular = False
+        if len(self._keys) == number:  # no picture has been found in it
+            self.is_regular = False
+            self._add(is_idr=False, count=0)
+        return None
 
     def display_order(self) -> np.ndarray:
         return np.array(sorted(range(len(self._keys)), key=self._keys.__getitem__), dtype=np.int64)
