@@ -14,15 +14,17 @@
 """Speed of decoding beside torchcodec, decord2 and transformers' own reader, in one run on the same files.
 
     pip install torchcodec==0.13.0 decord2==3.4.0    # for this comparison only; torchcodec needs FFmpeg's libraries
-    python examples/benchmark_decoding.py [--rounds 7] [--seconds 10] [--folder outputs/benchmark_decoding]
+    python examples/benchmark_decoding.py [--rounds 7] [--row_seconds 8] [--seconds 10]
+        [--folder outputs/benchmark_decoding]
 
 Each cell of the table is the CPU time in ms (and the time on the clock), for the others how many times that is ours, and
 how far their pixels are from ours: at most and on average, of 255.
 
 Draws clips, encodes them into `folder` (a file that is there already is used again), and takes 16 uniform frames of each
-by each reader, then one input for the model by the video processor. All on one CPU core. Times are medians over rounds
-in which the readers take turns. Prints a table in Markdown, in which a reader that is not installed, or fails, says so.
-Some 6 minutes on 2 CPU cores, most of them for encoding.
+by each reader, then one input for the model by the video processor. All on one CPU core. The readers take turns, in
+another order each round, for `rounds` rounds or `row_seconds`, whichever is more; times, and how many times ours they are
+in the same round, are medians over these. Prints a table in Markdown, in which a reader that is not installed, or fails,
+says so. Some 10 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -76,10 +78,11 @@ Reader = Callable[[str], np.ndarray]
 
 
 class Timing(NamedTuple):
-    """Milliseconds, medians over the rounds."""
+    """Medians over the rounds."""
 
-    cpu: float
+    cpu: float  # milliseconds
     wall: float
+    times_ours: float  # of CPU time, in the same round
 
 
 def draw_clip(num_frames: int, height: int, width: int) -> Iterator[np.ndarray]:
@@ -211,16 +214,24 @@ def input_by_torchcodec(processor: CoverVideoProcessor) -> Reader:
     return read
 
 
-def take_turns(readers: dict[str, Reader], path: str, rounds: int) -> dict[str, Timing]:
-    times = {name: [] for name in readers}
-    for _ in range(rounds):
-        for name, read in readers.items():
+def take_turns(readers: dict[str, Reader], path: str, rounds: int, seconds: float) -> dict[str, Timing]:
+    """The times of readers, the first of which is ours."""
+    spent, begin = {name: [] for name in readers}, time.perf_counter()
+    names = list(readers)
+    while len(spent[names[-1]]) < rounds or time.perf_counter() < begin + seconds:
+        turn = len(spent[names[-1]]) % len(names)
+        for name in names[turn:] + names[:turn]:
             wall, cpu = time.perf_counter(), time.process_time()
-            read(path)
-            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+            readers[name](path)
+            spent[name].append((1000 * (time.process_time() - cpu), 1000 * (time.perf_counter() - wall)))
+    ours = spent[names[0]]
     return {
-        name: Timing(*(1000 * statistics.median(column) for column in zip(*values, strict=True)))
-        for name, values in times.items()
+        name: Timing(
+            statistics.median(cpu for cpu, _ in turns),
+            statistics.median(wall for _, wall in turns),
+            statistics.median(turn[0] / our_turn[0] for turn, our_turn in zip(turns, ours, strict=True)),
+        )
+        for name, turns in spent.items()
     }
 
 
@@ -235,12 +246,13 @@ def first_images(readers: dict[str, Reader | None], path: str) -> dict[str, np.n
     return images
 
 
-def table_row(name: str, readers: dict[str, Reader | None], path: str, rounds: int, scale: float) -> list[str]:
+def table_row(
+    name: str, readers: dict[str, Reader | None], path: str, rounds: int, seconds: float, scale: float
+) -> list[str]:
     """A file's times by each reader, ours first, and how far their pixels are from ours, of 0 to 255."""
     images = first_images(readers, path)
-    times = take_turns(
-        {reader: readers[reader] for reader in images if not isinstance(images[reader], str)}, path, rounds
-    )
+    able = {reader: readers[reader] for reader in images if not isinstance(images[reader], str)}
+    times = take_turns(able, path, rounds, seconds)
     cells = [name]
     for reader, image in images.items():
         if isinstance(image, str):
@@ -249,7 +261,7 @@ def table_row(name: str, readers: dict[str, Reader | None], path: str, rounds: i
         cell = f"{times[reader].cpu:.0f} ({times[reader].wall:.0f})"
         if reader != "ours":
             difference = np.abs(image.astype(np.float32) - images["ours"]) * scale
-            cell += f", {times[reader].cpu / times['ours'].cpu:.2f}x; {difference.max():.0f}, {difference.mean():.2g}"
+            cell += f", {times[reader].times_ours:.2f}x; {difference.max():.0f}, {difference.mean():.2g}"
         cells.append(cell)
     return cells
 
@@ -261,6 +273,9 @@ def optional(package: str, read: Reader) -> Reader | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--row_seconds", type=float, default=8, help="how long a file is read again and again, at least"
+    )
     parser.add_argument("--seconds", type=float, default=10, help="length of the clips")
     parser.add_argument("--folder", type=Path, default=Path("outputs/benchmark_decoding"))
     args = parser.parse_args()
@@ -284,10 +299,13 @@ def main() -> None:
     header = ["file", *readers]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for name, path in paths.items():
-        print("| " + " | ".join(table_row(name, readers, path, args.rounds, scale=1)) + " |", flush=True)
+        print(
+            "| " + " | ".join(table_row(name, readers, path, args.rounds, args.row_seconds, scale=1)) + " |",
+            flush=True,
+        )
     scale = 255 * statistics.mean(processor.image_std)
     for name, path in paths.items():
-        row = table_row(f"to the model's input: {name}", inputs, path, args.rounds, scale)
+        row = table_row(f"to the model's input: {name}", inputs, path, args.rounds, args.row_seconds, scale)
         print("| " + " | ".join([*row, *[""] * (len(header) - len(row))]) + " |", flush=True)
 
 
