@@ -15,18 +15,24 @@
 
 from . import _torchvision as _torchvision  # isort: skip  (before anything that imports torchvision)
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cover import PIPELINE_TASK, CoverConfig
-from .cotraining import CoTraining, prepare_cotraining
-from .data import CoTrainingDataset, EvaluationDataset, collate_clips
 from .modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
 from .pipeline_cover import CoverVideoClassificationPipeline
-from .recipe import Recipe, load_recipe
-from .training import CoverTrainer, CoverTrainingArguments
 from .video_decoding_cover import VideoDecodingError, read_video
 from .video_processing_cover import CoverVideoProcessor
+
+
+if TYPE_CHECKING:
+    from .cotraining import CoTraining, prepare_cotraining
+    from .data import CoTrainingDataset, EvaluationDataset, collate_clips
+    from .recipe import Recipe, load_recipe
+    from .training import CoverTrainer, CoverTrainingArguments
 
 
 # With the package installed, transformers' auto classes know the model: no `trust_remote_code` is needed.
@@ -65,3 +71,28 @@ __all__ = [
     "prepare_cotraining",
     "read_video",
 ]
+
+# What trains is imported when it is first asked for: who only runs a model needs no `datasets`, pandas or matplotlib.
+_MODULES = {
+    "CoTraining": "cotraining",
+    "CoTrainingDataset": "data",
+    "CoverTrainer": "training",
+    "CoverTrainingArguments": "training",
+    "EvaluationDataset": "data",
+    "Recipe": "recipe",
+    "collate_clips": "data",
+    "load_recipe": "recipe",
+    "prepare_cotraining": "cotraining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
