@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .cotraining import CoTraining, prepare_cotraining
     from .data import CoTrainingDataset, EvaluationDataset, collate_clips
     from .recipe import Recipe, load_recipe
-    from .training import CoverTrainer, CoverTrainingArguments
+    from .training.arguments import CoverTrainingArguments
+    from .training.trainer import CoverTrainer
 
 
 # With the package installed, transformers' auto classes know the model: no `trust_remote_code` is needed.
@@ -76,8 +77,8 @@ __all__ = [
 _MODULES = {
     "CoTraining": "cotraining",
     "CoTrainingDataset": "data",
-    "CoverTrainer": "training",
-    "CoverTrainingArguments": "training",
+    "CoverTrainer": "training.trainer",
+    "CoverTrainingArguments": "training.arguments",
     "EvaluationDataset": "data",
     "Recipe": "recipe",
     "collate_clips": "data",

@@ -16,6 +16,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import modeling_cover
 import pytest
@@ -33,6 +34,29 @@ def test_running_a_model_loads_nothing_that_only_training_needs():
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert json.loads(finished.stdout) == []
+
+
+def test_each_module_can_be_the_first_that_is_imported():
+    package = Path(modeling_cover.__file__).parent
+    modules = [
+        ".".join(file.relative_to(package.parent).with_suffix("").parts)
+        for file in sorted(package.rglob("*.py"))
+        if file.name != "__init__.py"
+    ]
+    # Each in a fork of a process that has the libraries, so that it costs no start of an interpreter.
+    code = """
+import importlib, os, sys
+import datasets, matplotlib.figure, modeling_cover, transformers.trainer
+for module in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        importlib.import_module(module)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(f"{module} cannot be imported first")
+"""
+    finished = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", modeling_cover.__all__)

@@ -12,9 +12,3 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """Training: one model on a mixture of data sets, exactly, on any number of processes, stopped and resumed at any moment."""
-
-from .arguments import CoverTrainingArguments
-from .trainer import CoverTrainer
-
-
-__all__ = ["CoverTrainer", "CoverTrainingArguments"]
