@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test quality style benchmark clean
+.PHONY: quickstart test test-slow quality style benchmark clean
 
 # One thread: the data loader's worker has the second core, and two threads that share a core wait for one another.
 quickstart: $(VENV)/installed
@@ -13,7 +13,11 @@ quickstart: $(VENV)/installed
 
 # As many processes as cores of the smallest machine it is meant for, of one thread each.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# What `make test` leaves out: whole matrices of which it runs a part, and what the newest change seldom breaks.
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -38,7 +38,9 @@ _VOP, _PACKED_SIGN = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
 _CODEC_OPTIONS = {
     "libx264": {"qp": "1"},
     "libx265": {"x265-params": "qp=1:log-level=none"},
-    "libvpx-vp9": {"crf": "1", "b": "0", "deadline": "realtime"},
+    # With more threads than cores, libvpx's wait for one another by spinning.
+    "libvpx": {"threads": "1"},
+    "libvpx-vp9": {"crf": "1", "b": "0", "deadline": "realtime", "threads": "1"},
     "mpeg4": {"qmin": "1", "qmax": "1"},
     "mpeg2video": {"qmin": "1", "qmax": "1"},
 }

@@ -176,6 +176,7 @@ def test_the_benchmark_prints_both_models_side_by_side():
     assert "an image takes" in finished.stdout
 
 
+@pytest.mark.slow
 def test_what_many_gpus_take_is_predicted_from_what_is_measured(tmp_path):
     script, found = str(EXAMPLES / "benchmark_scaling.py"), tmp_path / "found.json"
     command = [sys.executable, script, "measure", str(found), "--preset", "tiny", "--rounds", "1"]

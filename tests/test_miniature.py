@@ -324,6 +324,7 @@ def test_other_settings_in_the_folder_of_a_study_are_refused(finished, pictures_
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_figures(
     finished, pictures_folder, tmp_path
 ):

@@ -293,6 +293,7 @@ class TestAttention:
         model.set_attn_implementation("eager")
         torch.testing.assert_close(model(pixel_values).logits, sdpa, atol=1e-5, rtol=0)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch compiles it with a C++ compiler")
     def test_flex_attention_agrees(self, model):
         pixel_values = clips(1, 4)

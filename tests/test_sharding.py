@@ -38,6 +38,13 @@ FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
 POISONED = {"step": 2, "gradient_step": 3}
 ALONE = {"processes": 1, "per_device_train_batch_size": 4, "poisoned": {**POISONED, "process": 0}}
 KINDS = {"ddp": {}, "one process": ALONE, "fsdp": FSDP, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+ALL_KINDS = [kind if kind in ("ddp", "fsdp", "zero3") else slow(kind) for kind in KINDS]
 OPTIONS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -65,15 +72,23 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+class Runs:
+    """One of 10 steps of each kind, with checkpoints at 5 and 10, and all that could go wrong together; when asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __getitem__(self, kind: str) -> Path:
+        run = self.folder / kind
+        if not run.exists():
+            run.mkdir()
+            finish(start(self.folder, run, **{"processes": 2, **OPTIONS, **KINDS[kind]}), run)
+        return run
+
+
 @pytest.fixture(scope="module")
-def runs(folder) -> dict[str, Path]:
-    """One of 10 steps of each kind, with checkpoints at 5 and 10, and all that could go wrong together."""
-    found = {}
-    for kind, options in KINDS.items():
-        found[kind] = folder / kind
-        found[kind].mkdir()
-        finish(start(folder, found[kind], **{"processes": 2, **OPTIONS, **options}), found[kind])
-    return found
+def runs(folder) -> Runs:
+    return Runs(folder)
 
 
 def assert_close(path: Path, expected: Path) -> None:
@@ -85,7 +100,7 @@ def assert_close(path: Path, expected: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", list(KINDS)[1:])
+@pytest.mark.parametrize("kind", ALL_KINDS[1:])
 @pytest.mark.parametrize("step", [5, 10])
 @pytest.mark.parametrize("file", ["model", "training_state/weights", "training_state/optimizer"])
 def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step, file):
@@ -95,7 +110,13 @@ def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step,
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("ddp", "fsdp"), ("ddp", "zero2"), ("ddp", "zero3"), ("fsdp", "ddp"), ("zero3", "ddp")],
+    [
+        slow("ddp", "fsdp"),
+        slow("ddp", "zero2"),
+        ("ddp", "zero3"),
+        ("fsdp", "ddp"),
+        slow("zero3", "ddp"),
+    ],
 )
 def test_a_checkpoint_of_one_goes_on_in_another(folder, runs, first, second):
     run = folder / f"{first} then {second}"
@@ -105,7 +126,7 @@ def test_a_checkpoint_of_one_goes_on_in_another(folder, runs, first, second):
         assert_close(run / f"{file}.safetensors", runs["ddp"] / f"{file}.safetensors")
 
 
-@pytest.mark.parametrize("kind", list(KINDS)[1:])
+@pytest.mark.parametrize("kind", ALL_KINDS[1:])
 def test_a_checkpoint_is_a_model_like_any_other(runs, kind):
     model = CoverForVideoClassification.from_pretrained(runs[kind] / "checkpoint-10")
     assert model.config.architectures == ["CoverForVideoClassification"]
@@ -114,7 +135,7 @@ def test_a_checkpoint_is_a_model_like_any_other(runs, kind):
     assert sharded == whole
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_all_processes_have_the_best_model_at_the_end(runs, kind):
     state = json.loads((runs[kind] / "checkpoint-10/trainer_state.json").read_text())
     best = load_file(Path(state["best_model_checkpoint"]) / "model.safetensors")
@@ -125,7 +146,7 @@ def test_all_processes_have_the_best_model_at_the_end(runs, kind):
         assert all(torch.equal(final[name], weight) for name, weight in best.items())
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_steps_that_are_not_finite_are_skipped(runs, kind):
     skipped, expected = ((runs[name] / "skipped_steps.jsonl").read_text() for name in (kind, "ddp"))
     assert skipped == expected
@@ -144,6 +165,7 @@ BF16 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(BF16))
 def test_in_bf16_weights_stay_in_fp32_and_go_the_same_way(folder, runs, kind):
     run = folder / f"{kind} in bf16"

@@ -199,7 +199,7 @@ class TestLoss:
     @pytest.mark.parametrize(
         ("processes", "options"),
         [
-            (2, {"per_device_train_batch_size": 4}),
+            pytest.param(2, {"per_device_train_batch_size": 4}, marks=pytest.mark.slow),
             (
                 2,
                 {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "activation_checkpointing": True},
