@@ -20,7 +20,8 @@ Axes: T frames, H height, W width.
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -101,7 +102,8 @@ def write_clip(
     **codec_options: str,
 ) -> str:
     """Encodes frames (T, H, W, 3). `timestamps`, in milliseconds, make the frame rate a variable one."""
-    with av.open(os.fspath(path), "w", format=container_format, options=container_options or {}) as container:
+    output = av.open(os.fspath(path), "w", format=container_format, options=container_options or {})
+    with _same_priority(), output as container:
         audio = _add_audio(container) if audio_first else None
         stream = container.add_stream(codec, rate=fps, options=_CODEC_OPTIONS.get(codec, {}) | codec_options)
         stream.height, stream.width = frames.shape[1:3]
@@ -119,6 +121,19 @@ def write_clip(
         if audio is not None:
             _write_silence(container, audio)
     return os.fspath(path)
+
+
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """Where it may, as root's, SVT-AV1 gives the thread that encodes a real-time priority, before all other processes."""
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def write_packed(path: str | os.PathLike, frames: np.ndarray, fps: int = 24, **codec_options: str) -> str:
