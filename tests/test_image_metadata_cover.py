@@ -308,7 +308,9 @@ class TestJpeg:
     def test_scans_that_go_through_too_many_pixels_are_refused(self):
         content = self.progressive(4096, 4000)
         assert len(content) < 2**18
-        with pytest.raises(VideoDecodingError, match="its pixels are encoded again and again: 16777216 in more than 64"):
+        with pytest.raises(
+            VideoDecodingError, match="its pixels are encoded again and again: 16777216 in more than 64"
+        ):
             read_image(content)
 
     def test_many_scans_of_a_small_image_are_read(self):

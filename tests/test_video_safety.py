@@ -143,7 +143,13 @@ class TestTime:
             return content[:start] + num_pieces * b"!\xfd\1a\0" + content[start:]
         runs = num_pieces * b"\0\2\0\0" + 16 * b"\x10\x4d\0\0"
         header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 8, 1, len(runs), 0, 0, 256, 0)
-        return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(runs), 0, 0, 54 + 1024) + header + b"".join(bytes([grey] * 3 + [0]) for grey in range(256)) + runs
+        return (
+            b"BM"
+            + struct.pack("<IHHI", 54 + 1024 + len(runs), 0, 0, 54 + 1024)
+            + header
+            + b"".join(bytes([grey] * 3 + [0]) for grey in range(256))
+            + runs
+        )
 
     @pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP"])
     def test_an_image_is_given_up_too(self, name):
