@@ -21,13 +21,15 @@ what is wrong with one is said on the page, and nothing of the server is shown. 
 
 import argparse
 import base64
+import errno
 import io
 import logging
+import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import modeling_cover as modeling_cover
@@ -40,15 +42,17 @@ from modeling_cover.rollout import attention_rollout
 from modeling_cover.text import printable
 from modeling_cover.video_decoding_cover import VideoDecodingError
 from modeling_cover.video_index_cover import scan_packets
-from modeling_cover.video_opening_cover import open_video, reading, time_limit
+from modeling_cover.video_opening_cover import VideoSource, name_of, open_video, reading, time_limit
 from PIL import Image
 from transformers import pipeline
 
 
 try:
     import gradio
-    from starlette.middleware import Middleware
-    from starlette.responses import PlainTextResponse
+    import uvicorn
+    from demo_guard import Connection, Guard, Limits
+    from demo_uploads import GoneError, Uploads
+    from fastapi import FastAPI
 except ImportError as error:
     raise ImportError("gradio is not installed, it comes with `pip install modeling-cover[demo]`") from error
 
@@ -56,7 +60,6 @@ except ImportError as error:
 logger = logging.getLogger("demo")
 
 # Of a visitor's file.
-MAX_BYTES = 200 * 2**20
 MAX_SECONDS = 600
 MAX_FRAMES = 60_000  # ten minutes of 100 a second
 MAX_PIXELS = 4 * 10**10  # of all frames together: ten minutes of 1920 x 1080
@@ -89,6 +92,9 @@ STYLE = """
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#777777")
 
 
+Parts = tuple[str, str, str]  # of the page, as HTML: the answer, the timeline, and where the model looked
+
+
 class RefusedError(ValueError):
     """A visitor's file or wish that the page does not take; the message is for the visitor."""
 
@@ -96,7 +102,7 @@ class RefusedError(ValueError):
 # ---- What is asked ----
 
 
-def check_video(path: Path) -> float:
+def check_video(path: VideoSource) -> float:
     """The seconds of a video that is not too large for the page.
 
     Raises:
@@ -125,20 +131,21 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d} h" if hours else f"{minutes}:{rest:02d} min"
 
 
-def what_is_wrong(error: ValueError, path: Path) -> str:
-    """For a visitor, who knows the name of the file and not where the server has put it."""
+def what_is_wrong(error: ValueError, file: VideoSource) -> str:
+    """For a visitor, who knows the name of the file and not where it lies."""
     if isinstance(error, RefusedError):
         return str(error)
-    return f"This file cannot be used. {str(error).replace(str(path), path.name)}"
+    return f"This file cannot be used. {str(error).replace(name_of(file), PurePath(name_of(file)).name)}"
 
 
-def where_else(path: Path, is_image: bool) -> str:
+def where_else(file: VideoSource, is_image: bool, until: float) -> str:
     """Of a file that cannot be used: where it could be."""
     try:
-        if is_image:
-            check_video(path)
-        else:
-            read_image(path)
+        with time_limit(until - time.monotonic()):
+            if is_image:
+                check_video(file)
+            else:
+                read_image(file)
     except ValueError:
         return ""
     return f". But it is a {'video' if is_image else 'picture'}: choose it under “{'Video' if is_image else 'Picture'}”, please."
@@ -158,24 +165,26 @@ class Demo:
         self.model, self.processor = self.classify.model, self.classify.video_processor
         self.heads = self.model.config.head_names
 
-    def answer_video(self, path: str | None, heads: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-        yield from self._answer(path, heads, is_image=False)
+    def answer_video(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Parts]:
+        yield from self._answer(file, heads, is_image=False)
 
-    def answer_image(self, path: str | None, heads: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-        yield from self._answer(path, heads, is_image=True)
+    def answer_image(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Parts]:
+        yield from self._answer(file, heads, is_image=True)
 
-    def _answer(self, path: str | None, heads: Sequence[str], is_image: bool) -> Iterator[tuple[str, str, str]]:
-        """The three parts of the page as HTML, as they come: the answer, the timeline, and where the model looked."""
-        if path is None:
+    def _answer(self, file: VideoSource | None, heads: Sequence[str], is_image: bool) -> Iterator[Parts]:
+        """The parts of the page as they come."""
+        if file is None:
             yield alert("Choose a file first, please."), "", ""
             return
-        file = Path(path)  # not a string, which might be a URL
+        until = time.monotonic() + MAX_READING_SECONDS
         try:
             if not heads:
                 raise RefusedError("Choose at least one head, please.")
-            yield from self._parts(file, list(dict.fromkeys(heads)), is_image)
+            if unknown := set(heads) - set(self.heads):
+                raise RefusedError(f"There is no head {min(unknown)}: choose of {', '.join(self.heads)}, please.")
+            yield from self._parts(file, list(dict.fromkeys(heads)), is_image, until)
         except VideoDecodingError as error:
-            yield alert(what_is_wrong(error, file) + where_else(file, is_image)), "", ""
+            yield alert(what_is_wrong(error, file) + where_else(file, is_image, until)), "", ""
         except ValueError as error:
             yield alert(what_is_wrong(error, file)), "", ""
         except Exception:
@@ -186,10 +195,7 @@ class Demo:
                 "",
             )
 
-    def _parts(self, file: Path, heads: list[str], is_image: bool) -> Iterator[tuple[str, str, str]]:
-        if file.stat().st_size > MAX_BYTES:
-            raise RefusedError(f"This file has more than {MAX_BYTES // 2**20} MB: make it smaller, please.")
-        until = time.monotonic() + MAX_READING_SECONDS
+    def _parts(self, file: VideoSource, heads: list[str], is_image: bool, until: float) -> Iterator[Parts]:
         views = {"num_clips": 1, "num_spatial_crops": 1, "return_metadata": True, "return_tensors": "pt"}
         with time_limit(until - time.monotonic()):
             seconds = 0.0 if is_image else check_video(file)
@@ -281,51 +287,78 @@ def timeline(entries: list[dict[str, Any]], seconds: float) -> str:
     return f'<div class="strip" style="max-width: {100 * entries[-1]["end"] / max(seconds, 1e-6):.0f}%">{strip}</div><table>{rows}</table>'
 
 
-def own_files_only(component: gradio.components.Component) -> gradio.components.Component:
-    """A component that takes what its visitor uploads. Gradio's would also fetch a URL for them, of any size."""
-    move = component.async_move_resource_to_block_cache
+def left_alone(component: gradio.components.Component) -> gradio.components.Component:
+    """A component whose files stay where they are: Gradio would copy each, or fetch it."""
 
-    async def move_own(place: str | Path | None) -> str | None:
-        if isinstance(place, str) and "://" in place:
-            raise gradio.Error("Upload a file, please: the page fetches none.")
-        return await move(place)
+    async def stay(place: str) -> str:
+        return place
 
     # A subclass would have Gradio write a stub beside this file.
-    component.async_move_resource_to_block_cache = move_own
+    component.async_move_resource_to_block_cache = stay
     return component
 
 
-class NoRelay:
-    """Refuses addresses in place of the server's files, which Gradio would fetch and pass on."""
+def build_page(demo: Demo, title: str, uploads: Uploads) -> gradio.Blocks:
+    def of_upload(answer: Callable[..., Iterator[Parts]]) -> Callable[..., Iterator[Parts]]:
+        def answer_upload(upload: dict[str, Any] | None, heads: list[str]) -> Iterator[Parts]:
+            if upload is None:
+                yield from answer(None, heads)
+                return
+            try:
+                with uploads.held(upload["path"]) as file:
+                    yield from answer(file, heads)
+            except GoneError as error:
+                yield alert(str(error)), "", ""
 
-    def __init__(self, app: Any):
-        self.app = app
+        return answer_upload
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        is_relay = scope["type"] == "http" and "://" in scope["path"]
-        app = PlainTextResponse("the page fetches nothing", 403) if is_relay else self.app
-        await app(scope, receive, send)
-
-
-def build_page(demo: Demo, title: str) -> gradio.Blocks:
-    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(
             f"# {title}\nOne video transformer with a head for each data set it was trained on. Drop a video, record one, or "
-            f"drop a picture. Up to {MAX_BYTES // 2**20} MB and {clock(MAX_SECONDS)}; files are deleted within two hours."
+            f"drop a picture. Up to {uploads.room.file_bytes // 2**20} MB and {clock(MAX_SECONDS)}; files are deleted "
+            f"{clock(uploads.room.kept_seconds)} after they were last used."
         )
         heads = gradio.CheckboxGroup(demo.heads, value=demo.heads, label="Heads")
         with gradio.Tab("Video"):
-            video = own_files_only(gradio.Video(sources=["upload", "webcam"], label="Video", height=280))
+            video = left_alone(gradio.Video(sources=["upload", "webcam"], label="Video", height=280))
             of_video = gradio.Button("What is it?", variant="primary", elem_id="ask-video")
         with gradio.Tab("Picture"):
-            image = own_files_only(gradio.File(label="Picture", height=120))
+            image = left_alone(gradio.File(label="Picture", height=120))
             of_image = gradio.Button("What is it?", variant="primary", elem_id="ask-picture")
         parts = [gradio.HTML(elem_id=name) for name in ("answer", "timeline", "where")]
-        # A model answers one after the other; who waits too long had better come again.
-        one_by_one = {"concurrency_id": "model", "concurrency_limit": 1}
-        of_video.click(demo.answer_video, [video, heads], parts, api_name="video", **one_by_one)
-        of_image.click(demo.answer_image, [image, heads], parts, api_name="picture", **one_by_one)
-    return page.queue(max_size=20, api_open=False)
+        # A model answers one after the other; who waits too long had better come again. Gradio's components do nothing with a
+        # file: they have some converted by FFmpeg.
+        options = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}
+        of_video.click(of_upload(demo.answer_video), [video, heads], parts, api_name="video", **options)
+        of_image.click(of_upload(demo.answer_image), [image, heads], parts, api_name="picture", **options)
+    return page.queue(max_size=Limits.all_questions, api_open=False)
+
+
+def build_app(page: gradio.Blocks, uploads: Uploads) -> Guard:
+    app = FastAPI(openapi_url=None)
+    look = {
+        "footer_links": ["gradio"],
+        "css": STYLE,
+        "theme": gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    }
+    options = {"show_error": False, "ssr_mode": False, "run_history": False, "mcp_server": False, "pwa": False}
+    most = uploads.room.file_bytes  # which the page looks at before it sends
+    return Guard(page, gradio.mount_gradio_app(app, page, "/", max_file_size=most, **look, **options), uploads)
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """At a port, or at the first that is free from 7860 on.
+
+    Raises:
+        OSError: it is not free, or none is.
+    """
+    for number in [port] if port is not None else range(7860, 7960):
+        try:
+            return socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            if port is not None or error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "the ports 7860 to 7959 are taken: name one with --port")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -333,7 +366,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--revision", help="of a Hub id: a branch, a tag or a commit")
     parser.add_argument("--title", default="CoVeR: what is going on here?")
-    parser.add_argument("--host", default=None, help="the address to listen at; default: of this machine alone")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: of this machine alone")
     parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860 on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
@@ -341,19 +374,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    page = build_page(Demo(options.model, options.device, options.revision), options.title)
-    page.launch(
-        server_name=options.host,
-        server_port=options.port,
-        share=False,
-        app_kwargs={"middleware": [Middleware(NoRelay)]},
-        ssr_mode=False,
-        max_file_size=MAX_BYTES,
-        run_history=False,
-        footer_links=["api", "gradio"],
-        css=STYLE,
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    uploads = Uploads()
+    page = build_page(Demo(options.model, options.device, options.revision), options.title, uploads)
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(page, uploads), http=Connection, ws="none", lifespan="on", log_level="warning")
     )
+    with listen(options.host, options.port) as place:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"* Running on local URL:  http://{host}:{place.getsockname()[1]}", flush=True)
+        server.run([place])
 
 
 if __name__ == "__main__":

@@ -27,13 +27,17 @@ import yaml
 from huggingface_hub.utils import validate_repo_id
 
 
-DEMO = Path(__file__).parent / "demo.py"
+DEMO = [Path(__file__).parent / name for name in ("demo.py", "demo_guard.py", "demo_uploads.py")]
 
+# A Space's visitors come through proxies of private addresses, which tell the visitors' own.
 _APP = '''"""The page of this Space; demo.py is what it does."""
+
+import os
 
 from demo import main
 
 
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")
 main({arguments!r})
 '''
 
@@ -72,7 +76,8 @@ def write_space(folder: Path, model_id: str, revision: str | None = None, title:
     package = Path(modeling_cover.__file__).parent
     shutil.rmtree(folder / package.name, ignore_errors=True)
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    shutil.copy(DEMO, folder / "demo.py")
+    for script in DEMO:
+        shutil.copy(script, folder)
     arguments = ["--model", model_id, *(["--revision", revision] if revision else []), "--host", "0.0.0.0"]
     (folder / "app.py").write_text(_APP.format(arguments=arguments), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")

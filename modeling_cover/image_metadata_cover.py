@@ -17,6 +17,7 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import PIL.Image
@@ -35,6 +36,12 @@ _TIFF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _TIFF_DIRECTORIES, _TILE_WIDTH, _TILE_HEIGHT = (34665, 34853, 40965), 322, 323
 _MAX_TIFF_DIRECTORIES = 8
 _MAX_TILE_PIXELS = 50_000_000
+# Of JPEG: what begins a segment (in the data of a scan, a byte of ones is followed by a zero or a restart), the codes of
+# the headers of frames, of the end, of a scan, and the bytes that tell.
+_JPEG_SEGMENT, _JPEG_HEAD, _PIECE = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]"), 9, 2**16
+_JPEG_FRAMES, _JPEG_END, _JPEG_SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xD9, 0xDA
+# Twenty scans of 50 million pixels; encoders write some ten.
+_MAX_SCANNED_PIXELS = 2**30
 
 
 def orientation_of(image: PIL.Image.Image) -> int | None:
@@ -113,6 +120,47 @@ def check_tiff(file: BinaryIO) -> None:
         raise ValueError(f"it has tiles of {tile[_TILE_WIDTH]} x {tile[_TILE_HEIGHT]} pixels")
 
 
+def check_jpeg(file: BinaryIO) -> None:
+    """Raise a `ValueError` if the scans of a JPEG file, each of which is gone through, have too many pixels together.
+
+    A scan that says nothing new takes a few bytes, and as long as any other.
+    """
+    file.seek(0)
+    if file.read(3) != b"\xff\xd8\xff":
+        return
+    pixels = scans = 0
+    for head in _jpeg_segments(file):
+        if head[1] in _JPEG_FRAMES and len(head) == _JPEG_HEAD:
+            height, width = struct.unpack_from(">HH", head, 5)
+            pixels = max(pixels, width * height)
+        scans += head[1] == _JPEG_SCAN
+        if scans * pixels > _MAX_SCANNED_PIXELS:
+            raise ValueError(f"its pixels are encoded again and again: {pixels} in more than {scans - 1} scans")
+
+
+def _jpeg_segments(file: BinaryIO) -> Iterator[bytes]:
+    """The first bytes of each: two of the marker, two of the length, and what follows."""
+    start, piece, place = 0, b"", 2
+    while True:
+        if place - start > len(piece) - _JPEG_HEAD:
+            file.seek(place)
+            start, piece = place, file.read(_PIECE)
+        found = _JPEG_SEGMENT.search(piece, place - start)
+        if found is None or found.start() > len(piece) - _JPEG_HEAD:
+            is_last = len(piece) < _PIECE
+            if is_last and found is not None:
+                yield piece[found.start() :]
+            if is_last:
+                return
+            place = start + (len(piece) - 1 if found is None else found.start())
+            continue
+        head = piece[found.start() : found.start() + _JPEG_HEAD]
+        if head[1] == _JPEG_END:
+            return
+        yield head
+        place = start + found.start() + 2 + max(2, int.from_bytes(head[2:4]))
+
+
 def without_metadata(file: BinaryIO) -> BinaryIO | None:
     """A PNG or WebP file of what its pixels and their orientation are made of; None if it is of another kind,
     or these are more than 512 MiB.
@@ -176,4 +224,4 @@ def _webp_chunks(file: BinaryIO) -> list[bytes] | None:
     return chunks
 
 
-__all__ = ["check_tiff", "orientation_of", "without_metadata"]
+__all__ = ["check_jpeg", "check_tiff", "orientation_of", "without_metadata"]

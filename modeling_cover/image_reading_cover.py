@@ -35,10 +35,10 @@ from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
 from .addresses_cover import public_name, reason_of, retried
-from .image_metadata_cover import check_tiff, without_metadata
+from .image_metadata_cover import check_jpeg, check_tiff, without_metadata
 from .image_pixels_cover import positive, to_rgb, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
-from .video_opening_cover import MACHINE_ERRORS, name_of
+from .video_opening_cover import MACHINE_ERRORS, check_time, name_of
 
 
 _IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -160,7 +160,8 @@ def _has_image_suffix(path: str | os.PathLike) -> bool:
 def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
     """The image at a path or a URL, or in a file or its bytes, turned upright by its EXIF data.
 
-    What else a file tells (text, profiles) may be broken, or too much: its pixels are what counts.
+    What else a file tells (text, profiles) may be broken, or too much: its pixels are what counts. Within [`time_limit`]
+    the time is looked at between two pieces of the file.
 
     Raises:
         VideoDecodingError: whatever is wrong with it.
@@ -190,6 +191,7 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
 
 def _decoded(file: BinaryIO) -> PIL.Image.Image:
     check_tiff(file)
+    check_jpeg(file)
     file.seek(0)
     with PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
         _check_image_size(image)
@@ -214,10 +216,24 @@ def _check_image_size(image: PIL.Image.Image) -> None:
 def _open_image(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(source, str | os.PathLike | bytes):
         source.seek(0)
-        yield source  # which stays open
+        yield _TimedFile(source)  # which stays open
         return
     with _opened(source) as file:
-        yield file
+        yield _TimedFile(file)
+
+
+class _TimedFile:
+    """A file that is given up when the time for reading is over; see [`time_limit`]. PIL reads a piece after the other."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        check_time()
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)  # PIL asks whether a file has a `fileno`, say
 
 
 def _opened(source: str | os.PathLike | bytes) -> BinaryIO:

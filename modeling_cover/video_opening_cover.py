@@ -97,9 +97,10 @@ def reading(source: VideoSource) -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Within it, in this thread, a video that is still read after `seconds` is given up with a VideoDecodingError.
+    """Within it, in this thread, a video or image that is still read after `seconds` is given up with a VideoDecodingError.
 
-    For files of strangers: how long a packet takes depends on the codec. Time is looked at between two packets.
+    For files of strangers: how long a packet takes depends on the codec. Time is looked at between two packets, and
+    between two pieces of an image's file.
     """
     token = _deadline.set(min(_deadline.get(), time.monotonic() + seconds))
     try:

@@ -278,3 +278,59 @@ class TestTiff:
         sides = [struct.pack("<HHII", tag, 4, 1, 12000) for tag in (322, 323)]
         with pytest.raises(VideoDecodingError, match="it has tiles of 12000 x 12000 pixels"):
             read_image(self.with_entries(sides))
+
+
+class TestJpeg:
+    """Each scan goes through all pixels, and one that says nothing new takes few bytes."""
+
+    def segment(self, code: int, content: bytes) -> bytes:
+        return b"\xff" + bytes([code]) + struct.pack(">H", len(content) + 2) + content
+
+    def progressive(self, side: int, num_scans: int) -> bytes:
+        """A grey image, in one scan of zeros for the means of its blocks, and others for the rest of them."""
+        blocks = (side // 8) ** 2
+        rest = "".join("0" + format(min(16383, max(0, left - 16384)), "014b") for left in range(blocks, 0, -32767))
+
+        def scan(first: int, last: int, bits: str) -> bytes:
+            bits += "1" * (-len(bits) % 8)
+            data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+            return self.segment(0xDA, bytes([1, 1, 0, first, last, 0])) + data
+
+        head = [
+            self.segment(0xDB, bytes([0]) + bytes([1] * 64)),
+            self.segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0])),
+            self.segment(0xC4, bytes([0x00, 1] + [0] * 15 + [0x00])),  # one bit: nothing changes
+            self.segment(0xC4, bytes([0x10, 1] + [0] * 15 + [0xE0])),  # and 14: so many blocks are zero
+        ]
+        scans = scan(0, 0, "0" * blocks) + (num_scans - 1) * scan(1, 63, rest)
+        return b"\xff\xd8" + b"".join(head) + scans + b"\xff\xd9"
+
+    def test_scans_that_go_through_too_many_pixels_are_refused(self):
+        content = self.progressive(4096, 4000)
+        assert len(content) < 2**18
+        with pytest.raises(
+            VideoDecodingError, match="its pixels are encoded again and again: 16777216 in more than 64"
+        ):
+            read_image(content)
+
+    def test_many_scans_of_a_small_image_are_read(self):
+        assert (pixels_of(read_image(self.progressive(256, 1000))) == 128).all()
+        assert (pixels_of(read_image(self.progressive(4096, 3))) == 128).all()
+
+    def test_what_looks_like_a_scan_within_a_profile_is_none(self):
+        comments = b"".join(self.segment(0xFE, b"\xff\xda\0\4" * 16_000) for _ in range(4))
+        content = self.progressive(4096, 3)
+        assert read_image(content[:2] + comments + content[2:]).size == (4096, 4096)
+
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+    def test_a_file_that_pil_writes_is_read(self, options):
+        noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        PIL.Image.fromarray(noise).save(file, "JPEG", quality=95, **options)
+        assert (pixels_of(read_image(file.getvalue())) == np.asarray(PIL.Image.open(file))).all()
+
+    @pytest.mark.parametrize("length", [3, 4, 6, 30, 2**16 - 1, 2**16, 2**16 + 5])
+    def test_a_file_that_ends_early_ends(self, length):
+        content = self.progressive(2048, 100)[:length]
+        with pytest.raises(VideoDecodingError, match="cannot be read as an image"):
+            read_image(b"\xff\xd8\xff\xfe\0\3\0" * (length > 30) + content)

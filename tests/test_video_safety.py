@@ -13,7 +13,10 @@
 # limitations under the License.
 """What a stranger's file cannot do: have other files read, fill the memory, or keep its reader busy."""
 
+import io
+import struct
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +24,11 @@ import av
 import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
+from modeling_cover.image_reading_cover import read_image
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
 from modeling_cover.video_opening_cover import open_video, time_limit
 from modeling_cover.video_windows_cover import read_windows
+from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 
@@ -122,3 +127,37 @@ class TestTime:
         with time_limit(0), pytest.raises(VideoDecodingError, match="takes too long"):
             list(windows)
         assert sum(len(images) for _, images, _ in read_windows(clip, 0.2, 0.2, every_frame)) == 5
+
+    def image(self, name: str, num_pieces: int) -> bytes:
+        """A small image, and much for its reader to go through."""
+        file = io.BytesIO()
+        Image.new("L", (16, 16), 77).save(file, name)
+        content = file.getvalue()
+        if name == "PNG":
+            chunk = struct.pack(">I4sI", 0, b"prIv", zlib.crc32(b"prIv"))
+            return content[:33] + num_pieces * chunk + content[33:]
+        if name == "JPEG":
+            return content[:2] + num_pieces * b"\xff\xfe\0\2" + content[2:]
+        if name == "GIF":
+            start = content.index(b",\0\0\0\0")
+            return content[:start] + num_pieces * b"!\xfd\1a\0" + content[start:]
+        runs = num_pieces * b"\0\2\0\0" + 16 * b"\x10\x4d\0\0"
+        header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 8, 1, len(runs), 0, 0, 256, 0)
+        return (
+            b"BM"
+            + struct.pack("<IHHI", 54 + 1024 + len(runs), 0, 0, 54 + 1024)
+            + header
+            + b"".join(bytes([grey] * 3 + [0]) for grey in range(256))
+            + runs
+        )
+
+    @pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP"])
+    def test_an_image_is_given_up_too(self, name):
+        with time_limit(100):
+            assert read_image(self.image(name, 10)).convert("L").getpixel((0, 0)) == 77
+        content = self.image(name, 2_000_000)
+        with time_limit(0.1), pytest.raises(VideoDecodingError, match="it takes too long to read"):
+            read_image(content)
+        path = io.BytesIO(content)
+        with time_limit(0.1), pytest.raises(VideoDecodingError, match="it takes too long to read"):
+            read_image(path)
