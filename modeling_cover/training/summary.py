@@ -37,6 +37,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..dataset_recipe import DatasetRecipe
 from ..recipe import STARTING_POINTS, Recipe
 from .arguments import BEST_METRIC, CoverTrainingArguments
+from .launching import ON_CPUS
 
 
 SUMMARY_NAME = "training_summary.json"
@@ -201,7 +202,8 @@ def training_arguments(args: CoverTrainingArguments) -> dict[str, Any]:
 
 def launch_command(recipe: Recipe, args: CoverTrainingArguments, processes: int = 1) -> str:
     """The command of a run on a recipe: with it, the arguments that are neither the recipe's nor at their defaults."""
-    command = ["accelerate", "launch", *(["--num_processes", str(processes)] if processes > 1 else [])]
+    launcher = ON_CPUS if args.device.type == "cpu" else ("accelerate", "launch", "--num_processes")
+    command = [*launcher, str(processes)] if processes > 1 else ["accelerate", "launch"]
     command += ["examples/cotrain.py", "RECIPE.yaml"]
     expected = {field.name: field.default for field in fields(args)} | dict(recipe.training)
     if args.load_best_model_at_end and expected["metric_for_best_model"] is None:
