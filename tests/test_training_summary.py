@@ -114,6 +114,7 @@ class TestWhatItSays:
             "format": "class_folders",
             "license": "cc-by-4.0",
             "hub_id": None,
+            "commit": None,
             "config_name": None,
             "validation_split": None,
         }
@@ -241,6 +242,7 @@ class TestNothingPrivate:
         assert read_summary(tmp_path / "secret_output")["starting_point"] == {
             "kind": "from_pretrained",
             "hub_id": None,
+            "commit": None,
         }
 
     @pytest.mark.parametrize(
@@ -273,7 +275,8 @@ class TestNothingPrivate:
             splits={"train": "train", "validation": "test"},
         )
         recipe = Recipe(datasets=(entry,), model={"from_image_checkpoint": "google/vit"})
-        assert starting_point(recipe) == {"kind": "from_image_checkpoint", "hub_id": "google/vit"}
+        expected = {"kind": "from_image_checkpoint", "hub_id": "google/vit", "commit": None}  # which was never loaded
+        assert starting_point(recipe) == expected
         assert dataset_origin(entry)["hub_id"] == "org/ucf101"
         assert (dataset_origin(entry)["config_name"], dataset_origin(entry)["validation_split"]) == ("full", "test")
         assert public_recipe(recipe)["datasets"][0]["splits"] == {"train": "train", "validation": "test"}

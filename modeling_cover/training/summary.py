@@ -104,7 +104,7 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not isinstance(summary, dict) or summary.get("version") != _VERSION:
         raise ValueError(f"{path}: expected version {_VERSION} of a training summary")
     summary.setdefault("parts", [])  # which earlier records do not have, nor commits
-    for origin in (summary["starting_point"], *summary["datasets"]):
+    for origin in (summary.get("starting_point"), *summary.get("datasets", ())):
         if origin is not None:
             origin.setdefault("commit", None)
     return summary
