@@ -45,6 +45,7 @@ from modeling_cover.quarantine import Quarantine
 from modeling_cover.recipe import Recipe
 from modeling_cover.sources import Source, read_sources
 from modeling_cover.text import make_printable, table
+from modeling_cover.training.launching import check_processes
 
 
 SHOWN = {
@@ -187,6 +188,7 @@ def _cell(figures: dict[str, Any], key: str) -> str:
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """Evaluate each data set, on all processes; the main one writes evaluation.json, draws the pictures and returns its content."""
+    check_processes(accelerator.num_processes)
     views, output = Views.parse(options.views), options.output
     recipe = load_recipe(options.recipe)
     datasets = chosen_datasets(recipe, options.dataset, options.split)

@@ -16,9 +16,10 @@
 Each reader names the encoder's parameters as `CoverModel` does, so that the model loads them strictly.
 """
 
+import math
 import os
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -84,6 +85,19 @@ def is_original_release(path: str | os.PathLike) -> bool:
     return str(path).endswith((".pyth", ".pth", ".pt"))
 
 
+# What the configuration of a model of the release is read from, and the axes of each.
+RELEASE_SHAPES = {
+    "pos_embed": 3,
+    "time_embed": 3,
+    "patch_embed.proj.weight": 4,
+    "blocks.0.mlp.fc1.weight": 2,
+    "head.weight": 2,
+    "head.bias": 1,
+    "blocks.0.temporal_attn.qkv.weight": 2,
+}
+RELEASE_HEAD_WIDTH = 64  # of an attention head, in every model of the release
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderWeights:
     """An encoder read from a checkpoint of another architecture.
@@ -109,9 +123,9 @@ class EncoderWeights:
     classifier: Weights = field(default_factory=dict)
 
 
-def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int) -> EncoderWeights:
+def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int, revision: str | None = None) -> EncoderWeights:
     """Read a ViT; see `CoverForVideoClassification.from_image_checkpoint`."""
-    vit, unused, missing = _load(AutoModel, path, "vit", may_lack="pooler.")
+    vit, unused, missing = _load(AutoModel, path, "vit", may_lack="pooler.", revision=revision)
     state = {name.replace(".mlp.", "."): tensor for name, tensor in vit.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
     unused = sorted(
@@ -143,11 +157,12 @@ def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int) -> Encode
     )
 
 
-def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
+def encoder_weights_from_timesformer(path: str | os.PathLike, revision: str | None = None) -> EncoderWeights:
     """Read a TimeSformer; see `CoverForVideoClassification.from_timesformer`."""
     if is_original_release(path):
+        check_revision(path, revision)
         return _from_original_timesformer(path)
-    model, unused, _ = _load(AutoModelForVideoClassification, path, "timesformer")
+    model, unused, _ = _load(AutoModelForVideoClassification, path, "timesformer", revision=revision)
     if model.config.attention_type != "divided_space_time":
         raise ValueError(f"{path}: expected attention_type 'divided_space_time', got '{model.config.attention_type}'")
     state, classifier = model.state_dict(), {}
@@ -172,36 +187,20 @@ def encoder_weights_from_timesformer(path: str | os.PathLike) -> EncoderWeights:
 
 def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
     """Read a `.pyth` file of the original release, whose configuration is in the shapes of its tensors."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is not a file")
-    # weights_only: such a file is a pickle, and must not run code.
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: expected a file of tensors only, as torch.save writes it") from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
+    checkpoint = _load_tensors(path)
     state = checkpoint.get("model_state", checkpoint)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
+    _check_tensors(path, state)
     state = {name.removeprefix("module.").removeprefix("model."): tensor for name, tensor in state.items()}
-    needed = (
-        "pos_embed",
-        "time_embed",
-        "patch_embed.proj.weight",
-        "blocks.0.mlp.fc1.weight",
-        "head.weight",
-        "head.bias",
-    )
-    if missing := [name for name in (*needed, "blocks.0.temporal_attn.qkv.weight") if name not in state]:
+    if missing := [name for name in RELEASE_SHAPES if name not in state]:
         raise ValueError(f"{path}: not a TimeSformer with divided space-time attention, {missing} are missing")
+    _check_release_shapes(path, state)
     classifier = {"weight": state.pop("head.weight").float(), "bias": state.pop("head.bias").float()}
     hidden_size, num_channels, *patch_size = state["patch_embed.proj.weight"].shape
     grid_side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
     config = {
         "hidden_size": hidden_size,
-        "num_attention_heads": hidden_size // 64,  # as in every model of the release
-        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        "num_attention_heads": hidden_size // RELEASE_HEAD_WIDTH,
+        "num_hidden_layers": len(_blocks(state)),
         "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
         "layer_norm_eps": 1e-6,
         "image_size": [grid_side * size for size in patch_size],
@@ -222,14 +221,97 @@ def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
     )
 
 
+def _load_tensors(path: str | os.PathLike) -> Mapping[str, Any]:
+    """What `torch.save` has written: of tensors and plain values alone, and no larger than the file."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file")
+    if zipfile.is_zipfile(path):
+        _check_stored(path)
+    # weights_only: such a file is a pickle, and must not run code.
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged pickle ends in any of them
+        raise ValueError(f"{path}: expected a file of tensors only, as torch.save writes it") from error
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _check_stored(path: str | os.PathLike) -> None:
+    """Raise a `ValueError` for an archive that unpacks to more than it is: torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path}: expected a file of tensors only, as torch.save writes it") from error
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise ValueError(f"{path}: its content is compressed, expected a file of tensors as torch.save writes it")
+
+
+def _check_tensors(path: str | os.PathLike, state: Any) -> None:
+    """Raise a `ValueError` unless `state` has tensors of numbers by name, no larger than the file that they are from."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{path}: expected tensors by name, got {type(tensor).__name__} under {name!r}")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: {name}: expected plain numbers, got {tensor.dtype}, {tensor.layout}")
+    # A tensor of any size may repeat a single number.
+    taken, size = sum(tensor.nbytes for tensor in state.values()), os.path.getsize(path)
+    if taken > size:
+        raise ValueError(f"{path}: its tensors would take {taken} bytes, and the file has {size}")
+
+
+def _check_release_shapes(path: str | os.PathLike, state: Weights) -> None:
+    """Raise a `ValueError` unless a configuration can be read from the shapes of a model of the release."""
+    for name, axes in RELEASE_SHAPES.items():
+        if state[name].ndim != axes or state[name].numel() == 0:
+            raise ValueError(f"{path}: {name}: expected {axes} axes, got the shape {tuple(state[name].shape)}")
+    hidden_size, patches = state["patch_embed.proj.weight"].shape[0], state["pos_embed"].shape[1] - 1
+    if hidden_size % RELEASE_HEAD_WIDTH:
+        raise ValueError(f"{path}: expected a width that is a multiple of {RELEASE_HEAD_WIDTH}, got {hidden_size}")
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise ValueError(
+            f"{path}: pos_embed: expected those of a square of patches and of one token, got {patches + 1}"
+        )
+    classes = state["head.bias"].shape[0]
+    if (shape := tuple(state["head.weight"].shape)) != (classes, hidden_size):
+        raise ValueError(f"{path}: head.weight: expected the shape {(classes, hidden_size)}, got {shape}")
+    blocks = _blocks(state)
+    if blocks != {str(index) for index in range(len(blocks))}:
+        raise ValueError(f"{path}: expected blocks from 0 on without a gap, got {sorted(blocks)}")
+
+
+def _blocks(state: Weights) -> set[str]:
+    return {name.split(".")[1] for name in state if name.startswith("blocks.")}
+
+
 def _load(
-    auto_class: type, path: str | os.PathLike, model_type: str, may_lack: str | None = None
+    auto_class: type,
+    path: str | os.PathLike,
+    model_type: str,
+    may_lack: str | None = None,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Load a whole checkpoint of `model_type` in fp32, and the names of its weights that are not used."""
-    found = AutoConfig.from_pretrained(path).model_type
+    check_revision(path, revision)
+    options = {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
+    try:
+        found = AutoConfig.from_pretrained(path, **options).model_type
+    except Exception as error:  # transformers has one for each way in which a file may be damaged
+        raise ValueError(
+            f"{path}: expected a checkpoint of transformers, and it has no configuration: {error}"
+        ) from error
     if found != model_type:
         raise ValueError(f"{path}: expected a checkpoint of model type '{model_type}', got '{found}'")
-    model, info = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    try:
+        model, info = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    except Exception as error:  # as above; and a safetensors file has its own
+        raise ValueError(f"{path}: its weights cannot be loaded: {error}") from error
     missing = sorted(name for name in info["missing_keys"] if may_lack is None or not name.startswith(may_lack))
     if missing or info["mismatched_keys"]:
         raise ValueError(f"{path}: weights are missing or of another shape: {missing or info['mismatched_keys']}")
@@ -265,6 +347,20 @@ def check_config_fields(kwargs: Mapping[str, Any]) -> None:
     """Raise a `ValueError` unless `kwargs` are fields of `CoverConfig`, which would keep a misspelt one in silence."""
     if unknown := sorted(set(kwargs) - {field.name for field in fields(CoverConfig)} - {"attn_implementation"}):
         raise ValueError(f"{unknown} are not fields of CoverConfig")
+
+
+def check_revision(place: str | os.PathLike, revision: str | None) -> None:
+    """Raise a `ValueError` if a revision is asked of what is no repository of the Hub."""
+    if revision is not None and (os.path.exists(place) or is_original_release(place)):
+        raise ValueError(f"{place}: revision {revision!r} is of no use, as it is no repository of the Hub")
+
+
+def check_stored(weights: EncoderWeights, expected: Weights) -> None:
+    """Raise a `ValueError` unless an encoder has the names and shapes of `expected`, and all of its numbers are finite."""
+    check_whole(weights.source, weights.state_dict, expected)
+    state = {**weights.state_dict, **weights.classifier}
+    if names := sorted(name for name, weight in state.items() if not torch.isfinite(weight).all()):
+        raise ValueError(f"{weights.source}: weights are not finite, {names}")
 
 
 def check_whole(source: str, state: Weights, expected: Weights) -> None:

@@ -173,7 +173,7 @@ def _check_model_fields(recipe: Recipe) -> None:
         raise ValueError(f"model: unknown default_head {default_head!r}, the data sets are {names}")
     # Its own fields: labels and problem type, which the base class has, are the data sets'.
     known = set(CoverConfig.__annotations__) - set(_SET_ELSEWHERE)
-    known |= {*STARTING_POINTS, "head", "default_head"}
+    known |= {*STARTING_POINTS, "revision", "head", "default_head"}
     for key in recipe.model:
         if key in _SET_ELSEWHERE:
             raise ValueError(f"model: '{key}' is set under {_SET_ELSEWHERE[key]}")
@@ -186,14 +186,27 @@ def _check_model_fields(recipe: Recipe) -> None:
 
 
 def _config_fields(recipe: Recipe) -> dict[str, Any]:
-    other = {*STARTING_POINTS, "head", "default_head"}
+    other = {*STARTING_POINTS, "revision", "head", "default_head"}
     return {key: value for key, value in recipe.model.items() if key not in other}
+
+
+def _pinned(recipe: Recipe) -> dict[str, str]:
+    """The revision of the starting point, if the recipe has one, as `from_pretrained` takes it."""
+    revision = recipe.model.get("revision")
+    return {} if revision is None else {"revision": revision}
+
+
+def _stored_config(config_class: type, path: str, recipe: Recipe) -> Any:
+    try:
+        return config_class.from_pretrained(path, **_pinned(recipe))
+    except OSError as error:  # transformers', where there is none, or no such revision
+        raise ValueError(f"model: {path} cannot be loaded: {error}") from error
 
 
 def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
     """The label spaces of the heads that the starting point brings."""
     if path := recipe.model.get("from_pretrained"):
-        heads = CoverConfig.from_pretrained(path).heads
+        heads = _stored_config(CoverConfig, path, recipe).heads
         for dataset in recipe.datasets:
             head = heads.get(dataset.name)
             if head is not None and head["problem_type"] != dataset.problem_type:
@@ -210,7 +223,7 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
         return {}
     if is_original_release(path):
         return _unnamed_labels(recipe, head)
-    id2label = AutoConfig.from_pretrained(path).id2label
+    id2label = _stored_config(AutoConfig, path, recipe).id2label
     labels = [id2label[index] for index in sorted(id2label)]
     unnamed = labels == [f"LABEL_{index}" for index in range(len(labels))]
     return _unnamed_labels(recipe, head) if unnamed else {head: labels}
@@ -235,20 +248,22 @@ def _build_model(
     config_fields = _config_fields(recipe)
     if path := recipe.model.get("from_image_checkpoint"):
         return CoverForVideoClassification.from_image_checkpoint(
-            path, heads=heads, default_head=default_head, **sizes, **config_fields
+            path, heads=heads, default_head=default_head, **_pinned(recipe), **sizes, **config_fields
         )
     if path := recipe.model.get("from_timesformer"):
         head = recipe.model.get("head")
         # The classifier of a checkpoint whose head is not named goes: it is added under a name that no data set has.
         name = head or "-".join(["not", *sources])
         labels = None if head is None else sources[head].labels
-        model = CoverForVideoClassification.from_timesformer(path, name, labels, **sizes, **config_fields)
+        model = CoverForVideoClassification.from_timesformer(
+            path, name, labels, **_pinned(recipe), **sizes, **config_fields
+        )
         _add_missing_heads(model, heads, default_head)
         if head is None:
             model.remove_head(name)
         return model
     if path := recipe.model.get("from_pretrained"):
-        model = CoverForVideoClassification.from_pretrained(path, **config_fields)
+        model = CoverForVideoClassification.from_pretrained(path, **_pinned(recipe), **config_fields)
         model.resize_clips(**sizes)
         _add_missing_heads(model, heads, default_head)
         return model
@@ -278,11 +293,11 @@ def build_processor(recipe: Recipe) -> CoverVideoProcessor:
     if path is None:
         return CoverVideoProcessor(**sizes)
     if "from_pretrained" in recipe.model:
-        return CoverVideoProcessor.from_pretrained(path, **sizes)
+        return CoverVideoProcessor.from_pretrained(path, **_pinned(recipe), **sizes)
     if is_original_release(path):
         return CoverVideoProcessor(**sizes, image_mean=RELEASE_MEAN, image_std=RELEASE_STD)
     try:
-        stored, _ = CoverVideoProcessor.get_video_processor_dict(path)
+        stored, _ = CoverVideoProcessor.get_video_processor_dict(path, **_pinned(recipe))
     except OSError:
         logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
         return CoverVideoProcessor(**sizes)

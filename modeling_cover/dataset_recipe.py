@@ -41,7 +41,7 @@ _OPTIONS = {
     "moments_in_time": _PUBLISHED,
     "webdataset": _STREAMING | {"columns", "missing_files", "label_separator", "problem_type"},
     "parquet": _TABLE,
-    "dataset": _TABLE | {"path", "config_name"},
+    "dataset": _TABLE | {"path", "config_name", "revision"},
 }
 FORMATS = tuple(_OPTIONS)
 _VIDEO_FORMATS = frozenset(["kinetics", "something_something", "moments_in_time"])
@@ -79,6 +79,7 @@ class DatasetRecipe:
             at the start: one that is absent is a bad file when it is read.
         path: of a `dataset`, a folder or a Hub id.
         config_name: of a `dataset`.
+        revision: of a `dataset` on the Hub: a branch, a tag or a commit; default: the newest.
         streaming: whether the train split is read in order instead of by index.
         sizes: rows of the train split, needed where it is streamed and does not say how many it has.
         shuffle_buffer: rows of the blocks in which a streamed split is shuffled.
@@ -104,6 +105,7 @@ class DatasetRecipe:
     missing_files: str = "error"
     path: str | None = None
     config_name: str | None = None
+    revision: str | None = None
     streaming: bool = False
     sizes: Mapping[str, int] | None = None
     shuffle_buffer: int = 100
@@ -135,9 +137,9 @@ class DatasetRecipe:
             raise ValueError(f"augmentation: expected keys and values, got {self.augmentation!r}")
         if not isinstance(self.columns, Mapping) or not all(is_text(column) for column in self.columns.values()):
             raise ValueError(f"columns: expected names of columns, got {self.columns!r}")
-        for key in ("media_root", "path", "config_name"):
+        for key in ("media_root", "path", "config_name", "revision"):
             if getattr(self, key) is not None and not is_text(getattr(self, key)):
-                expected = "a name" if key == "config_name" else "a path"
+                expected = {"config_name": "a name", "revision": "a branch, a tag or a commit"}.get(key, "a path")
                 raise ValueError(f"{key} must be {expected}, got {getattr(self, key)!r}")
         if self.license is not None and (not is_text(self.license) or not self.license.isprintable()):
             raise ValueError(f"license must be a name on one line, such as cc-by-4.0, got {self.license!r}")

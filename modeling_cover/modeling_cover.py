@@ -40,6 +40,7 @@ from .configuration_cover import CoverConfig, check_head
 from .conversion_cover import (
     EncoderWeights,
     check_config_fields,
+    check_stored,
     check_whole,
     encoder_weights_from_timesformer,
     encoder_weights_from_vit,
@@ -357,6 +358,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         heads: Mapping[str, Mapping[str, Any]],
         default_head: str | None = None,
         num_frames: int = 8,
+        revision: str | None = None,
         **kwargs,
     ) -> "CoverForVideoClassification":
         """Start from a ViT of transformers, as section 3.1 of the paper starts from an image model.
@@ -369,14 +371,15 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             pretrained_model_name_or_path: a folder or Hub id of any checkpoint of model type "vit".
             heads, default_head: as in [`CoverConfig`].
             num_frames: frames sampled from a video.
+            revision: of a Hub id: a branch, a tag or a commit.
             kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`; another `image_size` resizes the
                 position embeddings once, here.
 
         Raises:
-            ValueError: if the checkpoint is of another architecture, or lacks weights of the encoder.
+            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or lacks weights of the encoder.
         """
         check_config_fields(kwargs)
-        weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames)
+        weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames, revision)
         config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
         return cls._from_encoder_weights(config, weights)
 
@@ -386,6 +389,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike,
         head: str = "k400",
         labels: Sequence[str] | None = None,
+        revision: str | None = None,
         **kwargs,
     ) -> "CoverForVideoClassification":
         """Convert a TimeSformer, of transformers or of the original release, into a model with one head.
@@ -395,13 +399,15 @@ class CoverForVideoClassification(CoverPreTrainedModel):
                 space-time attention, or a `.pyth` file of the original release.
             head: the name of the head.
             labels: its labels; by default those of the checkpoint ("LABEL_0", ... for a `.pyth` file, which has none).
+            revision: of a Hub id: a branch, a tag or a commit.
             kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`.
 
         Raises:
-            ValueError: if the checkpoint is of another architecture, or weights are missing or left over.
+            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or weights are missing, left
+                over or not finite.
         """
         check_config_fields(kwargs)
-        weights = encoder_weights_from_timesformer(pretrained_model_name_or_path)
+        weights = encoder_weights_from_timesformer(pretrained_model_name_or_path, revision)
         labels = list(weights.labels if labels is None else labels)
         if len(labels) != len(weights.labels):
             raise ValueError(
@@ -416,6 +422,9 @@ class CoverForVideoClassification(CoverPreTrainedModel):
     def _from_encoder_weights(
         cls, config: CoverConfig, weights: EncoderWeights, classified: tuple[str, ...] = ()
     ) -> "CoverForVideoClassification":
+        with torch.device("meta"):  # the shapes alone, as what a damaged file says may be of any size
+            stored = cls(CoverConfig(**weights.config, heads=config.heads, default_head=config.default_head))
+        check_stored(weights, stored.cover.state_dict())
         model = cls(config)
         embeddings = model.cover.embeddings
         state = dict(weights.state_dict)

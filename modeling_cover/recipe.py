@@ -18,6 +18,7 @@ data_root: data                       # what relative paths start from, a folder
 # extends: base.yaml                  # another recipe, of which this one says what is different: see recipe_bases.py
 model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
+  revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
   default_head: k400                  # a data set's name; default: the first data set
   drop_path_rate: 0.1                 # any other field of CoverConfig
 clips:
@@ -68,6 +69,7 @@ import yaml
 from .addresses_cover import is_address
 from .augmentation import Augmentation
 from .checks import check_choice, check_whole_number, checked_keys, is_text
+from .conversion_cover import check_revision
 from .dataset_recipe import DatasetRecipe
 from .mixture import MixtureRecipe
 from .quarantine import BadFilesRecipe
@@ -152,6 +154,10 @@ class Recipe:
         for key in starts:
             if not is_text(self.model[key]):
                 raise ValueError(f"model: {key} must be a folder, a file or a Hub id, got {self.model[key]!r}")
+        if (revision := self.model.get("revision")) is not None:
+            if not is_text(revision) or not starts:
+                raise ValueError(f"model: revision must be that of a starting point on the Hub, got {revision!r}")
+            check_revision(self.model[starts[0]], revision)
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
             raise ValueError(f"model: default_head must be a data set's name, got {self.model['default_head']!r}")
         for augmentation in self.augmentations.values():

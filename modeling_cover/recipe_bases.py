@@ -44,7 +44,9 @@ def laid_over(base: Mapping[str, Any], content: Mapping[str, Any], alternatives:
         if key == "datasets":
             merged[key] = _chosen(under, value)
         elif isinstance(under, Mapping) and isinstance(value, Mapping):
-            replaced = alternatives if key == "model" and any(name in value for name in alternatives) else ()
+            # A revision is of the starting point that it was written beside.
+            is_another = key == "model" and any(name in value for name in alternatives)
+            replaced = (*alternatives, "revision") if is_another else ()
             merged[key] = {name: kept for name, kept in under.items() if name not in replaced} | dict(value)
         elif value is not None:  # an empty section leaves the base's
             merged[key] = value
@@ -58,7 +60,10 @@ def _chosen(base: Any, entries: Any) -> Any:
     chosen = []
     for entry in entries:
         if isinstance(entry, Mapping):
-            chosen.append({**named.get(entry.get("name"), {}), **entry} if is_text(entry.get("name")) else entry)
+            kept = named.get(entry.get("name"), {}) if is_text(entry.get("name")) else {}
+            chosen.append(
+                {key: value for key, value in kept.items() if key != "revision" or "path" not in entry} | entry
+            )
         elif entry in named:
             chosen.append(named[entry])
         else:

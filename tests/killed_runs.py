@@ -126,11 +126,10 @@ class RecordingTrainer(CoverTrainer):
     stalled: dict[str, int] | None = None  # where a process goes to sleep
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         here = {"step": self.state.global_step, "process": self.args.process_index}
         if self.stalled == here:
-            self.note("forward pass")
             time.sleep(1000)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.poisoned is not None and self.poisoned["process"] == here["process"]:
             if self.poisoned["step"] == here["step"]:
                 return loss * math.nan
@@ -209,23 +208,32 @@ def train(
     output_dir: Path,
     poisoned: dict[str, int] | None = None,
     stalled: dict[str, int] | None = None,
+    evaluated: bool = False,
     **options,
 ) -> RecordingTrainer:
-    """Train, or go on with training, as examples/cotrain.py does; `options` as of [`build_trainer`]."""
+    """Train, or go on with training, as examples/cotrain.py does, and evaluate; `options` as of [`build_trainer`]."""
     trainer = build_trainer(folder, output_dir, **options)
     args = trainer.args
     trainer.poisoned, trainer.stalled = poisoned, stalled
     (output_dir / f"{args.process_index}.pid").write_text(str(os.getpid()))
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model(str(output_dir / "final"))
+    if evaluated:
+        trainer.evaluate()
     if trainer.accelerator.distributed_type == DistributedType.MULTI_CPU:
         save_file(trainer.model.state_dict(), output_dir / f"final-{args.process_index}.safetensors")
     trainer.end()
     return trainer
 
 
-def start(folder: Path, output_dir: Path, processes: int = 1, **options) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", "--num_processes")
+
+
+def start(
+    folder: Path, output_dir: Path, processes: int = 1, launched_by: tuple[str, ...] = TORCHRUN, **options
+) -> subprocess.Popen:
+    launcher = ["-m", *launched_by, str(processes)]
     command = [*(launcher if processes > 1 else []), __file__, "--child", str(folder), str(output_dir)]
     # Told by accelerate's variable to use CPUs, it would train with DDP.
     on_cpu = {"DS_ACCELERATOR": "cpu"} if options.get("deepspeed") else {"ACCELERATE_USE_CPU": "true"}

@@ -177,29 +177,6 @@ class TestTwoProcesses:
         assert json.loads(line)["step"] == 2
 
 
-class TestAStalledProcess:
-    options = {"per_device_train_batch_size": 2, "ddp_timeout": 20}
-
-    def test_it_is_named_and_the_run_ends(self, folder):
-        run = folder / "stalled"
-        run.mkdir()
-        process = start(folder, run, 2, **self.options, stalled={"step": 4, "process": 1})
-        assert process.wait(90) == 1
-        log = run.with_suffix(".log").read_text()
-        assert "process 1 is behind the others, in step 4, forward pass" in log
-        assert newest_checkpoint(run).name == "checkpoint-3"
-
-    def test_so_is_one_that_does_not_move_at_all(self, folder):
-        run = folder / "frozen"
-        run.mkdir()
-        process = start(folder, run, 2, **self.options, max_steps=1000)
-        trained = run / "trained-1.jsonl"
-        assert wait_for(lambda: trained.exists() and len(trained.read_text().splitlines()) > 4, process)
-        os.kill(int((run / "1.pid").read_text()), signal.SIGSTOP)
-        assert process.wait(120) == 1
-        assert "process 1 does not answer any more" in run.with_suffix(".log").read_text()
-
-
 class TestBeingToldToStop:
     def test_an_evaluation_that_is_cut_short_is_made_up_for(self, folder, tmp_path):
         options = {

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from ..checks import check_choice, check_number, check_positive
+from .launching import check_processes
 from .parameter_groups import TRAINED_PARTS
 
 
@@ -127,6 +128,7 @@ class CoverTrainingArguments(TrainingArguments):
         if uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
             raise ValueError("deepspeed is not installed, it comes with `pip install modeling-cover[deepspeed]`")
         super().__post_init__()
+        check_processes(self.world_size)
         if self.torch_compile:
             import torch._inductor.config  # which takes a while
 

@@ -17,19 +17,23 @@ Before each optimizer step all processes decide together, by one sum over two nu
 not finite on any of them, and whether any was told to stop.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.utils import logging
 
 from ..video_decoding_cover import VideoDecodingError
-from .checkpoints import CheckpointWriter, newest_checkpoint
+from .checkpoints import CheckpointError, CheckpointWriter, newest_checkpoint
+from .folder_lock import FolderLock, lock_folder
+from .launching import end_with_launcher, processes_line
 from .preemption import StopSignals, TrainingPreempted
 from .resuming import ResumableTrainer
 from .watchdog import Watchdog
@@ -59,6 +63,7 @@ class GuardedTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.stop_signals = StopSignals()
         self._watchdog: Watchdog | None = None
+        self._folder_lock: FolderLock | None = None
         self._must_stop = False  # which all processes know
         self._skipped_in_a_row = 0
         self._skipped_since_log = 0
@@ -69,17 +74,47 @@ class GuardedTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._must_stop, self._skipped_in_a_row, self._skipped_since_log = False, 0, 0
-        if self.accelerator.num_processes > 1:
-            self._watchdog = Watchdog(self.accelerator, self.args.ddp_timeout)
-        with self.stop_signals:
+        end_with_launcher()
+        if self.is_world_process_zero():
+            logger.warning(processes_line(self.args.world_size, self.args.device))
+        self.hold_output_dir()
+        with self._watched(), self.stop_signals:
             try:
                 return super().train(*args, **kwargs)
             except torch.OutOfMemoryError as error:
                 raise TrainingOutOfMemoryError(self._out_of_memory(error)) from error
-            finally:
-                if self._watchdog is not None:
-                    self._watchdog.end()
-                    self._watchdog = None
+
+    def hold_output_dir(self) -> None:
+        """Make the output folder this run's, as long as the trainer is there; every process must call it.
+
+        Raises:
+            CheckpointError: if another run uses it.
+        """
+        error = None
+        try:
+            if self.args.should_save:
+                self._folder_lock = lock_folder(self.args.output_dir)
+        except CheckpointError as caught:
+            error = caught
+        if (fault := self._fault_of_any(error)) is not None:
+            raise CheckpointError(fault) from error
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        with self._watched():  # of an evaluation without training, or after it
+            self.note("evaluation")
+            return super().evaluation_loop(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        if self.accelerator.num_processes == 1 or self._watchdog is not None:
+            yield
+            return
+        self._watchdog = Watchdog(self.accelerator, self.args.ddp_timeout)
+        try:
+            yield
+        finally:
+            self._watchdog.end()
+            self._watchdog = None
 
     def note(self, phase: str) -> None:
         """Say what this process begins to do, see [`Watchdog`]."""

@@ -31,12 +31,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import CONFIG_NAME
 
 from ..dataset_recipe import DatasetRecipe
 from ..recipe import STARTING_POINTS, Recipe
 from .arguments import BEST_METRIC, CoverTrainingArguments
+from .launching import ON_CPUS
 
 
 SUMMARY_NAME = "training_summary.json"
@@ -99,7 +103,10 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(summary, dict) or summary.get("version") != _VERSION:
         raise ValueError(f"{path}: expected version {_VERSION} of a training summary")
-    summary.setdefault("parts", [])  # which earlier records do not have
+    summary.setdefault("parts", [])  # which earlier records do not have, nor commits
+    for origin in (summary.get("starting_point"), *summary.get("datasets", ())):
+        if origin is not None:
+            origin.setdefault("commit", None)
     return summary
 
 
@@ -129,20 +136,33 @@ def hub_id(place: str | None) -> str | None:
 
 
 def starting_point(recipe: Recipe) -> dict[str, str | None]:
-    """What kind of checkpoint a recipe starts from, and its id if it is on the Hub."""
+    """What kind of checkpoint a recipe starts from, and its id and the commit that was loaded if it is on the Hub."""
     kind = next((key for key in STARTING_POINTS if key in recipe.model), None)
-    return {"kind": kind or RANDOM_WEIGHTS, "hub_id": None if kind is None else hub_id(recipe.model[kind])}
+    place = None if kind is None else hub_id(recipe.model[kind])
+    return {
+        "kind": kind or RANDOM_WEIGHTS,
+        "hub_id": place,
+        "commit": _loaded_commit(place, CONFIG_NAME, recipe.model.get("revision"), "model"),
+    }
+
+
+def _loaded_commit(place: str | None, file: str, revision: str | None, repo_type: str) -> str | None:
+    """The commit that a revision was when a file of it was loaded, as huggingface_hub's cache has it; None if unknown."""
+    found = None if place is None else try_to_load_from_cache(place, file, revision=revision, repo_type=repo_type)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def dataset_origin(dataset: DatasetRecipe | None) -> dict[str, str | None]:
-    """How a data set is stored and licensed, and where it is on the Hub, if it is; None where nothing says so."""
+    """How a data set is stored and licensed, and where it is on the Hub and the commit that was loaded, if it is; None where
+    nothing says so."""
     if dataset is None:
-        return dict.fromkeys(("format", "license", "hub_id", "config_name", "validation_split"))
+        return dict.fromkeys(("format", "license", "hub_id", "commit", "config_name", "validation_split"))
     place = hub_id(dataset.path)
     return {
         "format": dataset.format,
         "license": dataset.license,
         "hub_id": place,
+        "commit": _loaded_commit(place, REPOCARD_NAME, dataset.revision, "dataset"),
         "config_name": None if place is None else dataset.config_name,
         "validation_split": None if place is None else dataset.splits.get("validation"),
     }
@@ -201,7 +221,8 @@ def training_arguments(args: CoverTrainingArguments) -> dict[str, Any]:
 
 def launch_command(recipe: Recipe, args: CoverTrainingArguments, processes: int = 1) -> str:
     """The command of a run on a recipe: with it, the arguments that are neither the recipe's nor at their defaults."""
-    command = ["accelerate", "launch", *(["--num_processes", str(processes)] if processes > 1 else [])]
+    launcher = ON_CPUS if args.device.type == "cpu" else ("accelerate", "launch", "--num_processes")
+    command = [*launcher, str(processes)] if processes > 1 else ["accelerate", "launch"]
     command += ["examples/cotrain.py", "RECIPE.yaml"]
     expected = {field.name: field.default for field in fields(args)} | dict(recipe.training)
     if args.load_best_model_at_end and expected["metric_for_best_model"] is None:

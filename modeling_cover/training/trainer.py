@@ -329,6 +329,7 @@ class CoverTrainer(OptimizingTrainer):
         readable = readable_rows(labels)
         losses = row_losses(self._config, head, outputs.logits, labels.masked_fill(labels == UNREADABLE, 0))
         losses = torch.stack([losses.masked_fill(~readable, 0), readable.to(losses)], dim=1)
+        self.note("evaluation")  # anew: from here on, it waits for the others
         # Rows that only fill up the last batch of a process do not count.
         self._evaluated += self.accelerator.gather_for_metrics(losses).double().sum(dim=0)
         total, rows = losses.sum(dim=0)
@@ -356,8 +357,10 @@ class CoverTrainer(OptimizingTrainer):
         """An evaluation without training is a run of its own: files may have been mended since the last one."""
         self.has_begun = True
         quarantine = dataset.quarantine if isinstance(dataset, EvaluationDataset) else None
-        if quarantine is not None and self.is_world_process_zero():
-            quarantine.clear(EVALUATED)
+        if quarantine is not None:
+            self.hold_output_dir()
+            if self.is_world_process_zero():
+                quarantine.clear(EVALUATED)
         self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -13,8 +13,10 @@
 # limitations under the License.
 """Names the process that all others wait for, where one has stalled, and ends the run.
 
-Each process writes down what it is doing where the others can read it. One that has not come any further for too long looks
-at what all are doing: the one that is furthest behind, or does not say anything any more, is the one to look at.
+Each process writes down what it is doing where the others can read it, in a store that the main process keeps. One that has
+not come any further for too long looks at what all are doing: the one that is furthest behind, or does not say anything any
+more, is the one to look at. Where the main process itself stands still, so does the store: a client waits for its answer
+without a deadline, so each talks to it from a thread that nothing waits for.
 """
 
 import contextlib
@@ -31,91 +33,100 @@ from torch.distributed import DistError, TCPStore
 
 STALLED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 
-# What a process is doing, in the order of a step. The others wait for it in the phases that follow.
+# What a process is doing. All go through the same ones in the same order.
 PHASES = ("waiting for data", "forward pass", "backward pass", "optimizer step", "evaluation", "writing a checkpoint")
 
-# Of the time after which the processes' own communication would fail, without saying whose fault it is.
-_SHARE_OF_TIMEOUT = 0.9
+# In beats, of which there is one a second. A process that has not said anything for so long is silent; the main one, whose
+# store is read twice for it, has some more.
+_BEATS_OF_THE_SILENT = 10
+_BEATS_TO_ANSWER = 14
+
+# Step, phase, and the number of phases begun so far; None of a process that does not say any more.
+State = tuple[int, str, int] | None
 
 
 class Watchdog:
-    """Watches over the processes of a run, from a thread of each.
+    """Watches over the processes of a run, from threads of each.
 
     Args:
         accelerator: of the run, with several processes. All of them must make a watchdog.
-        timeout: seconds after which communication between processes fails.
+        timeout: seconds after which communication between processes fails, without saying whose fault it is. The run
+            ends before.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float):
         self.process, self.num_processes = accelerator.process_index, accelerator.num_processes
-        self.limit = timeout * _SHARE_OF_TIMEOUT
-        self._pause = min(5.0, self.limit / 10)
-        self._store = _open_store(accelerator, self._pause)
-        self._doing = (0, PHASES[0], time.monotonic())
-        self._beats = 0
+        self._pause = min(1.0, timeout / 40)
+        # With the answer and the parting, 0.95 of the timeout at most.
+        self.limit = 0.9 * timeout - (3 + _BEATS_TO_ANSWER) * self._pause
+        self._store = _open_store(accelerator)
+        self._doing, self._since = (0, PHASES[0], 0), time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._keep_beating, self._watch)]
+        for thread in self._threads:
+            thread.start()
 
     def note(self, step: int, phase: str) -> None:
         """Say what this process begins to do, one of `PHASES`. Costs next to nothing."""
-        self._doing = (step, phase, time.monotonic())
+        self._doing, self._since = (step, phase, self._doing[2] + 1), time.monotonic()
 
     def end(self) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(2 * self._pause)  # not longer: the store may never answer
+
+    def _keep_beating(self) -> None:
+        beats = 0
+        while not self._ended.wait(self._pause):
+            beats += 1
+            # Where the main process is gone, there is nobody to write to; the others will find that out.
+            with contextlib.suppress(DistError):
+                self._store.set(str(self.process), json.dumps([*self._doing, beats]))
 
     def _watch(self) -> None:
         while not self._ended.wait(self._pause):
-            self._beat()
-            if time.monotonic() - self._doing[2] > self.limit:
-                message = stall_message(self._states(), self.process, self.limit)
-                os.write(2, f"{message}\n".encode())
-                self._beat_on()  # for the others, which look just now
+            doing = self._doing
+            if time.monotonic() - self._since <= self.limit:
+                continue
+            states = self._states()
+            if self._doing is doing and not self._ended.is_set():  # it may have come further meanwhile
+                os.write(2, f"{stall_message(states, self.process, self.limit)}\n".encode())
+                time.sleep(4 * self._pause)  # the others look just now, and should not find this one silent
                 os._exit(STALLED_EXIT_CODE)  # the main thread may be in a call that never returns
 
-    def _beat(self) -> None:
-        step, phase, _ = self._doing
-        self._beats += 1
-        # Where the main process is gone, there is nobody to write to; the others will find that out.
-        with contextlib.suppress(DistError):
-            self._store.set(str(self.process), json.dumps([step, phase, self._beats]))
+    def _states(self) -> dict[int, State]:
+        """What each process is doing; of the main one alone that it is silent, if it does not answer."""
+        answer = {0: None}
 
-    def _beat_on(self) -> None:
-        for _ in range(3):
-            time.sleep(self._pause)
-            self._beat()
+        def ask() -> None:
+            with contextlib.suppress(DistError):
+                before = self._read()
+                time.sleep(_BEATS_OF_THE_SILENT * self._pause)
+                now = self._read()
+                answer.update(
+                    {n: None if said is None or said == before[n] else tuple(said[:3]) for n, said in now.items()}
+                )
 
-    def _states(self) -> dict[int, tuple[int, str] | None]:
-        """The step and phase of each process; None for one that does not say any more."""
-        before = self._read()
-        self._beat_on()
-        return {
-            process: None if state is None or state == before[process] else (state[0], state[1])
-            for process, state in self._read().items()
-        }
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_BEATS_TO_ANSWER * self._pause)
+        return dict(answer)
 
     def _read(self) -> dict[int, list | None]:
-        states = {}
-        for process in range(self.num_processes):
-            try:
-                found = self._store.check([str(process)])
-                states[process] = json.loads(self._store.get(str(process))) if found else None
-            except DistError:
-                states[process] = None
-        return states
+        """What each process has said last: its state, and the number of the beat."""
+        keys = {process: str(process) for process in range(self.num_processes)}
+        return {n: json.loads(self._store.get(key)) if self._store.check([key]) else None for n, key in keys.items()}
 
 
-def stall_message(states: dict[int, tuple[int, str] | None], process: int, limit: float) -> str:
-    """Who is to blame, of processes whose step and phase are known, or None."""
+def stall_message(states: dict[int, State], process: int, limit: float) -> str:
+    """Who is to blame, of processes whose states are known, or None."""
     silent = [number for number, state in states.items() if state is None]
-    known = {number: (state[0], PHASES.index(state[1])) for number, state in states.items() if state is not None}
     own = f"process {process} has waited for {limit:.0f} s"
     if silent:
         return f"{own}: process {_listed(silent)} does not answer any more"
-    last = min(known.values())
-    behind = [number for number, place in known.items() if place == last]
-    where = f"in step {last[0]}, {PHASES[last[1]]}"
+    step, phase, last = min(states.values(), key=lambda state: state[2])
+    behind = [number for number, state in states.items() if state[2] == last]
+    where = f"in step {step}, {phase}"
     if len(behind) == len(states):
         return f"{own}: all processes are {where}"
     return f"{own}: process {_listed(behind)} is behind the others, {where}"
@@ -125,9 +136,9 @@ def _listed(processes: list[int]) -> str:
     return ", ".join(map(str, processes))
 
 
-def _open_store(accelerator: Accelerator, timeout: float) -> TCPStore:
+def _open_store(accelerator: Accelerator) -> TCPStore:
     """A place of its own for the processes' words: the main process keeps it."""
-    host, wait = os.environ["MASTER_ADDR"], timedelta(seconds=max(timeout, 1.0))
+    host, wait = os.environ["MASTER_ADDR"], timedelta(seconds=30)  # to connect
     if accelerator.is_main_process:
         store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=wait)
         broadcast_object_list([store.port])

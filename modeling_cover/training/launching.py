@@ -1,0 +1,79 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How a run was started: in how many processes, and by a launcher that it does not outlive."""
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+
+import torch
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# accelerate's launcher has processes meet on GPUs only.
+ON_CPUS = ("ACCELERATE_USE_CPU=true", "torchrun", "--standalone", "--nproc_per_node")
+TWO_ON_CPUS = f"{' '.join(ON_CPUS)} 2 SCRIPT.py ..."
+
+# Here, as a launcher that dies before has not brought its processes together, and they end anyway.
+_PARENT = os.getppid()
+
+# What torchrun, and accelerate's launcher of a single process, tell the process that they start.
+_MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def check_processes(processes: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Raise a `ValueError` where a launcher has started several processes that each take themselves for the only one."""
+    launched = int(environment.get("WORLD_SIZE", "1"))
+    if processes == 1 < launched:
+        raise ValueError(
+            f"{launched} processes were started, and each takes itself for the only one, as there is no GPU: to train on "
+            f"CPUs, or evaluate there, say so, `{TWO_ON_CPUS}`"
+        )
+
+
+def processes_line(processes: int, device: torch.device, environment: Mapping[str, str] = os.environ) -> str:
+    """In words, in how many processes a run trains, and where more were asked for, how to have them."""
+    line = f"Training in {processes} process{'' if processes == 1 else 'es'}, on {device.type}"
+    # accelerate's launcher says where several would meet, and then starts one.
+    are_fewer = processes == 1 and "WORLD_SIZE" not in environment and "MASTER_ADDR" in environment
+    if are_fewer and "ACCELERATE_MIXED_PRECISION" in environment:
+        line += f": on CPUs `accelerate launch` starts one, whatever --num_processes says; for two, `{TWO_ON_CPUS}`"
+    return line
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process was started by `accelerate launch` or `torchrun`."""
+    return any(mark in environment for mark in _MARKS)
+
+
+def end_with_launcher() -> None:
+    """From now on, once its launcher is gone, this process gets the signal by which launchers stop theirs: SIGTERM.
+
+    A process that no launcher has started is left alone: it may well outlive the shell that did.
+    """
+    if is_launched() and not any(thread.name == _watch_launcher.__name__ for thread in threading.enumerate()):
+        threading.Thread(target=_watch_launcher, name=_watch_launcher.__name__, daemon=True).start()
+
+
+def _watch_launcher() -> None:
+    pause = threading.Event()
+    while os.getppid() == _PARENT:
+        pause.wait(_SECONDS_BETWEEN_LOOKS)
+    os.write(2, b"the launcher of this process is gone, so it ends, too\n")
+    os.kill(os.getpid(), signal.SIGTERM)
