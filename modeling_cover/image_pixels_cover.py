@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 
 from .image_metadata_cover import orientation_of
+from .media_files_cover import open_regular
 
 
 _SIGNATURES = {
@@ -64,11 +65,11 @@ def _head(source: str | os.PathLike | bytes | BinaryIO) -> bytes:
         return source[:_HEAD]
     try:
         if isinstance(source, str | os.PathLike):
-            with open(source, "rb") as file:
+            with open_regular(source) as file:
                 return file.read(_HEAD)
         source.seek(0)
         return source.read(_HEAD)
-    except (OSError, ValueError):  # ValueError: a path with a zero in it
+    except (OSError, ValueError):  # ValueError: a path with a zero in it, or of a pipe
         return b""
 
 
