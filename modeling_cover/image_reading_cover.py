@@ -209,10 +209,10 @@ def _decoded(file: BinaryIO) -> PIL.Image.Image:
     check_tiff(file)
     file.seek(0)
     with PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
+        if image.mode in ("P", "PA") and image.palette is None:
+            raise ValueError("it has no palette")  # PIL trips over it only where its colours are asked for
         _check_image_size(image)
         image.load()
-        if image.mode in ("P", "PA") and image.palette is None:
-            raise ValueError("it has no palette")  # PIL says so only where its colours are asked for
         return turned_upright(positive(image))
 
 

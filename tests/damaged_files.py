@@ -261,7 +261,7 @@ def _outcome(read, source) -> str:
         return "error"
     if frames.dtype != np.uint8 or frames.ndim != 4:
         raise AssertionError(f"expected frames (T, H, W, 3), got {frames.dtype} {frames.shape}")
-    if frames.mean() > SECRET_LEVEL - 2 and frames.std() < 2:
+    if abs(frames.mean() - SECRET_LEVEL) < 2 and frames.std() < 2:
         raise AssertionError("the frames are those of another file")
     return "frames"
 
