@@ -35,7 +35,7 @@ from transformers.image_utils import ChannelDimension
 
 from .addresses_cover import public_name, reason_of, retried
 from .image_metadata_cover import check_tiff, without_metadata
-from .image_pixels_cover import positive, to_rgb, turned_upright
+from .image_pixels_cover import positive, rgb_pixels, turned_upright
 from .media_files_cover import open_regular
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
 from .video_opening_cover import MACHINE_ERRORS, name_of, said_of
@@ -46,6 +46,7 @@ _IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".t
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # PIL itself warns of 89 million, and takes up to 178. What is transparent is copied once more.
 _MAX_IMAGE_PIXELS, _MAX_TRANSPARENT_PIXELS = 50_000_000, 2**25
+_MAX_WEBP_PIXELS = 25_000_000  # of which libwebp and PIL hold four copies of 32 bits
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
 _MAX_DOWNLOAD_SECONDS = 600.0
@@ -146,7 +147,7 @@ def _check_values(array: torch.Tensor, name: str) -> None:
 
 def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
     """(3, H, W), uint8. Transparent parts become white, as those of arrays with four channels do; see [`to_rgb`]."""
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+    return torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1)
 
 
 def _has_image_suffix(path: str | os.PathLike) -> bool:
@@ -223,6 +224,7 @@ class _UnfitSizeError(ValueError):
 def _check_image_size(image: PIL.Image.Image) -> None:
     width, height = image.size
     most = _MAX_TRANSPARENT_PIXELS if image.has_transparency_data else _MAX_IMAGE_PIXELS
+    most = min(most, _MAX_WEBP_PIXELS) if image.format == "WEBP" else most
     if width * height > most:
         raise _UnfitSizeError(f"it has too many pixels: {width} x {height}, more than {most}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
