@@ -44,14 +44,14 @@ from .augmentation import (
 )
 from .dataset_recipe import MULTI_LABEL
 from .frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
-from .image_reading_cover import image_to_tensor, read_image
+from .image_reading_cover import read_image_tensor
 from .mixture import REPLACEMENT_STREAM, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
 from .sources.media import Media
 from .sources.streams import Example, StoredRow, Stream
 from .video_decoding_cover import VideoDecodingError
-from .video_opening_cover import MACHINE_ERRORS
+from .video_opening_cover import MACHINE_ERRORS, work_limit
 from .video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
 
 
@@ -64,6 +64,10 @@ SampleIndices = Callable[[VideoMetadata], Sequence[int]]
 UNREADABLE = -100
 
 EVALUATED = "validation"  # the split of an evaluation
+
+# Decoded of a sample: 9 minutes of 1920 x 1080 at 30 frames a second, if none of them can be passed over. Counted and not
+# timed, so that the same rows are bad on every machine and in every run.
+_MAX_SAMPLE_PIXELS = 2**35
 
 # Rows that are tried in place of one that cannot be decoded.
 _MOST_REPLACEMENTS = 100
@@ -83,14 +87,16 @@ def load_frames(
         short_side: of the frames, in pixels; as they are stored if None.
 
     Raises:
-        VideoDecodingError: if the file cannot be decoded, or is remote and cannot be fetched.
+        VideoDecodingError: if the file cannot be decoded, or not without more work than a sample may take, or is remote
+            and cannot be fetched.
     """
     with media.on_disk() as media:
         if modality == "image":
-            frames = image_to_tensor(read_image(media.content)).unsqueeze(0)
+            frames = read_image_tensor(media.content).unsqueeze(0)
             size = SizeDict(shortest_edge=short_side)
             return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
-        frames, _ = read_in_any_order(media.content, sample_indices, short_side, media.start, media.end)
+        with work_limit(_MAX_SAMPLE_PIXELS):
+            frames, _ = read_in_any_order(media.content, sample_indices, short_side, media.start, media.end)
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 

@@ -28,14 +28,14 @@ _PNG, _RIFF = b"\x89PNG\r\n\x1a\n", b"RIFF"
 _PNG_KEPT = (b"eXIf", b"iTXt", b"tRNS")
 _XMP_KEYWORD = b"XML:com.adobe.xmp\0\0"  # and not compressed
 _WEBP_KEPT = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"EXIF", b"XMP ")
-# 50 million pixels of 8 bytes are less.
-_MAX_BYTES = 2**29
+# They are held three times.
+_MAX_BYTES = 2**27
 _ORIENTATION = 0x0112
 # Of TIFF: bytes by type of an entry, the tags of further directories (EXIF, GPS, interoperability), those of a tile's sides.
 _TIFF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _TIFF_DIRECTORIES, _TILE_WIDTH, _TILE_HEIGHT = (34665, 34853, 40965), 322, 323
 _MAX_TIFF_DIRECTORIES = 8
-_MAX_TILE_PIXELS = 50_000_000
+_MAX_TILE_PIXELS = 2**24
 # Of JPEG: what begins a segment (in the data of a scan, a byte of ones is followed by a zero or a restart), the codes of
 # the headers of frames, of the end, of a scan, and the bytes that tell.
 _JPEG_SEGMENT, _JPEG_HEAD, _PIECE = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]"), 9, 2**16
@@ -163,7 +163,7 @@ def _jpeg_segments(file: BinaryIO) -> Iterator[bytes]:
 
 def without_metadata(file: BinaryIO) -> BinaryIO | None:
     """A PNG or WebP file of what its pixels and their orientation are made of; None if it is of another kind,
-    or these are more than 512 MiB.
+    or these are more than 128 MiB.
 
     PIL refuses a whole image for one text that is too long, one profile or one checksum that is wrong, one chunk that
     is cut off behind the pixels.

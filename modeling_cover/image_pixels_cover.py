@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 
 from .image_metadata_cover import orientation_of
+from .media_files_cover import open_regular
 
 
 _SIGNATURES = {
@@ -44,6 +45,7 @@ _TURNS = {
 }
 
 _MAX_DEEP = 2**16 - 1
+_PIXELS_AT_A_TIME = 2**22
 _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
@@ -64,11 +66,11 @@ def _head(source: str | os.PathLike | bytes | BinaryIO) -> bytes:
         return source[:_HEAD]
     try:
         if isinstance(source, str | os.PathLike):
-            with open(source, "rb") as file:
+            with open_regular(source) as file:
                 return file.read(_HEAD)
         source.seek(0)
         return source.read(_HEAD)
-    except (OSError, ValueError):  # ValueError: a path with a zero in it
+    except (OSError, ValueError):  # ValueError: a path with a zero in it, or of a pipe
         return b""
 
 
@@ -76,7 +78,8 @@ def positive(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image, of which PIL leaves a TIFF of 16 bits as a negative where it says that white is zero."""
     if image.format != "TIFF" or not _is_deep(image) or image.tag_v2.get(_TIFF_PHOTOMETRIC) != _WHITE_IS_ZERO:
         return image
-    return PIL.Image.fromarray((_MAX_DEEP - np.asarray(image).astype(np.int64)).astype(np.uint16))
+    values = np.asarray(image).astype(np.int32)
+    return PIL.Image.fromarray(np.subtract(_MAX_DEEP, values, out=values).astype(np.uint16))
 
 
 def _is_deep(image: PIL.Image.Image) -> bool:
@@ -89,6 +92,22 @@ def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
     # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
     turn = _TURNS.get(orientation_of(image))
     return image if turn is None else image.transpose(turn)
+
+
+def rgb_pixels(image: PIL.Image.Image) -> np.ndarray:
+    """(H, W, 3), uint8: what `to_rgb` makes of the image, some rows at a time, since each step is a copy of all of them.
+
+    Raises:
+        ValueError: as of `to_rgb`.
+    """
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    num_rows = max(1, _PIXELS_AT_A_TIME // max(1, width))
+    for top in range(0, height, num_rows):
+        rows = slice(top, min(top + num_rows, height))
+        part = image if num_rows >= height else image.crop((0, rows.start, width, rows.stop))
+        pixels[rows] = np.asarray(to_rgb(part))
+    return pixels
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

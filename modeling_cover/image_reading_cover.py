@@ -18,7 +18,6 @@ Axes: T frames, C channels, H height, W width.
 
 import io
 import os
-import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,9 +35,10 @@ from transformers.image_utils import ChannelDimension
 
 from .addresses_cover import public_name, reason_of, retried
 from .image_metadata_cover import check_jpeg, check_tiff, without_metadata
-from .image_pixels_cover import positive, to_rgb, turned_upright
+from .image_pixels_cover import positive, rgb_pixels, turned_upright
+from .media_files_cover import open_regular
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
-from .video_opening_cover import MACHINE_ERRORS, check_time, name_of
+from .video_opening_cover import MACHINE_ERRORS, check_time, name_of, said_of
 
 
 _IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -46,14 +46,12 @@ _IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".t
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # PIL itself warns of 89 million, and takes up to 178. What is transparent is copied once more.
 _MAX_IMAGE_PIXELS, _MAX_TRANSPARENT_PIXELS = 50_000_000, 2**25
+_MAX_WEBP_PIXELS = 25_000_000  # of which libwebp and PIL hold four copies of 32 bits
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _URL_TIMEOUT = 60.0  # seconds, to connect and between two pieces of the content
 _MAX_DOWNLOAD_SECONDS = 600.0
 _MAX_DOWNLOAD_BYTES = 2**31
 _MAX_BYTES_IN_MEMORY = 2**26
-
-# PIL has no error of its own for a broken file; these are what its readers raise.
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, struct.error, DecompressionBombError)
 
 _EXPECTED = (
     "expected a video (a path, a URL, bytes, a binary file object, a 4-D array or tensor, a list of frames), an image "
@@ -106,7 +104,7 @@ def _to_item(
             _check_values(array, name)
         return array
     if isinstance(item, str | os.PathLike):
-        return image_to_tensor(read_image(item)) if _has_image_suffix(item) else item
+        return read_image_tensor(item) if _has_image_suffix(item) else item
     if isinstance(item, bytes) or hasattr(item, "read"):
         return item
     kind = (
@@ -149,7 +147,7 @@ def _check_values(array: torch.Tensor, name: str) -> None:
 
 def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
     """(3, H, W), uint8. Transparent parts become white, as those of arrays with four channels do; see [`to_rgb`]."""
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+    return torch.from_numpy(rgb_pixels(image)).permute(2, 0, 1)
 
 
 def _has_image_suffix(path: str | os.PathLike) -> bool:
@@ -166,22 +164,40 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
     Raises:
         VideoDecodingError: whatever is wrong with it.
     """
+    with _reading(source), _open_image(source) as file:
+        try:
+            return _decoded(file)
+        except Exception as error:  # PIL's readers raise whatever they run into
+            is_too_large = isinstance(error, _UnfitSizeError | DecompressionBombError | MemoryError)
+            pixels = None if is_too_large else without_metadata(file)
+            if pixels is None:
+                raise
+        return _decoded(pixels)
+
+
+def read_image_tensor(source: str | os.PathLike | bytes | BinaryIO) -> torch.Tensor:
+    """(3, H, W), uint8: what `image_to_tensor` makes of `read_image`.
+
+    Raises:
+        VideoDecodingError: whatever is wrong with it.
+    """
+    image = read_image(source)
+    with _reading(source):
+        return image_to_tensor(image)
+
+
+@contextmanager
+def _reading(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[None]:
+    """What goes wrong with an image leaves as a VideoDecodingError that names it; what it is not to blame for as an
+    OSError."""
     try:
-        with _open_image(source) as file:
-            try:
-                return _decoded(file)
-            except _PIL_ERRORS as error:
-                is_too_large = isinstance(error, _UnfitSizeError | DecompressionBombError)
-                pixels = None if is_too_large else without_metadata(file)
-                if pixels is None:
-                    raise
-            return _decoded(pixels)
+        yield
     except VideoDecodingError:
         raise
-    except _PIL_ERRORS as error:
+    except Exception as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise
-        reason = error
+        reason = said_of(error)
         if isinstance(error, PIL.UnidentifiedImageError):  # whose message is about Python's file object
             reason = f"its content is none of {', '.join(_IMAGE_FORMATS)}, or broken"
         elif isinstance(error, DecompressionBombError):  # whose message is about an attack
@@ -194,6 +210,8 @@ def _decoded(file: BinaryIO) -> PIL.Image.Image:
     check_jpeg(file)
     file.seek(0)
     with PIL.Image.open(file, formats=_IMAGE_FORMATS) as image:
+        if image.mode in ("P", "PA") and image.palette is None:
+            raise ValueError("it has no palette")  # PIL trips over it only where its colours are asked for
         _check_image_size(image)
         image.load()
         return turned_upright(positive(image))
@@ -206,6 +224,7 @@ class _UnfitSizeError(ValueError):
 def _check_image_size(image: PIL.Image.Image) -> None:
     width, height = image.size
     most = _MAX_TRANSPARENT_PIXELS if image.has_transparency_data else _MAX_IMAGE_PIXELS
+    most = min(most, _MAX_WEBP_PIXELS) if image.format == "WEBP" else most
     if width * height > most:
         raise _UnfitSizeError(f"it has too many pixels: {width} x {height}, more than {most}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
@@ -239,7 +258,7 @@ class _TimedFile:
 def _opened(source: str | os.PathLike | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    return download(source) if is_url(source) else open(source, "rb")
+    return download(source) if is_url(source) else open_regular(source)
 
 
 def is_url(source: Any) -> bool:

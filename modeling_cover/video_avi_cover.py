@@ -27,6 +27,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from .media_files_cover import open_regular
 from .video_index_cover import VideoIndex, in_place
 from .video_opening_cover import VideoSource
 from .video_order_cover import order_reader, packet_of
@@ -107,7 +108,7 @@ def _content(source: VideoSource, size: int) -> bytes | None:
         return source
     if hasattr(source, "read"):
         return None  # FFmpeg reads it, and expects to find it where it left it
-    with open(source, "rb", buffering=0) as file:
+    with open_regular(source, buffering=0) as file:
         return file.read(size)
 
 

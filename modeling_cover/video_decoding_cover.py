@@ -44,12 +44,9 @@ from transformers.video_utils import VideoMetadata
 
 from .video_avi_cover import avi_index
 from .video_index_cover import BrokenPromise, VideoIndex, packets_between, scan_packets
-from .video_opening_cover import VideoDecodingError, VideoSource, check_time, open_video, packets_of, reading
+from .video_opening_cover import Effort, VideoDecodingError, VideoSource, open_video, packets_of, reading
 from .video_times_cover import UNKNOWN
 
-
-# Of a file, at a time: some 2.5 hours of 1920 x 1080, if none of it can be passed over.
-_MAX_DECODED_PIXELS = 2**39
 
 # Scaled to a short side, the long side of frames of 1 x 60,000 would fill gigabytes.
 MAX_ASPECT_RATIO = 32
@@ -124,21 +121,6 @@ def read_video(
         clip = counted
     clip.metadata.frames_indices = indices
     return outline.orientation.turn_upright(images), clip.metadata
-
-
-class _Effort:
-    """What has been spent on decoding, which is bounded: a file of a few kB can have hours of giant frames."""
-
-    def __init__(self, stream: VideoStream):
-        self._context = stream.codec_context
-        self._pixels = 0
-
-    def spend(self) -> None:
-        """A packet's. Raises a `ValueError` past the bound, or that of time."""
-        check_time()
-        self._pixels += self._context.width * self._context.height
-        if self._pixels > _MAX_DECODED_PIXELS:
-            raise ValueError("it takes too long to decode: cut it, or encode it anew")
 
 
 class _Orientation(NamedTuple):
@@ -242,9 +224,10 @@ def outline_of(source: VideoSource, container: InputContainer, stream: VideoStre
 
 def _decode_beginning(stream: VideoStream, index: VideoIndex) -> Beginning:
     """Up to the first packet after which pictures come out of the decoder; nothing where that fails."""
+    effort = Effort(stream)
     try:
         for number, packet in enumerate(index.packets or ()):
-            check_time()
+            effort.spend()
             pictures = stream.codec_context.decode(packet)
             if pictures:
                 return Beginning(pictures, number + 1)
@@ -353,7 +336,7 @@ class _RunDecoder:
         self._timestamps, self._shown = outline.index.timestamps.tolist(), outline.index.shown.tolist()
         self._beginning = outline.beginning
         self._wanted = wanted
-        self._effort = _Effort(stream)
+        self._effort = Effort(stream)
         unreferenced = outline.index.unreferenced
         self._unreferenced = unreferenced if unreferenced is not None and unreferenced.any() else None
 
@@ -453,7 +436,7 @@ def _decode_as_one(
 
 
 def _pictures_in_order(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    effort = _Effort(stream)
+    effort = Effort(stream)
     for packet in chain(packets_of(container, stream), [None]):  # None: the decoder gives out what it still holds
         effort.spend()
         yield from stream.decode(packet)

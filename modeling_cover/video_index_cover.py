@@ -41,6 +41,9 @@ from .video_times_cover import UNKNOWN, Announced, Clock, TimeLine, rate_of, tim
 # 38 hours at 30 frames a second. An index takes some 40 bytes a packet.
 _MAX_PACKETS = 2**22
 
+# A packet takes some bytes of the file, if not for its data, then for its place in a list; of a few packets, none need.
+_LEAST_BYTES_A_PACKET, _FEW_PACKETS = 4, 2**14
+
 # Up to this many bytes of packets are kept, so that a file of usual size is read but once. A packet takes some 700 more.
 _MAX_KEPT_BYTES, _BYTES_OF_A_PACKET = 2**26, 1024
 
@@ -241,12 +244,13 @@ class _Scan:
 
     def _read(self, container: InputContainer, packets: Iterator[Packet], is_entry: Callable[[Packet], bool]) -> None:
         max_bytes = max(_MAX_SMALL_BYTES, _MAX_EXPANSION * container.size)
+        max_packets = min(_MAX_PACKETS, max(_FEW_PACKETS, container.size // _LEAST_BYTES_A_PACKET))
         is_mp4, num_bytes = container.format.name == _MP4, 0
         for number, packet in enumerate(packets):
             size, presented, decoded = packet.size, packet.pts, packet.dts
             num_bytes += size
-            if number == _MAX_PACKETS:
-                raise ValueError(f"it has more than {_MAX_PACKETS} packets")
+            if number == max_packets:
+                raise ValueError(f"it has more than {max_packets} packets, and {container.size} bytes")
             if num_bytes > max_bytes:
                 raise ValueError(f"its packets are more than {max_bytes} bytes, and the file has {container.size}")
             is_key = packet.is_keyframe

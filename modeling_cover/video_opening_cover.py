@@ -32,6 +32,8 @@ from av.video.stream import VideoStream
 
 from .addresses_cover import public_name
 from .image_pixels_cover import image_kind
+from .media_files_cover import open_regular
+from .video_memory_cover import check_mp4, limited_allocations
 
 
 VideoSource = str | os.PathLike | bytes | BinaryIO
@@ -44,10 +46,13 @@ _CONTAINERS = (
     "yuv4mpegpipe"
 )
 
-# A few bytes can claim to be a picture of gigabytes: 4096 x 4096. Where frames refer to others, a decoder keeps up to 18 of
-# them, so these have a bound in bytes, too: 3840 x 2160 with 10 bits and every second colour value of a row.
+# A few bytes can claim to be a picture of gigabytes: 4096 x 4096, and of 32 bits. Where frames refer to others, a decoder
+# keeps up to 18 of them, so these are smaller: 3840 x 2160 with 10 bits and every second colour value of a row.
 _MAX_PIXELS = 2**24
-_MAX_FRAME_BYTES = 2**25
+_MAX_FRAME_BYTES, _MAX_LONE_FRAME_BYTES = 2**25, 2**26
+# Of the frames that threads decode at a time.
+_MAX_BYTES_OF_THREADS = 2**27
+_MOST_AUTOMATIC_THREADS = 16  # that FFmpeg itself sees fit
 
 # FFmpeg probes each stream with a decoder of its own, and keeps frames of all.
 _MAX_STREAMS = 16
@@ -65,6 +70,20 @@ MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
 
 # Until when files may be read, by time.monotonic().
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+# Of a file, at a time: some 2.5 hours of 1920 x 1080, if none of it can be passed over.
+_MAX_DECODED_PIXELS = 2**39
+_LEAST_PIXELS = 2**10  # that a packet counts for, however small its picture
+
+
+class _Work:
+    """What may still be decoded, in pixels."""
+
+    def __init__(self, pixels: int):
+        self.left = pixels
+
+
+_work: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
 class VideoDecodingError(ValueError):
@@ -87,12 +106,23 @@ def reading(source: VideoSource) -> Iterator[None]:
         elif (kind := image_kind(source)) is not None:
             reason = f"its content is an image ({kind})"
         raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {reason}") from error
-    # OSError: the file object's own, which comes back through PyAV. ValueError: PyAV's, for what it cannot describe, and
-    # those raised by these modules.
-    except (OSError, ValueError) as error:
+    # Among them the file object's own, which come back through PyAV, and PyAV's for what it cannot describe.
+    except Exception as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise
-        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {error}") from error
+        raise VideoDecodingError(f"{name_of(source)} cannot be read as a video: {said_of(error)}") from error
+
+
+def said_of(error: Exception) -> str:
+    """What an error of whatever kind says; some say nothing."""
+    if isinstance(error, MemoryError):
+        return "it takes too much memory"
+    # Those that are raised on purpose are sentences.
+    return (
+        str(error)
+        if isinstance(error, OSError | ValueError | SyntaxError)
+        else f"{type(error).__name__}: {error}".rstrip(": ")
+    )
 
 
 @contextmanager
@@ -109,6 +139,43 @@ def time_limit(seconds: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
+@contextmanager
+def work_limit(pixels: int) -> Iterator[None]:
+    """Within it, in this thread, a video is given up with a VideoDecodingError once more pixels than that are decoded.
+
+    Unlike time, this is the same on every machine and in every run. All that is read within it counts together.
+    """
+    token = _work.set(_Work(pixels))
+    try:
+        yield
+    finally:
+        _work.reset(token)
+
+
+class Effort:
+    """What is spent on decoding, which is bounded: a file of a few kB can have hours of giant frames."""
+
+    def __init__(self, stream: VideoStream):
+        self._stream, self._context = stream, stream.codec_context
+        self._work = _work.get() or _Work(_MAX_DECODED_PIXELS)
+        self._kind = self._kind_of_frames()
+
+    def spend(self) -> None:
+        """A packet's. Raises a `ValueError` past the bound, or that of time, or if frames have become too large."""
+        check_time()
+        kind = self._kind_of_frames()
+        if kind != self._kind:
+            self._kind = kind
+            check_frame_size(self._stream)
+        self._work.left -= max(kind[0] * kind[1], _LEAST_PIXELS)
+        if self._work.left < 0:
+            raise ValueError("it takes too long to decode: cut it, or encode it anew")
+
+    def _kind_of_frames(self) -> tuple[int, int, str | None]:
+        context = self._context
+        return context.width, context.height, context.pix_fmt
+
+
 def check_time() -> None:
     if time.monotonic() > _deadline.get():
         raise ValueError("it takes too long to read: cut it, or encode it anew")
@@ -118,18 +185,26 @@ def check_time() -> None:
 def open_video(
     source: VideoSource, num_threads: int, strict: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens `source` and finds its video stream. A `strict` decoder raises where another one would conceal an error."""
+    """Opens `source` and finds its video stream. A `strict` decoder raises where another one would conceal an error.
+
+    Within the context, FFmpeg allocates no more than `MAX_ALLOCATION` bytes at a time in the whole process.
+    """
     file = _input(source)
-    with av.open(file, mode="r", options=_DEMUXER_OPTIONS, metadata_errors="ignore") as container:
+    with (
+        limited_allocations(),
+        av.open(file, mode="r", options=_DEMUXER_OPTIONS, metadata_errors="ignore") as container,
+    ):
         stream = _video_stream(container)
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = Discard.all
         context = stream.codec_context
-        _check_frame_size(stream)
+        frame_bytes = check_frame_size(stream)
         context.options = {"max_pixels": str(_MAX_PIXELS)} | ({"err_detect": "explode"} if strict else {})
         context.thread_type = "AUTO"
-        context.thread_count = num_threads
+        most_threads = max(1, _MAX_BYTES_OF_THREADS // max(1, frame_bytes))
+        is_large = most_threads < _MOST_AUTOMATIC_THREADS
+        context.thread_count = min(num_threads or most_threads, most_threads) if is_large else num_threads
         yield container, stream
 
 
@@ -160,23 +235,31 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
             break
 
 
-def _check_frame_size(stream: VideoStream) -> None:
-    """Raise a `ValueError` if the frames that a decoder keeps would take too much memory."""
+def check_frame_size(stream: VideoStream) -> int:
+    """The bytes of a frame, as far as they are known. Raises a `ValueError` if those that a decoder keeps would take too
+    much memory."""
     context = stream.codec_context
     bits = 0 if context.format is None else context.format.padded_bits_per_pixel
-    if not context.codec.intra_only and context.width * context.height * bits // 8 > _MAX_FRAME_BYTES:
+    num_bytes = context.width * context.height * bits // 8
+    most = _MAX_LONE_FRAME_BYTES if context.codec.intra_only else _MAX_FRAME_BYTES
+    if num_bytes > most:
         size = f"{context.width}x{context.height} pixels of {bits} bits"
-        raise ValueError(f"its frames are too large: {size}, more than {_MAX_FRAME_BYTES} bytes")
+        raise ValueError(f"its frames are too large: {size}, more than {most} bytes")
+    return num_bytes
 
 
 def _input(source: VideoSource) -> str | BinaryIO:
+    """What PyAV opens. FFmpeg has no bound of its own on what an MP4 file announces."""
     if isinstance(source, bytes):
-        return io.BytesIO(source)
+        source = io.BytesIO(source)
     if isinstance(source, str | os.PathLike):
         if "\0" in os.fsdecode(source):
             raise ValueError("there is no such path")  # FFmpeg would take what is before the zero
+        with open_regular(source) as file:
+            check_mp4(file)
         # Without "file:", FFmpeg would take a name such as "a:b.mp4" for an address of protocol "a".
         return f"file:{os.fsdecode(source)}"
+    check_mp4(source)
     source.seek(0)
     return source
 

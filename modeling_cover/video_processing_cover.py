@@ -41,7 +41,7 @@ from transformers.video_utils import VideoMetadata, make_batched_metadata
 from .addresses_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
-from .image_reading_cover import download, image_to_tensor, is_url, read_image, split_batch
+from .image_reading_cover import download, is_url, read_image, read_image_tensor, split_batch
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 from .video_opening_cover import name_of
 from .video_windows_cover import read_windows
@@ -288,7 +288,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 return read_in_any_order(file, sample_indices or _every_frame, short_side)
             except VideoDecodingError as error:
                 if image_kind(file) is not None:
-                    return image_to_tensor(read_image(file))
+                    return read_image_tensor(file)
                 if not is_url(source):
                     raise
                 raise VideoDecodingError(f"{public_name(source)}{str(error).removeprefix(name_of(file))}") from error

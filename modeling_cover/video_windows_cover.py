@@ -17,8 +17,9 @@ Axes: T frames, H height, W width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,9 @@ from .video_opening_cover import open_video, reading
 
 # Decoded at a time, over which a file without an index is begun anew: some 250 MB at 224 x 400.
 _MAX_FRAMES_AT_A_TIME = 1024
+
+# Three days of windows a second apart. Of two frames, a file of 700 bytes can say that they are centuries apart.
+_MAX_WINDOWS = 2**18
 
 
 class Window(NamedTuple):
@@ -49,13 +53,17 @@ def window_times(duration: float, window: float, stride: float) -> list[Window]:
         duration 1, window 2, stride 1      0 to 1
 
     Raises:
-        ValueError: if `window` or `stride` is not positive.
+        ValueError: if `window` or `stride` is not positive, or there are more than 262,144 windows.
     """
     for name, value in (("window", window), ("stride", stride)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a positive number of seconds, got {value}")
     # In floats, 0.3 seconds are a little more than three times 0.1.
-    count = 1 + math.ceil(round(max(0.0, duration - window) / stride, 6))
+    steps = round(max(0.0, duration - window) / stride, 6)
+    if steps >= _MAX_WINDOWS:
+        times = f"{duration:g} seconds make more than {_MAX_WINDOWS} windows, {stride:g} seconds apart"
+        raise ValueError(f"{times}: choose a longer stride")
+    count = 1 + math.ceil(steps)
     starts = [float(index * stride) for index in range(count) if index * stride < duration or index == 0]
     return [Window(start, float(min(start + window, duration))) for start in starts]
 
@@ -82,15 +90,16 @@ def read_windows(
         windows the whole video has.
 
     Raises:
-        VideoDecodingError: whatever is wrong with the file, or it does not tell when its frames are displayed.
+        VideoDecodingError: whatever is wrong with the file, or it does not tell when its frames are displayed, or it
+            has more than 262,144 windows.
         ValueError: `window` or `stride` is not positive.
     """
     window_times(0.0, window, stride)  # of their values, before the file is opened
     with reading(source), open_video(source, num_threads, strict=True) as (container, stream):
         outline = outline_of(source, container, stream, short_side)
-        number, num_counts = 0, 0
-        while number < len(times := _times(outline, window, stride)):
-            group = _next_group(outline, times[number:], sample_indices)
+        number, num_counts, times = 0, 0, _times(outline, window, stride)
+        while number < len(times):
+            group = _next_group(outline, islice(times, number, None), sample_indices)
             images, outline = _decode(source, container, stream, outline, group, num_threads)
             if images is not None:
                 yield times[number : number + len(group)], images, len(times)
@@ -99,6 +108,7 @@ def read_windows(
                 raise ValueError("it yields another number of frames each time it is decoded")
             else:
                 num_counts += 1  # the windows are of the frames that there are
+                times = _times(outline, window, stride)
 
 
 def _times(outline: Outline, window: float, stride: float) -> list[Window]:
@@ -109,7 +119,7 @@ def _times(outline: Outline, window: float, stride: float) -> list[Window]:
 
 
 def _next_group(
-    outline: Outline, times: list[Window], sample_indices: Callable[[VideoMetadata], Sequence[int]]
+    outline: Outline, times: Iterable[Window], sample_indices: Callable[[VideoMetadata], Sequence[int]]
 ) -> list[list[int]]:
     """The frames that are wanted of as many windows as are decoded at a time, by their index in the whole video."""
     group, total = [], 0

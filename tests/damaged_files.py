@@ -11,13 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Ten thousand damaged files, and what becomes of them: frames or a VideoDecodingError, never anything else.
+"""Twenty thousand damaged files, and what becomes of them: frames or a VideoDecodingError, never anything else.
 
-    python tests/damaged_files.py [--count 10000] [--seed 0]
+    python tests/damaged_files.py [--count 20000] [--seed 0]
 
-Every file is decoded in a process of its own kind: a crash, a hang, another error, a frame of another file, or more than
-1 GiB of memory is a failure, which is printed with the file's number; `--only NUMBER` makes that file and decodes it
-here. About 9 minutes on a CPU core. `test_damaged_files.py` runs a sample.
+Half of them have random damage, and half a lie in their structure (`media_mutations`). They are decoded in processes of
+their own: a crash, a hang, another error, a frame of another file, more than 10 s of CPU time or more than 512 MiB of
+memory, beside what Python and torch take, is a failure, which is printed with the file's number; `--only NUMBER` makes
+that file and decodes it here. About an hour on a CPU core. `test_damaged_files.py` runs a sample.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -39,16 +41,17 @@ from typing import NamedTuple
 
 import numpy as np
 from clips import indexed_frames, write_audio, write_clip, write_packed
+from media_mutations import FORMATS, mutated
 from modeling_cover import VideoDecodingError, read_video
 from modeling_cover.frame_sampling_cover import uniform_frame_indices
-from modeling_cover.image_reading_cover import read_image
+from modeling_cover.image_reading_cover import read_image, read_image_tensor
 from PIL import Image
 from tqdm import tqdm
 
 
-MOST_MEMORY = 2**30  # bytes a process may take, Python and torch included
-MOST_SECONDS = 20.0  # for one file
-FILES_PER_PROCESS = 250
+MOST_MEMORY = 2**29  # bytes that a file may take, beside what the process has before the first
+MOST_SECONDS = 10.0  # of CPU time, for one file
+FILES_PER_PROCESS = 500
 
 SECRET = "secret.mp4"
 # A file that others try to make the reader open: all of its frames are of this grey, which no other file has.
@@ -68,8 +71,21 @@ VIDEOS = {
     "mpeg2.mpg": ("mpeg2video", "yuv420p", {}),
     "mjpeg.avi": ("mjpeg", "yuvj420p", {}),
     "gif.gif": ("gif", "rgb8", {}),
+    "png.mov": ("png", "rgb24", {}),
+    "ffv1.mkv": ("ffv1", "yuv420p", {}),
 }
-IMAGES = ("png", "jpeg", "webp", "bmp")
+# What PIL is told when it writes them.
+IMAGES = {
+    "image.png": {},
+    "image.jpeg": {},
+    "image.webp": {},
+    "image.bmp": {},
+    "image.tiff": {},
+    "deflated.tiff": {"compression": "tiff_adobe_deflate"},
+    "lzw.tiff": {"compression": "tiff_lzw"},
+    "progressive.jpeg": {"progressive": True},
+    "lossless.webp": {"lossless": True},
+}
 
 
 class DamagedFile(NamedTuple):
@@ -82,16 +98,24 @@ def write_whole_files(folder: Path) -> None:
     """A small file of each kind, and the secret."""
     for name, (codec, pixel_format, options) in VIDEOS.items():
         write_clip(folder / name, indexed_frames(20, 48, 64), codec=codec, pixel_format=pixel_format, **options)
+    fragments = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+    write_clip(folder / "fragments.mp4", indexed_frames(20, 48, 64), container_options=fragments)
     write_packed(folder / "mpeg4_packed.avi", indexed_frames(20, 48, 64), g="8")
     write_audio(folder / "audio.mp4")
     rng = np.random.default_rng(0)
-    for suffix in IMAGES:
-        Image.fromarray(rng.integers(0, 200, (48, 64, 3), dtype=np.uint8)).save(folder / f"image.{suffix}")
+    image = Image.fromarray(rng.integers(0, 200, (48, 64, 3), dtype=np.uint8))
+    for name, options in IMAGES.items():
+        image.save(folder / name, **options)
+    image.quantize(16).save(folder / "palette.png", transparency=3)
+    Image.fromarray(rng.integers(0, 2**16, (48, 64), dtype=np.uint16)).save(folder / "deep.png")
+    moving = [image.rotate(angle) for angle in (0, 5, 10)]
+    for suffix in ("webp", "png", "gif"):
+        moving[0].save(folder / f"moving.{suffix}", save_all=True, append_images=moving[1:])
     write_clip(folder / SECRET, np.full((8, 48, 64, 3), SECRET_LEVEL, dtype=np.uint8))
 
 
-def damaged_files(count: int, seed: int, folder: Path) -> Iterator[DamagedFile]:
-    """`count` files, those made by hand first; a function of the seed.
+def damaged_files(numbers: range, seed: int, folder: Path) -> Iterator[DamagedFile]:
+    """The files of those numbers, which begin with those made by hand; a function of the seed.
 
     Args:
         folder: with what `write_whole_files` wrote. Scripts and playlists name the secret in it.
@@ -100,7 +124,7 @@ def damaged_files(count: int, seed: int, folder: Path) -> Iterator[DamagedFile]:
     whole = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path != secret}
     by_hand = [*_scripts(secret, whole), *_bombs(whole), *_misnamed(whole)]
     names = list(whole)
-    for number in range(count):
+    for number in numbers:
         if number < len(by_hand):
             yield by_hand[number]
             continue
@@ -109,6 +133,11 @@ def damaged_files(count: int, seed: int, folder: Path) -> Iterator[DamagedFile]:
 
 
 def _broken(name: str, whole: bytes, way: int, rng: np.random.Generator) -> DamagedFile:
+    suffix = name.rpartition(".")[2]
+    if suffix in FORMATS:
+        way, is_mutated = divmod(way, 2)
+        if is_mutated:
+            return DamagedFile("mutated", name, mutated(whole, suffix, rng))
     if way % 3 == 0:
         # Every length comes in turn, by steps that leave out none.
         length = way // 3 * 7919 % len(whole)
@@ -215,10 +244,8 @@ def decode(file: DamagedFile, folder: Path) -> str:
         _outcome(lambda source: read_video(source, _uniform, short_side=32, num_threads=1)[0], source)
         for source in (path, file.content)
     ]
-    outcomes += [
-        _outcome(lambda source: np.asarray(read_image(source).convert("RGB"))[None], source)
-        for source in (path, file.content)
-    ]
+    outcomes.append(_outcome(lambda source: np.asarray(read_image(source).convert("RGB"))[None], path))
+    outcomes.append(_outcome(lambda source: read_image_tensor(source).permute(1, 2, 0)[None].numpy(), file.content))
     path.unlink()
     return "; ".join(outcomes)
 
@@ -234,33 +261,53 @@ def _outcome(read, source) -> str:
         return "error"
     if frames.dtype != np.uint8 or frames.ndim != 4:
         raise AssertionError(f"expected frames (T, H, W, 3), got {frames.dtype} {frames.shape}")
-    if frames.mean() > SECRET_LEVEL - 2 and frames.std() < 2:
+    if abs(frames.mean() - SECRET_LEVEL) < 2 and frames.std() < 2:
         raise AssertionError("the frames are those of another file")
     return "frames"
 
 
-def run_worker(numbers: range, count: int, seed: int, whole_files: Path) -> None:
+def run_worker(numbers: range, seed: int, whole_files: Path) -> None:
     """Decode files and print a line of JSON before each and after it."""
     with tempfile.TemporaryDirectory() as folder:
-        for number, file in enumerate(damaged_files(count, seed, whole_files)):
-            if number not in numbers:
-                continue
+        before = _memory("VmRSS")
+        for number, file in zip(numbers, damaged_files(numbers, seed, whole_files), strict=True):
             print(json.dumps({"number": number, "kind": file.kind, "name": file.name}), flush=True)
-            started = time.perf_counter()
+            started = time.process_time()
+            # A reader that does not come to an end is ended.
+            most_seconds = int(started + 6 * MOST_SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (most_seconds, resource.RLIM_INFINITY))
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is forgotten
             outcome = decode(file, Path(folder))
-            print(json.dumps({"outcome": outcome, "seconds": time.perf_counter() - started}), flush=True)
-    print(json.dumps({"memory": _most_memory()}), flush=True)
+            used = {"seconds": time.process_time() - started, "memory": _memory("VmHWM") - before}
+            print(json.dumps({"outcome": outcome, **used}), flush=True)
 
 
-def _most_memory() -> int:
-    """What this process has held at most, in bytes. (Of `resource.getrusage`, what its parent held counts, too.)"""
+def _memory(field: str) -> int:
+    """What this process holds ("VmRSS"), or has held at most ("VmHWM"), in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
 
-def run_process(numbers: range, count: int, seed: int, whole_files: Path) -> tuple[list[dict], str | None]:
-    """The lines of a worker, and what went wrong in it, if anything."""
-    arguments = ["--worker", str(numbers.start), str(numbers.stop), "--count", str(count), "--seed", str(seed)]
+def run_processes(numbers: range, seed: int, whole_files: Path) -> tuple[list[tuple[dict, dict]], list[str]]:
+    """What a worker says of each file, before and after it, and what went wrong. Where one ends early, another goes on
+    behind the file that it ended with."""
+    files, problems = [], []
+    while numbers:
+        lines, problem = _run_process(numbers, seed, whole_files)
+        started = [line for line in lines if "number" in line]
+        done = list(zip(started, (line for line in lines if "outcome" in line), strict=False))
+        files += done
+        problems += _excesses(done)
+        if problem is None:
+            break
+        problems.append(f"{started[-1] if started else numbers}: {problem}")
+        numbers = numbers[len(started) :] if started else range(0)
+    return files, problems
+
+
+def _run_process(numbers: range, seed: int, whole_files: Path) -> tuple[list[dict], str | None]:
+    """The lines of a worker, and what went wrong with it, if anything."""
+    arguments = ["--worker", str(numbers.start), str(numbers.stop), "--seed", str(seed)]
     arguments += ["--whole_files", str(whole_files)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "AV_LOG_LEVEL": "quiet"}
     try:
@@ -270,7 +317,7 @@ def run_process(numbers: range, count: int, seed: int, whole_files: Path) -> tup
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=60 + MOST_SECONDS * len(numbers) / 10,
+            timeout=300 + MOST_SECONDS * len(numbers),  # for one that waits
         )
         output, problem = finished.stdout, None
         if finished.returncode:
@@ -278,11 +325,15 @@ def run_process(numbers: range, count: int, seed: int, whole_files: Path) -> tup
     except subprocess.TimeoutExpired as expired:
         output, problem = (expired.stdout or b"").decode(errors="replace"), "it hangs"
     lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
-    if problem is None and lines[-1]["memory"] > MOST_MEMORY:
-        problem = f"it took {lines[-1]['memory'] / 2**20:.0f} MiB"
-    if problem is None and (slow := [line for line in lines if line.get("seconds", 0) > MOST_SECONDS]):
-        problem = f"a file took {slow[0]['seconds']:.0f} s"
     return lines, problem
+
+
+def _excesses(files: list[tuple[dict, dict]]) -> Iterator[str]:
+    for file, end in files:
+        if end["memory"] > MOST_MEMORY:
+            yield f"{file}: it took {end['memory'] / 2**20:.0f} MiB"
+        if end["seconds"] > MOST_SECONDS:
+            yield f"{file}: it took {end['seconds']:.0f} s"
 
 
 def run_all(count: int, seed: int, processes: int, whole_files: Path) -> list[str]:
@@ -290,30 +341,26 @@ def run_all(count: int, seed: int, processes: int, whole_files: Path) -> list[st
     chunks = [range(start, min(start + FILES_PER_PROCESS, count)) for start in range(0, count, FILES_PER_PROCESS)]
     problems, outcomes, slowest, memory = [], Counter(), 0.0, 0
     with ThreadPoolExecutor(processes) as pool, tqdm(total=count, unit="file") as progress:
-        for numbers, (lines, problem) in zip(
-            chunks, pool.map(lambda chunk: run_process(chunk, count, seed, whole_files), chunks), strict=True
-        ):
-            progress.update(len(numbers))
-            started = [line for line in lines if "number" in line]
-            ended = [line for line in lines if "outcome" in line]
-            for file, end in zip(started, ended, strict=False):
+        for files, found in pool.map(lambda chunk: run_processes(chunk, seed, whole_files), chunks):
+            for file, end in files:
                 outcomes[file["kind"], end["outcome"]] += 1
-                slowest = max(slowest, end["seconds"])
-            memory = max([memory, *(line["memory"] for line in lines if "memory" in line)])
-            if problem is not None:
-                problems.append(f"{started[-1] if started else numbers}: {problem}")
+                slowest, memory = max(slowest, end["seconds"]), max(memory, end["memory"])
+            problems += found
+            progress.update(len(files))
+            for one in found:
+                progress.write(one)
     print(f"\n{'files':>6}  {'damage':15}  as a video, from path; bytes; as an image, from path; bytes")
     for (kind, outcome), number in sorted(outcomes.items()):
         print(f"{number:6d}  {kind:15}  {outcome}")
     print(
-        f"{sum(outcomes.values()):6d} files, the slowest in {slowest:.2f} s, at most {memory / 2**20:.0f} MiB a process"
+        f"{sum(outcomes.values()):6d} files, the slowest in {slowest:.2f} s, at most {memory / 2**20:.0f} MiB a file"
     )
     return problems
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--only", type=int, help="the number of a file to decode in this process")
@@ -321,13 +368,13 @@ def main() -> None:
     parser.add_argument("--whole_files", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        run_worker(range(*arguments.worker), arguments.count, arguments.seed, arguments.whole_files)
+        run_worker(range(*arguments.worker), arguments.seed, arguments.whole_files)
         return
     with tempfile.TemporaryDirectory() as folder:
         write_whole_files(Path(folder))
         if arguments.only is not None:
             numbers = range(arguments.only, arguments.only + 1)
-            run_worker(numbers, arguments.count, arguments.seed, Path(folder))
+            run_worker(numbers, arguments.seed, Path(folder))
         else:
             problems = run_all(arguments.count, arguments.seed, arguments.processes, Path(folder))
             sys.exit("\n".join(problems) or 0)

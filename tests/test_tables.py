@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -114,6 +115,19 @@ class TestParquet:
         ):
             source = read_sources(dataset)["train"]
             assert rows(source) == [(f"{tmp_path}/videos/b.mp4", "push"), (f"{tmp_path}/videos/a.mp4", "pull")]
+
+    def test_a_cell_of_too_many_bytes_is_a_bad_row(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("modeling_cover.sources.media._MAX_CONTENT", 1000)
+        pandas.DataFrame({"video": [bytes(2000), b"1"], "label": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
+        media = read_sources(parquet(tmp_path / "x.parquet"))["train"].media
+        with pytest.raises(VideoDecodingError, match=r"x\.parquet, row 0 has \d+ bytes, more than 1000"):
+            media[0]
+        assert media[1].content == b"1"
+
+    def test_a_pipe_is_no_parquet_file(self, tmp_path):
+        os.mkfifo(tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"x\.parquet .*it is no regular file, but a pipe"):
+            read_sources(parquet(tmp_path))
 
     def test_a_path_without_a_file_is_named_or_skipped(self, tmp_path):
         (tmp_path / "a.mp4").touch()

@@ -233,6 +233,9 @@ class TestBadSamples:
             ({"a.mp4": b"", "a.json": "{"}, "x.tar/a: "),
             ({"a.mp4": b"", "a.cls": b"\xff"}, "x.tar/a: .*can't decode"),
             ({"a.mp4": b"", "a.cls": " "}, "x.tar/a.mp4: the label is empty"),
+            ({"a.mp4": b"", "a.json": "[" * 100_000}, "x.tar/a: its .json member is too deeply nested"),
+            ({"a.mp4": b"", "a.json": '{"label": ' + "9" * 5000 + "}"}, "x.tar/a: its .json member cannot be read"),
+            ({"a.mp4": b"", "a.cls": " " * (2**24 + 1)}, "x.tar/a: its .cls member has 16777217 bytes, more than"),
             ({"a.mp4": b"", "a.json": '{"label": ["push"]}'}, "x.tar/a.mp4: a label must be a name or an index"),
         ],
     )
@@ -256,6 +259,59 @@ class TestBadSamples:
         write_shard(tmp_path / "x.tar", {"a.mp4": b"A", "a.json": '{"label": "push"}'})
         with pytest.raises(ValueError, match=r"x\.tar/a: no \['from'\] in the \.json member, found \['label'\]"):
             read_sources(webdataset(tmp_path, columns={"start": "from"}))
+
+
+class TestBoundsOfMemory:
+    def sparse_shard(self, path: Path, size: int) -> Path:
+        """A video of so many bytes that take no place on the disk, and its label."""
+        with open(path, "wb") as file:
+            for name, length in (("a.cls", 4), ("a.mp4", size), ("b.cls", 4), ("b.mp4", 0)):
+                info = tarfile.TarInfo(name)
+                info.size = length
+                file.write(info.tobuf())
+                file.write(b"push"[:length])
+                file.seek(-(-length // 512) * 512 - min(length, 4), os.SEEK_CUR)
+            file.truncate(file.tell() + 1024)
+        return path
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_member_of_gigabytes_is_a_bad_row(self, streaming, tmp_path):
+        self.sparse_shard(tmp_path / "x.tar", 3 * 2**30)
+        options = {"streaming": True, "sizes": {"train": 2}, "shuffle_buffer": 2} if streaming else {}
+        source = read_sources(webdataset(tmp_path, labels=["push"], **options))["train"]
+        with pytest.raises(VideoDecodingError, match=r"x\.tar/a\.mp4 has 3221225472 bytes, more than 536870912"):
+            if streaming:
+                source.example(next(row for row in source.open(0).sample_pool() if row.content["member"] == "a.mp4"))
+            else:
+                source.media[0]
+
+    def test_a_name_of_gigabytes_is_not_read(self, tmp_path):
+        with open(tmp_path / "x.tar", "wb") as file:
+            info = tarfile.TarInfo("././@LongLink")
+            info.type, info.size = tarfile.GNUTYPE_LONGNAME, 3 * 2**30
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            file.truncate(4 * 2**30)
+        with pytest.raises(
+            ValueError, match=r"x\.tar is truncated or no tar file: a header has more than 1048576 bytes"
+        ):
+            read_sources(webdataset(tmp_path))
+
+    def test_a_size_beyond_all_files_is_named(self, tmp_path):
+        info = tarfile.TarInfo("a.mp4")
+        info.pax_headers = {"size": "9" * 400}
+        (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(2048))
+        with pytest.raises(ValueError, match=r"x\.tar is truncated or no tar file"):
+            read_sources(webdataset(tmp_path))
+
+    @pytest.mark.parametrize("text", ["[" * 100_000, "{", b"\xff"])
+    def test_of_a_stream_a_text_that_cannot_be_read_is_a_bad_row(self, text, tmp_path):
+        write_shard(tmp_path / "x.tar", {"a.mp4": b"A", "a.json": text, "b.mp4": b"B", "b.json": '{"label": "push"}'})
+        options = {"streaming": True, "sizes": {"train": 2}, "shuffle_buffer": 2}
+        source = read_sources(webdataset(tmp_path, labels=["push"], **options))["train"]
+        bad, good = source.open(0).sample_pool()
+        with pytest.raises(VideoDecodingError, match=r"x\.tar/a: its \.json member"):
+            source.example(bad)
+        assert source.example(good).media.content == b"B"
 
 
 class TestPlaces:

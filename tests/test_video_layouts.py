@@ -32,7 +32,7 @@ from clips import (
     write_packed,
     write_packets,
 )
-from modeling_cover import video_decoding_cover
+from modeling_cover import video_decoding_cover, video_opening_cover
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
 from modeling_cover.video_index_cover import scan_packets
 from modeling_cover.video_opening_cover import open_video
@@ -240,7 +240,7 @@ class TestAvi:
         num_references = int((~index.unreferenced[run[0] : run[1] + 1]).sum())
         assert num_references < run[1] + 1 - run[0]
         # So much may be decoded, and not a frame more.
-        monkeypatch.setattr(video_decoding_cover, "_MAX_DECODED_PIXELS", (num_references + 1) * 64 * 96)
+        monkeypatch.setattr(video_opening_cover, "_MAX_DECODED_PIXELS", (num_references + 1) * 64 * 96)
         frames, _ = read_video(path, lambda metadata: [11], num_threads=1)
         np.testing.assert_array_equal(frames, plain_frames(path)[11:12])
 
@@ -296,7 +296,7 @@ class TestBounds:
     @pytest.mark.parametrize("layout", ["one_keyframe.mp4", "h264.ts"])
     def test_of_time(self, layout, tmp_path, monkeypatch):
         path = write_layout(tmp_path / layout)
-        monkeypatch.setattr(video_decoding_cover, "_MAX_DECODED_PIXELS", 40 * 64 * 96)
+        monkeypatch.setattr(video_opening_cover, "_MAX_DECODED_PIXELS", 40 * 64 * 96)
         read_video(path, lambda metadata: [20], num_threads=1)
         with pytest.raises(VideoDecodingError, match="takes too long to decode"):
             read_video(path, lambda metadata: [59], num_threads=1)

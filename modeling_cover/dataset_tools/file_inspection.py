@@ -24,6 +24,7 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.video.stream import VideoStream
 
+from ..media_files_cover import open_regular
 from ..video_opening_cover import VideoSource, open_video, packets_of, reading
 
 
@@ -77,7 +78,7 @@ def _digest(content: str | bytes) -> np.ndarray:
     if isinstance(content, bytes):
         digest = new_hash(content).digest()
     else:
-        with open(content, "rb") as file:
+        with open_regular(content) as file:
             digest = hashlib.file_digest(file, new_hash).digest()
     return np.frombuffer(digest, dtype=np.uint64)
 

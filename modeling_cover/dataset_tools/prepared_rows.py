@@ -32,7 +32,7 @@ from transformers.video_utils import VideoMetadata
 from ..checks import check_whole_number
 from ..data import check_is_of_file
 from ..frame_sampling_cover import uniform_frame_indices
-from ..image_reading_cover import image_to_tensor, read_image
+from ..image_reading_cover import read_image_tensor
 from ..sources import Source
 from ..sources.media import Media
 from ..video_decoding_cover import VideoDecodingError, read_video
@@ -225,7 +225,7 @@ def encode_video(frames: np.ndarray, codec: str, quality: int, duration: float |
 
 
 def _prepare_image(media: Media, settings: PreparationSettings) -> tuple[bytes, dict[str, Any]]:
-    image = PIL.Image.fromarray(image_to_tensor(read_image(media.content)).permute(1, 2, 0).numpy())
+    image = PIL.Image.fromarray(read_image_tensor(media.content).permute(1, 2, 0).numpy())
     scale = Fraction(min(settings.short_side, *image.size), min(image.size))
     if scale < 1:
         # Bilinear, antialiased and rounded down, as training scales.

@@ -38,6 +38,8 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 
+_MAX_CONTENT = 2**29
+
 
 class Media(NamedTuple):
     """The encoded file of one row.
@@ -79,6 +81,17 @@ class Media(NamedTuple):
                 yield self._replace(content=path)
             except VideoDecodingError as error:
                 raise VideoDecodingError(str(error).replace(path, self.name)) from error
+
+
+def check_content_size(size: int, name: str) -> None:
+    """Raise a `VideoDecodingError` if a file within another one, a shard or a table, is too large to be read into memory.
+
+    Args:
+        size: bytes.
+        name: of the file, for the message.
+    """
+    if size > _MAX_CONTENT:
+        raise VideoDecodingError(f"{name} has {size} bytes, more than {_MAX_CONTENT}: store it as a file of its own")
 
 
 class Segments:
@@ -123,7 +136,7 @@ def _parse_seconds(key: str, value: Any) -> float:
         return math.nan
     try:
         seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
-    except ValueError:
+    except (ValueError, OverflowError):
         seconds = -1.0
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{key} must be a number of seconds, at least 0, got {value!r}")

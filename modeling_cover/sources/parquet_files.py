@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from ..addresses_cover import is_address, public_name
+from ..media_files_cover import check_is_regular
 from .remote import find_remote, open_for_parts, version_of
 
 
@@ -96,9 +97,11 @@ def _footers(files: Sequence[str]) -> list[tuple[pa.Schema, int]]:
 
 def _footer(file: str) -> tuple[pa.Schema, int]:
     try:
+        if not is_address(file):
+            check_is_regular(file)
         with open_parquet(file) as parquet:
             return parquet.schema_arrow, parquet.metadata.num_rows
-    except pa.ArrowInvalid as error:
+    except ValueError as error:  # pa.ArrowInvalid is one
         raise ValueError(f"{public_name(file)} is truncated or no Parquet file: {error}") from error
 
 

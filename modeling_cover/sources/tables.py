@@ -33,7 +33,7 @@ from ..dataset_recipe import DatasetRecipe
 from ..video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
-from .media import Media, Segments, parse_segment
+from .media import Media, Segments, check_content_size, parse_segment
 from .parquet_files import find_parquet_files, load_remote_parquet, parquet_row_counts
 from .remote import check_address
 from .streams import RowStream
@@ -169,7 +169,8 @@ def to_media(value: Any, place: str, root: str | None, start: float | None = Non
     """The file in a cell: bytes, a path, an address, or a mapping with both.
 
     Raises:
-        VideoDecodingError: if the cell is empty or something else, or a remote file of a kind that cannot be read.
+        VideoDecodingError: if the cell is empty or something else, or too large, or a remote file of a kind that cannot
+            be read.
     """
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     if content is None:
@@ -177,6 +178,7 @@ def to_media(value: Any, place: str, root: str | None, start: float | None = Non
     if not isinstance(content, bytes | str) or not content:
         raise VideoDecodingError(f"{place}: expected a file's bytes or path, found {value!r}")
     if isinstance(content, bytes):
+        check_content_size(len(content), place)
         return Media(content, f"{place} ({public_name(path)})" if path else place, start, end)
     if root is not None and not is_address(content):
         is_remote = is_address(root) and not content.startswith("/")
@@ -195,7 +197,7 @@ class TableMedia(Sequence):
     def __init__(
         self, table: datasets.Dataset, column: str, places: Places, root: str | None, segments: Segments | None
     ):
-        self._table = table.select_columns([column])
+        self._table = table.select_columns([column]).with_format("arrow")
         self._column = column
         self._places = places
         self._root = root
@@ -209,7 +211,9 @@ class TableMedia(Sequence):
         return (self._segments or Segments()).identity()
 
     def __getitem__(self, row: int) -> Media:
-        value = self._table[row][self._column]
+        cell = self._table[row][self._column]
+        check_content_size(cell.nbytes, self._places[row])  # before it is copied
+        (value,) = cell.to_pylist()
         segment = (None, None) if self._segments is None else self._segments[row]
         return to_media(value, self._places[row], self._root, *segment)
 

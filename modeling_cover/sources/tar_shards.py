@@ -23,10 +23,10 @@ Nothing is extracted and nothing is written. A remote one is read in the same wa
 import errno
 import glob
 import json
+import math
 import os
 import re
 import resource
-import tarfile
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,24 +43,23 @@ from ..dataset_recipe import DatasetRecipe
 from ..video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumnBuilder, listed_names, split_labels
 from .manifests import SplitRows
-from .media import SUFFIXES, Media, Segments, parse_segment
+from .media import SUFFIXES, Media, Segments, check_content_size, parse_segment
 from .remote import RemoteFile, find_remote, open_for_parts, size_of
 from .streams import RowStream
+from .tar_members import BrokenMemberError, Member, members_of, text_of
 
 
 logger = logging.get_logger(__name__)
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"LZIP": "lzip"}
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_EXTENSIONS = ("cls", "json", "txt")
-_BLOCK = 512
 _MAX_OPEN_FILES = 200
 _SHARE_OF_FILES = 8  # of the files that a process may have open, at most one in so many is a shard of one split
 _HEADER_THREADS = 8  # on a network drive the headers wait for one another
 
 
 class TarSample(NamedTuple):
-    """One sample of a shard: where its file lies, and its label as it is written there."""
+    """One sample of a shard: where its file lies, its label as it is written there, and why that cannot be read."""
 
     shard: str
     member: str
@@ -69,12 +68,7 @@ class TarSample(NamedTuple):
     label: Any
     start: float
     end: float
-
-
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
+    problem: str | None = None
 
 
 def find_shards(place: str) -> list[str]:
@@ -151,13 +145,16 @@ class ShardReader:
     Args:
         dataset: which members are media, and under which keys of a .json member label and segment are.
         is_listed: whether there is a list of the classes, which says if a number is a class's name or its index.
+        is_streamed: whether the samples are read while training goes on. Then one with a text that cannot be read, such
+            as broken JSON, has it as its `problem`.
 
     Raises:
         ValueError: from `samples`, if the shard is truncated, compressed or no tar file, or if one of its samples has
             no label, or more than one video or image. The message names the shard and the sample.
     """
 
-    def __init__(self, dataset: DatasetRecipe, is_listed: bool):
+    def __init__(self, dataset: DatasetRecipe, is_listed: bool, is_streamed: bool = False):
+        self._is_streamed = is_streamed
         self._is_listed = is_listed
         self._suffixes = SUFFIXES[dataset.modality]
         self._modality = dataset.modality
@@ -167,10 +164,10 @@ class ShardReader:
 
     def samples(self, shard: str) -> tuple[list[TarSample], int]:
         """In the order of their first members; and how many were left out for want of a file, as the recipe says."""
-        members: dict[str, dict[str, _Member]] = {}
+        members: dict[str, dict[str, Member]] = {}
         name = public_name(shard)
         with open_for_parts(shard) as file:
-            for member in _members(name, file):
+            for member in members_of(name, file):
                 key, extension = _key_and_extension(member.name)
                 if key is None:
                     continue
@@ -181,7 +178,7 @@ class ShardReader:
         samples = [sample for sample in found if sample is not None]
         return samples, len(found) - len(samples)
 
-    def _sample(self, shard: str, file: BinaryIO, key: str, parts: dict[str, _Member]) -> TarSample | None:
+    def _sample(self, shard: str, file: BinaryIO, key: str, parts: dict[str, Member]) -> TarSample | None:
         where = f"{public_name(shard)}/{key}"
         media = [extension for extension in parts if f".{extension.rpartition('.')[2]}" in self._suffixes]
         if not media and self._skips:
@@ -192,18 +189,22 @@ class ShardReader:
             raise ValueError(message + _hint_of_dots(parts))
         try:
             texts = {
-                extension: _read_at(file, parts[extension].offset, parts[extension].size).decode("utf-8-sig")
+                extension: text_of(file, extension, parts[extension])
                 for extension in _LABEL_EXTENSIONS
                 if extension in parts
             }
             label, start, end = self._annotation(texts)
+            problem = None
         except ValueError as error:
-            raise ValueError(f"{where}: {error}{_hint_of_dots(parts)}") from error
+            problem = f"{where}: {error}{_hint_of_dots(parts)}"
+            if not self._is_streamed or not isinstance(error, BrokenMemberError):
+                raise ValueError(problem) from error
+            label, start, end = None, math.nan, math.nan
         member = parts[media[0]]
-        return TarSample(shard, member.name, member.offset, member.size, label, start, end)
+        return TarSample(shard, member.name, member.offset, member.size, label, start, end, problem)
 
     def _annotation(self, texts: dict[str, str]) -> tuple[Any, float, float]:
-        fields = json.loads(texts["json"]) if "json" in texts else {}
+        fields = _json_in(texts["json"]) if "json" in texts else {}
         if not isinstance(fields, dict):
             raise ValueError(f"expected an object in the .json member, got {fields!r}")
         given = [column for key, column in self._columns.items() if column is not None and key != "label"]
@@ -211,24 +212,33 @@ class ShardReader:
             raise ValueError(f"no {missing} in the .json member, found {list(fields)}")
         start, end = parse_segment(fields.get(self._columns["start"]), fields.get(self._columns["end"]))
         if "cls" in texts:
-            label = self._label_in_text(texts["cls"])
+            label = self._label_intext_of(texts["cls"])
         elif "json" in texts:
             if self._columns["label"] not in fields:
                 raise ValueError(f"no '{self._columns['label']}' in the .json member, found {list(fields)}")
             label = fields[self._columns["label"]]
         elif "txt" in texts:
-            label = self._label_in_text(texts["txt"])
+            label = self._label_intext_of(texts["txt"])
         else:
             raise ValueError("no label: expected a .cls, .json or .txt member")
         return label, start, end
 
-    def _label_in_text(self, text: str) -> Any:
+    def _label_intext_of(self, text: str) -> Any:
         if self._separator is not None:
             return [self._name_or_index(label) for label in split_labels(text, self._separator)]
         return self._name_or_index(text.strip())
 
     def _name_or_index(self, text: str) -> str | int:
         return int(text) if text.isdecimal() and not self._is_listed else text
+
+
+def _json_in(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise BrokenMemberError("its .json member is too deeply nested") from error
+    except ValueError as error:  # beside what is no JSON, numbers of thousands of digits
+        raise BrokenMemberError(f"its .json member cannot be read: {error}") from error
 
 
 def _hint_of_dots(extensions: Iterable[str]) -> str:
@@ -244,39 +254,6 @@ def _key_and_extension(name: str) -> tuple[str, str] | tuple[None, None]:
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return (folder + slash + stem, extension.lower()) if stem and extension else (None, None)
-
-
-def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
-
-
-def _members(shard: str, file: BinaryIO) -> Iterator[_Member]:
-    """The regular files of a tar file, in order."""
-    start = file.read(8)
-    for magic, compression in _COMPRESSIONS.items():
-        if start.startswith(magic):
-            raise ValueError(f"{shard} is compressed ({compression}): decompress it, videos and images are")
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.issparse():
-                    raise ValueError(f"{shard}/{member.name} is sparse: write the shard without --sparse")
-                if member.islnk() or member.issym():
-                    link = f"{shard}/{member.name} is a link to {member.linkname}"
-                    raise ValueError(f"{link}: write the shard with --dereference --hard-dereference")
-                if member.isreg():
-                    yield _Member(member.name, member.offset_data, member.size)
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise ValueError(f"{shard} is truncated or no tar file: {error}") from error
-    # tarfile takes whatever it cannot read after the first member for the end. The end is a block of zeros.
-    if len(block := _read_at(file, end, _BLOCK)) < _BLOCK or any(block):
-        size = file.seek(0, os.SEEK_END)
-        raise ValueError(f"{shard} is truncated or damaged: no end after byte {end} of {size}")
-    if any(_read_at(file, end + _BLOCK, 20 * _BLOCK)):
-        raise ValueError(f"{shard} goes on after its end at byte {end}: tar files cannot be joined end to end")
 
 
 class _OpenFile:
@@ -369,8 +346,9 @@ class TarMedia(Sequence):
 
     def __getitem__(self, row: int) -> Media:
         shard = self._shards[self._shard_of[row]]
-        content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))
         name = f"{public_name(shard)}/{self._members[row].as_py()}"
+        check_content_size(int(self._sizes[row]), name)
+        content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))
         return Media(content, name) if self._segments is None else Media(content, name, *self._segments[row])
 
 
@@ -383,9 +361,13 @@ class TarRowReader:
     def __call__(self, row: Mapping[str, Any], place: str) -> tuple[Media, Any]:
         """The file of a row and its label; a tar file's row knows its own place."""
         sample = TarSample(**row)
+        if sample.problem is not None:
+            raise VideoDecodingError(sample.problem)
+        name = f"{public_name(sample.shard)}/{sample.member}"
+        check_content_size(sample.size, name)
         content = self._files.read(sample.shard, sample.offset, sample.size)
         start, end = Segments([sample.start], [sample.end])[0]
-        return Media(content, f"{public_name(sample.shard)}/{sample.member}", start, end), sample.label
+        return Media(content, name, start, end), sample.label
 
 
 def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
@@ -444,7 +426,7 @@ def stream_shards(dataset: DatasetRecipe, place: str) -> RowStream:
     """
     shards = find_shards(place)
     names = listed_names(shards)
-    reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
+    reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None, is_streamed=True)
     rows = datasets.IterableDataset.from_generator(_stream_samples, gen_kwargs={"shards": shards, "reader": reader})
     roots, place = tuple(map(public_name, shards)), public_name(place)
     return RowStream(rows=rows, read=TarRowReader(), place=place, names=names, size=None, roots=roots)
