@@ -23,6 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from killed_runs import (
@@ -44,7 +45,7 @@ from modeling_cover.training.checkpoints import (
     CheckpointWriter,
     checkpoints_in,
     newest_checkpoint,
-    what_is_missing,
+    what_is_wrong,
 )
 from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE, TrainingPreempted
 from safetensors.torch import load_file
@@ -200,6 +201,66 @@ class TestAStalledProcess:
         assert "process 1 does not answer any more" in run.with_suffix(".log").read_text()
 
 
+def final_weights(trainer: CoverTrainer) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def resumed_from(whole: Path, step: int, output_dir: Path, folder: Path, recipe: Recipe, **options) -> CoverTrainer:
+    """A run that has gone on from a checkpoint of another."""
+    shutil.copytree(whole / f"checkpoint-{step}", output_dir / f"checkpoint-{step}")
+    trainer = make_trainer(folder, output_dir, recipe, **options)
+    trainer.train(resume_from_checkpoint="auto")
+    return trainer
+
+
+class TestGenerators:
+    """Dropout and drop path draw from torch's generator: what happens beside the steps of training must not."""
+
+    @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}])
+    def test_an_evaluation_after_a_checkpoint_changes_no_step(self, folder, tmp_path, options):
+        """An epoch has 5 steps: the checkpoint of the last is written before the evaluation that the epoch ends with."""
+        recipe = with_validation(build_recipe(folder))
+        options = {"max_steps": 8, "save_steps": 5, "eval_strategy": "epoch", **options}
+        trainer = make_trainer(folder, tmp_path / "whole", recipe, **options)
+        trainer.train()
+        resumed = resumed_from(tmp_path / "whole", 5, tmp_path / "resumed", folder, recipe, **options)
+        torch.testing.assert_close(final_weights(resumed), final_weights(trainer), rtol=0, atol=0)
+
+    def test_nor_do_workers_that_stay_through_the_epochs(self, folder, tmp_path):
+        options = {"max_steps": 12, "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+        trainer = make_trainer(folder, tmp_path / "whole", **options)
+        trainer.train()
+        resumed = resumed_from(tmp_path / "whole", 3, tmp_path / "resumed", folder, build_recipe(folder), **options)
+        torch.testing.assert_close(final_weights(resumed), final_weights(trainer), rtol=0, atol=0)
+
+    def test_nothing_beside_the_steps_leaves_them_changed(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, with_validation(build_recipe(folder)), max_steps=1)
+        trainer.train()
+
+        def state() -> tuple:
+            version, keys, *others = np.random.get_state()
+            return random.getstate(), (version, keys.tolist(), others), torch.get_rng_state().tolist()
+
+        class Draws(TrainerCallback):
+            def on_log(self, args, state, control, **kwargs):
+                random.random(), np.random.rand(), torch.rand(1)
+
+            on_evaluate = on_predict = on_save = on_log
+
+        trainer.add_callback(Draws())
+        before = state()
+        trainer.evaluate()
+        assert state() == before
+        trainer.predict(trainer.eval_dataset["videos"])
+        assert state() == before
+        trainer.control.should_log = trainer.control.should_save = trainer.control.should_evaluate = True
+        trainer.state.global_step += 1
+        trainer._maybe_log_save_evaluate(torch.tensor(0.0), None, trainer.model, None, 0, None, 0.0)
+        assert state() == before
+        torch.manual_seed(1)
+        assert state() != before
+
+
 class TestBeingToldToStop:
     def test_an_evaluation_that_is_cut_short_is_made_up_for(self, folder, tmp_path):
         options = {
@@ -229,6 +290,27 @@ class TestBeingToldToStop:
 
         assert [step for step, *_ in evaluations(resumed)] == [2, 4, 6]
         assert evaluations(resumed) == evaluations(expected)
+        torch.testing.assert_close(final_weights(resumed), final_weights(expected), rtol=0, atol=0)
+
+    def test_so_is_one_that_was_due_in_the_step(self, folder, tmp_path):
+        options = {"recipe": with_validation(build_recipe(folder)), "eval_strategy": "steps", "eval_steps": 4}
+        expected = make_trainer(folder, tmp_path / "whole", **options)
+        expected.train()
+
+        class StopsInTheStep(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        stopped = make_trainer(folder, tmp_path / "stopped", **options)
+        stopped.add_callback(StopsInTheStep())
+        with pytest.raises(TrainingPreempted, match="checkpoint-4 is written"):
+            stopped.train()
+        assert not any("eval_videos_loss" in entry for entry in stopped.state.log_history)
+        resumed = make_trainer(folder, tmp_path / "stopped", **options)
+        resumed.train(resume_from_checkpoint="auto")
+        assert [entry["step"] for entry in resumed.state.log_history if "eval_videos_loss" in entry] == [4, 6]
+        torch.testing.assert_close(final_weights(resumed), final_weights(expected), rtol=0, atol=0)
 
     def test_signals_are_what_they_were_after_training(self, folder, tmp_path):
         before = signal.getsignal(signal.SIGTERM)
@@ -261,7 +343,7 @@ class TestCheckpoints:
             make_trainer(folder, run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
         trainer = make_trainer(folder, run)
         trainer.train(resume_from_checkpoint="auto")
-        assert what_is_missing(run / "checkpoint-6") is None
+        assert what_is_wrong(run / "checkpoint-6") is None
 
     def test_the_oldest_go_and_never_the_newest_nor_the_best(self, tmp_path):
         writer = CheckpointWriter(tmp_path)
