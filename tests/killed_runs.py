@@ -17,8 +17,9 @@
 
 Each run trains a small model on a folder of clips and a stream of images, with dropout, drop path, an average of its weights,
 and evaluations within epochs and at their ends, and is killed some times: after a random time, inside the writing of a
-checkpoint, inside an evaluation; or told to stop by SIGTERM. It must end with the very weights and averages of a run that was
-not stopped, train on the same samples at each step, and log and evaluate the same. `test_resuming.py` runs a few.
+checkpoint, inside an evaluation; or told to stop by SIGTERM. Sometimes its newest checkpoint is damaged after that. It must
+end with the very weights and averages of a run that was not stopped, train on the same samples at each step, and log and
+evaluate the same. `test_resuming.py` runs a few.
 """
 
 import argparse
@@ -48,6 +49,7 @@ from modeling_cover import CoverTrainer, CoverTrainingArguments, collate_clips, 
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.quarantine import BadFilesRecipe
 from modeling_cover.recipe import ClipRecipe, Recipe
+from modeling_cover.training.checkpoints import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -262,7 +264,7 @@ def wait_for(condition, process: subprocess.Popen, limit: float = TIME_LIMIT) ->
     while process.poll() is None and time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.0005)
+        time.sleep(0.001)
     return condition()
 
 
@@ -273,7 +275,7 @@ def kill(process: subprocess.Popen) -> None:
         ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
     ).stdout.split()
     parents = dict(zip(map(int, children[::2]), map(int, children[1::2]), strict=True))
-    doomed = {process.pid}
+    doomed = {process.pid} if isinstance(process, subprocess.Popen) else {*process.pids}
     while grown := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
         doomed |= grown
     for pid in doomed:
@@ -354,19 +356,41 @@ def faults_of(output_dir: Path, whole: Path, processes: int = 1) -> list[str]:
     ]
 
 
+def damage(output_dir: Path, rng: random.Random) -> str | None:
+    """Change a byte of a file of the newest checkpoint, where there is one before it; returns which."""
+    checkpoints = checkpoints_in(output_dir)
+    if len(checkpoints) < 2:
+        return None
+    file = rng.choice(sorted(path for path in checkpoints[0].rglob("*.*") if path.stat().st_size))
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1
+    file.write_bytes(content)
+    return f"{file.name} damaged"
+
+
 def run_killed(
-    folder: Path, output_dir: Path, kills: int, rng: random.Random, processes: int = 1, **options
+    folder: Path,
+    output_dir: Path,
+    kills: int,
+    rng: random.Random,
+    processes: int = 1,
+    damages: bool = False,
+    launch=start,
+    workers: tuple[int, ...] = (0, 2),
+    **options,
 ) -> list[str]:
-    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed."""
+    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed, and what was damaged."""
     output_dir.mkdir()
     moments = []
     for _ in range(kills):
         # The number of workers may differ: it changes nothing.
-        process = start(folder, output_dir, processes, dataloader_num_workers=rng.choice([0, 2]), **options)
+        process = launch(folder, output_dir, processes, dataloader_num_workers=rng.choice(workers), **options)
         moments.append(stop_at_random(process, output_dir, rng))
         if process.returncode == 0:
             return moments
-    finish(start(folder, output_dir, processes, **options), output_dir)
+        if damages and rng.random() < 0.3 and (damaged := damage(output_dir, rng)) is not None:
+            moments.append(damaged)
+    finish(launch(folder, output_dir, processes, **options), output_dir)
     return moments
 
 
@@ -376,10 +400,10 @@ def finish(process: subprocess.Popen, output_dir: Path) -> None:
         raise RuntimeError(f"exit code {process.returncode}\n{log[-3000:]}")
 
 
-def run_whole(folder: Path, output_dir: Path, processes: int = 1, **options) -> Path:
+def run_whole(folder: Path, output_dir: Path, processes: int = 1, launch=start, **options) -> Path:
     """The run that is not stopped."""
     output_dir.mkdir()
-    finish(start(folder, output_dir, processes, **options), output_dir)
+    finish(launch(folder, output_dir, processes, **options), output_dir)
     return output_dir
 
 
@@ -389,24 +413,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    failed = 0
+    # Which imports this module.
+    import forked_runs
+
+    forked_runs.prepare()
+    processes, launch = arguments.processes, forked_runs.start
+    folder, failed, kills = Path(tempfile.mkdtemp()), 0, 0
     try:
         write_data(folder)
         whole = [
-            run_whole(folder, folder / f"whole{n}", arguments.processes, **options)
-            for n, options in enumerate(OPTIONS)
+            run_whole(folder, folder / f"whole{number}", processes, launch, **options)
+            for number, options in enumerate(OPTIONS)
         ]
         for number in tqdm(range(arguments.runs)):
-            rng = random.Random(f"{arguments.seed} {number}")
-            output_dir, options = folder / f"run{number}", OPTIONS[number % len(OPTIONS)]
-            moments = run_killed(folder, output_dir, rng.choice([1, 2, 3]), rng, arguments.processes, **options)
-            faults = faults_of(output_dir, whole[number % len(OPTIONS)], arguments.processes)
+            rng, which = random.Random(f"{arguments.seed} {number}"), number % len(OPTIONS)
+            output_dir, options = folder / f"run{number}", OPTIONS[which]
+            # Without workers, which a process that was forked itself cannot fork.
+            how = {"damages": True, "launch": launch, "workers": (0,)}
+            moments = run_killed(folder, output_dir, rng.choice([1, 2, 3]), rng, processes, **how, **options)
+            faults = faults_of(output_dir, whole[which], processes)
             failed += bool(faults)
-            tqdm.write(f"run {number}: killed {', '.join(moments)}: {'; '.join(faults) or 'identical'}")
+            kills += sum(not moment.endswith("damaged") for moment in moments)
+            tqdm.write(f"run {number}: {', '.join(moments)}: {'; '.join(faults) or 'identical'}")
     finally:
         shutil.rmtree(folder)
-    print(f"{arguments.runs - failed} of {arguments.runs} runs ended as the one that was not stopped")
+    print(
+        f"{arguments.runs - failed} of {arguments.runs} runs, stopped {kills} times, ended as those that were not stopped"
+    )
     sys.exit(failed > 0)
 
 

@@ -57,7 +57,7 @@ STATE_VERSION = 3  # of what state.json holds
 READ_VERSIONS = (2, 3)
 WITHOUT_HASHES = 2  # and without what was summed up since the last log, and the rows of datasets
 
-_STATE_KEYS = (
+STATE_KEYS = (
     *("version", "run", "parts", "step", "position", "optimizer", "learning_rate_schedule"),
     *("gradient_scaler", "streams", "rng", "files"),
 )
@@ -130,7 +130,7 @@ def _fault_of_sizes(folder: Path, state: dict[str, Any]) -> str | None:
 def _fault_of_content(folder: Path, state: dict[str, Any], check_hashes: bool) -> str | None:
     if state.get("version") not in READ_VERSIONS:
         return None  # which is refused with a reason of its own
-    if missing := [key for key in _STATE_KEYS if key not in state]:
+    if missing := [key for key in STATE_KEYS if key not in state]:
         return f"{TRAINING_STATE}/{STATE_NAME} has no '{missing[0]}'"
     names = [*state["files"], f"{TRAINING_STATE}/{STATE_NAME}"]
     hashes = {}
