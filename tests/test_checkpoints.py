@@ -184,6 +184,7 @@ class TestCheckpointsOfTheVersionBefore:
         [
             ("model.safetensors", lambda file: flip(file, 8), "model.safetensors is damaged: "),
             ("config.json", lambda file: file.write_text(" " * file.stat().st_size), "config.json is damaged: "),
+            ("trainer_state.json", lambda file: file.write_text("[]" + " " * (file.stat().st_size - 2)), "found list"),
         ],
     )
     def test_what_cannot_be_read_is_damage_all_the_same(self, run, name, damage, fault):

@@ -158,9 +158,11 @@ def _fault_of_content(folder: Path, state: dict[str, Any], check_hashes: bool) -
 def _fault_of_json(folder: Path, name: str) -> str | None:
     if name.endswith(".json"):
         try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
         except ValueError as error:
             return f"{name} is damaged: {error}"
+        if not isinstance(content, dict):
+            return f"{name} is damaged: expected a JSON object, found {type(content).__name__}"
     return None
 
 
