@@ -17,7 +17,7 @@
 
 Each run trains a small model on a folder of clips and a stream of images, with dropout, drop path, an average of its weights,
 and evaluations within epochs and at their ends, and is killed some times: after a random time, inside the writing of a
-checkpoint, inside an evaluation; or told to stop by SIGTERM. Sometimes its newest checkpoint is damaged after that. It must
+checkpoint, inside an evaluation; or told to stop by SIGTERM. Then its newest checkpoint is damaged, where there is one before it. It must
 end with the very weights and averages of a run that was not stopped, train on the same samples at each step, and log and
 evaluate the same. `test_resuming.py` runs a few.
 """
@@ -388,7 +388,7 @@ def run_killed(
         moments.append(stop_at_random(process, output_dir, rng))
         if process.returncode == 0:
             return moments
-        if damages and rng.random() < 0.3 and (damaged := damage(output_dir, rng)) is not None:
+        if damages and (damaged := damage(output_dir, rng)) is not None:
             moments.append(damaged)
     finish(launch(folder, output_dir, processes, **options), output_dir)
     return moments

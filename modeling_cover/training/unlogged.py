@@ -38,7 +38,9 @@ class LoggingTrainer(ResumableTrainer):
 
     def counts_since_log(self) -> dict[str, Any]:
         """What all processes know of the steps since the last log, JSON-able."""
-        norm = self._grad_norm.item() if isinstance(self._grad_norm, torch.Tensor) else self._grad_norm
+        norm = self._grad_norm
+        if isinstance(norm, torch.Tensor):
+            norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()  # of sharded parameters
         last_step = {"grad_norm": norm, "learning_rate": self._learning_rate}
         return {"steps": self.state.global_step - self._globalstep_last_logged, "last_step": finite(last_step)}
 
