@@ -17,9 +17,9 @@
 
 Each run trains a small model on a folder of clips and a stream of images, with dropout, drop path, an average of its weights,
 and evaluations within epochs and at their ends, and is killed some times: after a random time, inside the writing of a
-checkpoint, inside an evaluation; or told to stop by SIGTERM. Then its newest checkpoint is damaged, where there is one before it. It must
-end with the very weights and averages of a run that was not stopped, train on the same samples at each step, and log and
-evaluate the same. `test_resuming.py` runs a few.
+checkpoint, inside an evaluation; or told to stop by SIGTERM. Then its newest checkpoint is damaged, where there is one before
+it. It must end with the very weights and averages of a run that was not stopped, train on the same samples at each step, and
+log and evaluate the same. `test_resuming.py` runs a few.
 """
 
 import argparse
