@@ -23,7 +23,7 @@ import errno
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,11 @@ class CoTrainingDataset(torch.utils.data.Dataset):
     def sizes(self) -> dict[str, int]:
         """Rows of each data set."""
         return {name: len(source) for name, source in self.sources.items()}
+
+    @cached_property
+    def row_hashes(self) -> dict[str, dict[str, str]]:
+        """What the rows of each data set are, in short, see [`Source.row_hashes`]."""
+        return {name: source.row_hashes() for name, source in self.sources.items()}
 
     @property
     def costs(self) -> dict[str, int]:

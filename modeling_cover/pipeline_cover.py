@@ -204,7 +204,9 @@ class CoverVideoClassificationPipeline(Pipeline):
         kind = PipelineDataset if hasattr(inputs, "__len__") else PipelineIterator
         videos = kind(inputs, self.preprocess, preprocess_params)
         # Videos of different shapes do not make one tensor, and those of one shape `_forward` puts together.
-        for batch in DataLoader(videos, batch_size=batch_size, num_workers=num_workers, collate_fn=list):
+        # Its own generator, of which no seed of a training run is drawn.
+        generator = torch.Generator()
+        for batch in DataLoader(videos, batch_size, num_workers=num_workers, collate_fn=list, generator=generator):
             for output in self.forward(batch, **forward_params):
                 yield self.postprocess(output, **postprocess_params)
 

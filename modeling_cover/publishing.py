@@ -17,6 +17,7 @@ Only weights as safetensors, configurations, the model's code, its card and the 
 state of the optimizer only where it is asked for; nothing that names a folder, a user or a token of this machine.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -35,6 +36,7 @@ from transformers.utils import logging
 
 from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card
 from .training.checkpoints import STATE_NAME, TRAINING_STATE
+from .training.hashes import SUMS_NAME, file_hash, read_sums, sums_text
 from .training.progress import CURVES_NAME
 from .training.summary import SUMMARY_NAME
 
@@ -123,12 +125,28 @@ def _resumable(folder: Path, files: Files) -> Files:
     kept |= {
         f"{TRAINING_STATE}/{path.name}": path
         for path in sorted((folder / TRAINING_STATE).iterdir())
-        if path.name not in (STATE_NAME, _QUARANTINE)
+        if path.name not in (STATE_NAME, SUMS_NAME, _QUARANTINE)
     }
     kept[TRAINER_STATE_NAME] = json.dumps(trainer_state, indent=2, sort_keys=True).encode()
     state = _read_json(state_path)
     state["files"] = {name: _size(file) for name, file in kept.items()}
-    return {**kept, f"{TRAINING_STATE}/{STATE_NAME}": json.dumps(state, indent=1).encode()}
+    kept[f"{TRAINING_STATE}/{STATE_NAME}"] = json.dumps(state, indent=1).encode()
+    sums_path = folder / TRAINING_STATE / SUMS_NAME
+    if sums_path.is_file():  # a checkpoint of an earlier version has none
+        written = _read_sums(sums_path)
+        hashes = {
+            name: hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else written.get(name) or file_hash(file)
+            for name, file in kept.items()
+        }
+        kept[f"{TRAINING_STATE}/{SUMS_NAME}"] = sums_text(hashes).encode()
+    return kept
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    try:
+        return read_sums(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _read_json(path: Path) -> Any:

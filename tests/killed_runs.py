@@ -15,14 +15,17 @@
 
     python tests/killed_runs.py [--runs 20] [--seed 0] [--processes 1]
 
-Each run trains a small model on a folder of clips and a stream of images, with dropout, and is killed some times: after a
-random time, and inside the writing of a checkpoint. It must end with the very weights of a run that was not stopped, and
-train on the same samples at each step. About 12 minutes on 2 CPU cores. `test_resuming.py` runs a few.
+Each run trains a small model on a folder of clips and a stream of images, with dropout, drop path, an average of its weights,
+and evaluations within epochs and at their ends, and is killed some times: after a random time, inside the writing of a
+checkpoint, inside an evaluation; or told to stop by SIGTERM. Then its newest checkpoint is damaged, where there is one before
+it. It must end with the very weights and averages of a run that was not stopped, train on the same samples at each step, and
+log and evaluate the same. `test_resuming.py` runs a few.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -46,6 +49,7 @@ from modeling_cover import CoverTrainer, CoverTrainingArguments, collate_clips, 
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.quarantine import BadFilesRecipe
 from modeling_cover.recipe import ClipRecipe, Recipe
+from modeling_cover.training.checkpoints import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -54,7 +58,17 @@ from transformers import set_seed
 
 STEPS = 24
 STEPS_PER_CHECKPOINT = 3
-TIME_LIMIT = 120.0  # seconds a run may take that is not killed
+TIME_LIMIT = 600.0  # seconds a run may take that is not killed, which is for one that hangs
+
+# Of the script's runs, in turn. An epoch has 5 steps: evaluations come with checkpoints, between them, and, at the end of the
+# third epoch, just after one.
+OPTIONS = (
+    {"ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 5},
+    {"ema_decay": 0.9, "eval_strategy": "epoch", "logging_strategy": "epoch"},
+)
+
+# What a log says of the machine; which bad files have been found depends on how far the workers have read ahead.
+_OF_THE_MACHINE = ("_runtime", "_per_second", "data_wait", "_bad_files")
 
 
 def write_data(folder: Path) -> None:
@@ -136,6 +150,11 @@ class RecordingTrainer(CoverTrainer):
             if self.poisoned.get("gradient_step") == here["step"]:
                 return InfiniteGradient.apply(loss)
         return loss
+
+    def prediction_step(self, *args, **kwargs):
+        with open(Path(self.args.output_dir) / f"evaluated-{self.args.process_index}", "a") as file:
+            file.write(".")
+        return super().prediction_step(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         pixels = [hashlib.sha256(group.numpy().tobytes()).hexdigest()[:16] for group in inputs["pixel_values"]]
@@ -220,6 +239,7 @@ def train(
     trainer.save_model(str(output_dir / "final"))
     if evaluated:
         trainer.evaluate()
+    trainer.save_state()
     if trainer.accelerator.distributed_type == DistributedType.MULTI_CPU:
         save_file(trainer.model.state_dict(), output_dir / f"final-{args.process_index}.safetensors")
     trainer.end()
@@ -252,7 +272,7 @@ def wait_for(condition, process: subprocess.Popen, limit: float = TIME_LIMIT) ->
     while process.poll() is None and time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.0005)
+        time.sleep(0.001)
     return condition()
 
 
@@ -263,7 +283,7 @@ def kill(process: subprocess.Popen) -> None:
         ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
     ).stdout.split()
     parents = dict(zip(map(int, children[::2]), map(int, children[1::2]), strict=True))
-    doomed = {process.pid}
+    doomed = {process.pid} if isinstance(process, subprocess.Popen) else {*process.pids}
     while grown := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
         doomed |= grown
     for pid in doomed:
@@ -274,27 +294,33 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def kill_at_random(process: subprocess.Popen, output_dir: Path, rng: random.Random) -> str:
-    """Kill a run at a random moment; returns what it was doing."""
-    trained = output_dir / "trained-0.jsonl"
-    before = trained.stat().st_size if trained.exists() else 0
+def stop_at_random(process: subprocess.Popen, output_dir: Path, rng: random.Random) -> str:
+    """Kill a run, or tell it to stop, at a random moment; returns what it was doing."""
+    trained, evaluated = output_dir / "trained-0.jsonl", output_dir / "evaluated-0"
+    before = {path: path.stat().st_size for path in (trained, evaluated) if path.exists()}
 
-    def has_trained() -> bool:
-        return trained.exists() and trained.stat().st_size > before
+    def has_grown(path: Path) -> bool:
+        return path.exists() and path.stat().st_size > before.get(path, 0)
 
     def is_writing() -> bool:
         return any(path.name.startswith(".incomplete-checkpoint") for path in output_dir.glob(".incomplete-*"))
 
-    moment = rng.choice(["training", "training", "writing", "starting"])
+    moment = rng.choice(["training", "training", "writing", "starting", "evaluating", "told to stop"])
     if moment == "starting":
         time.sleep(rng.uniform(0, 5))
     elif moment == "writing":
         wait_for(is_writing, process)
         time.sleep(rng.uniform(0, 0.02))
-    elif wait_for(has_trained, process):
+    elif moment == "evaluating":
+        wait_for(lambda: has_grown(evaluated), process)
+    elif wait_for(lambda: has_grown(trained), process):
         time.sleep(rng.uniform(0, 1.0))
     if process.poll() is not None:
         return "at its end"
+    if moment == "told to stop":
+        os.kill(int((output_dir / "0.pid").read_text()), signal.SIGTERM)
+        process.wait(TIME_LIMIT)
+        return moment
     moment = "writing a checkpoint" if is_writing() else moment
     kill(process)
     return moment
@@ -310,12 +336,26 @@ def trained_batches(output_dir: Path, processes: int = 1) -> dict[tuple[int, int
     return found
 
 
+def logged(output_dir: Path) -> list[dict[str, Any]]:
+    """The losses, accuracies and evaluations of a run. What its end says of the session is left out."""
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(_OF_THE_MACHINE)}
+        for entry in history
+        if "train_runtime" not in entry
+    ]
+
+
 def faults_of(output_dir: Path, whole: Path, processes: int = 1) -> list[str]:
     """How a run differs from the one that was not stopped."""
     faults = []
-    weights, expected = load_file(output_dir / "final/model.safetensors"), load_file(whole / "final/model.safetensors")
-    if different := [name for name in expected if not torch.equal(weights[name], expected[name])]:
-        faults.append(f"{len(different)} weights differ, the first is {different[0]}")
+    for path in sorted([*whole.glob("final/*.safetensors"), *whole.glob(f"checkpoint-{STEPS}/**/*.safetensors")]):
+        name = path.relative_to(whole)
+        tensors, expected = load_file(output_dir / name), load_file(path)
+        if different := [key for key in expected if not torch.equal(tensors[key], expected[key])]:
+            faults.append(f"{name}: {len(different)} tensors differ, the first is {different[0]}")
+    logs = itertools.zip_longest(logged(output_dir), logged(whole))
+    faults += [f"logged {found}, expected {expected}" for found, expected in logs if found != expected]
     batches, expected = trained_batches(output_dir, processes), trained_batches(whole, processes)
     return faults + [
         f"process, step {key}: trained on {batches.get(key)}, expected {expected.get(key)}"
@@ -324,19 +364,41 @@ def faults_of(output_dir: Path, whole: Path, processes: int = 1) -> list[str]:
     ]
 
 
+def damage(output_dir: Path, rng: random.Random) -> str | None:
+    """Change a byte of a file of the newest checkpoint, where there is one before it; returns which."""
+    checkpoints = checkpoints_in(output_dir)
+    if len(checkpoints) < 2:
+        return None
+    file = rng.choice(sorted(path for path in checkpoints[0].rglob("*.*") if path.stat().st_size))
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1
+    file.write_bytes(content)
+    return f"{file.name} damaged"
+
+
 def run_killed(
-    folder: Path, output_dir: Path, kills: int, rng: random.Random, processes: int = 1, **options
+    folder: Path,
+    output_dir: Path,
+    kills: int,
+    rng: random.Random,
+    processes: int = 1,
+    damages: bool = False,
+    launch=start,
+    workers: tuple[int, ...] = (0, 2),
+    **options,
 ) -> list[str]:
-    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed."""
+    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed, and what was damaged."""
     output_dir.mkdir()
     moments = []
     for _ in range(kills):
         # The number of workers may differ: it changes nothing.
-        process = start(folder, output_dir, processes, dataloader_num_workers=rng.choice([0, 2]), **options)
-        moments.append(kill_at_random(process, output_dir, rng))
+        process = launch(folder, output_dir, processes, dataloader_num_workers=rng.choice(workers), **options)
+        moments.append(stop_at_random(process, output_dir, rng))
         if process.returncode == 0:
             return moments
-    finish(start(folder, output_dir, processes, **options), output_dir)
+        if damages and (damaged := damage(output_dir, rng)) is not None:
+            moments.append(damaged)
+    finish(launch(folder, output_dir, processes, **options), output_dir)
     return moments
 
 
@@ -346,10 +408,10 @@ def finish(process: subprocess.Popen, output_dir: Path) -> None:
         raise RuntimeError(f"exit code {process.returncode}\n{log[-3000:]}")
 
 
-def run_whole(folder: Path, output_dir: Path, processes: int = 1, **options) -> Path:
+def run_whole(folder: Path, output_dir: Path, processes: int = 1, launch=start, **options) -> Path:
     """The run that is not stopped."""
     output_dir.mkdir()
-    finish(start(folder, output_dir, processes, **options), output_dir)
+    finish(launch(folder, output_dir, processes, **options), output_dir)
     return output_dir
 
 
@@ -359,21 +421,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    failed = 0
+    # Which imports this module.
+    import forked_runs
+
+    forked_runs.prepare()
+    processes, launch = arguments.processes, forked_runs.start
+    folder, failed, kills = Path(tempfile.mkdtemp()), 0, 0
     try:
         write_data(folder)
-        whole = run_whole(folder, folder / "whole", arguments.processes)
+        whole = [
+            run_whole(folder, folder / f"whole{number}", processes, launch, **options)
+            for number, options in enumerate(OPTIONS)
+        ]
         for number in tqdm(range(arguments.runs)):
-            rng = random.Random(f"{arguments.seed} {number}")
-            output_dir = folder / f"run{number}"
-            moments = run_killed(folder, output_dir, rng.choice([1, 2, 3]), rng, arguments.processes)
-            faults = faults_of(output_dir, whole, arguments.processes)
+            rng, which = random.Random(f"{arguments.seed} {number}"), number % len(OPTIONS)
+            output_dir, options = folder / f"run{number}", OPTIONS[which]
+            # Without workers, which a process that was forked itself cannot fork.
+            how = {"damages": True, "launch": launch, "workers": (0,)}
+            moments = run_killed(folder, output_dir, rng.choice([1, 2, 3]), rng, processes, **how, **options)
+            faults = faults_of(output_dir, whole[which], processes)
             failed += bool(faults)
-            tqdm.write(f"run {number}: killed {', '.join(moments)}: {'; '.join(faults) or 'identical'}")
+            kills += sum(not moment.endswith("damaged") for moment in moments)
+            tqdm.write(f"run {number}: {', '.join(moments)}: {'; '.join(faults) or 'identical'}")
     finally:
         shutil.rmtree(folder)
-    print(f"{arguments.runs - failed} of {arguments.runs} runs ended as the one that was not stopped")
+    print(
+        f"{arguments.runs - failed} of {arguments.runs} runs, stopped {kills} times, ended as those that were not stopped"
+    )
     sys.exit(failed > 0)
 
 

@@ -21,7 +21,7 @@ import torch
 from killed_runs import build_recipe, write_data
 from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from safetensors.torch import load_file
-from test_resuming import with_validation
+from short_runs import with_validation
 from transformers import TrainerCallback
 
 

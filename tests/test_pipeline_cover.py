@@ -203,6 +203,11 @@ class TestInputs:
         for answer, item in zip(answers, inputs, strict=True):
             assert scores_of(answer) == pytest.approx(scores_of(classify(item, views=3, top_k=None)), abs=1e-6)
 
+    def test_no_seed_is_drawn_from_the_generator_that_training_goes_by(self, classify, clip):
+        drawn = torch.get_rng_state()
+        classify([clip])
+        assert torch.equal(torch.get_rng_state(), drawn)
+
     def test_a_generator_is_answered_as_it_goes(self, classify, clip):
         asked = []
 

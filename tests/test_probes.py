@@ -90,7 +90,9 @@ def rng() -> np.random.Generator:
 
 class TestFeatures:
     def test_they_are_the_mean_of_what_heads_see_of_each_view(self, model, dataset):
+        drawn = torch.get_rng_state()
         extracted = extract_features(model, dataset, batch_size=4)
+        assert torch.equal(torch.get_rng_state(), drawn)  # a run that is probed as it trains goes on as it would have
         for row, features in enumerate(extracted.outputs):
             path = dataset.source.media[row].content
             views = dataset.processor(path, num_spatial_crops=3, return_tensors="pt")["pixel_values"]
@@ -144,7 +146,9 @@ class TestLinear:
     def test_the_objective_has_no_slope_where_it_ends(self, rng, several, l2):
         features = torch.from_numpy(rng.normal(3, [1.0, 50.0, 0.01, 0.0, 2.0], (60, 5))).float()  # one is constant
         targets = torch.from_numpy(rng.integers(0, 2, (60, 3)) if several else rng.integers(0, 3, 60))
+        drawn = torch.get_rng_state()
         classifier = fit_linear(features, targets, 3, l2)
+        assert torch.equal(torch.get_rng_state(), drawn)
         deviation = features.std(dim=0, correction=0)
         kept = deviation > 0.001
         standard = ((features - features.mean(dim=0)) / deviation)[:, kept].double()

@@ -19,8 +19,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,17 +35,11 @@ from killed_runs import (
     wait_for,
     write_data,
 )
-from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from modeling_cover.recipe import Recipe
-from modeling_cover.training.checkpoints import (
-    CheckpointError,
-    CheckpointWriter,
-    checkpoints_in,
-    newest_checkpoint,
-    what_is_missing,
-)
+from modeling_cover import CoverForVideoClassification
+from modeling_cover.training.checkpoints import CheckpointError, newest_checkpoint
 from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE, TrainingPreempted
 from safetensors.torch import load_file
+from short_runs import final_weights, make_trainer, with_validation
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 
@@ -62,21 +54,6 @@ def folder(tmp_path_factory) -> Path:
 def whole(folder) -> Path:
     """The folder of a run that was not stopped."""
     return run_whole(folder, folder / "whole")
-
-
-def make_trainer(folder: Path, output_dir: Path, recipe=None, **options) -> CoverTrainer:
-    defaults = {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 3, "report_to": "none"}
-    args = CoverTrainingArguments(str(output_dir), use_cpu=True, disable_tqdm=True, **(defaults | options))
-    torch.manual_seed(0)
-    cotraining = prepare_cotraining(recipe or build_recipe(folder), args.seed, args.output_dir)
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
-
-
-def with_validation(recipe: Recipe) -> Recipe:
-    """The recipe with its videos evaluated as well."""
-    videos, images = recipe.datasets
-    videos = dataclasses.replace(videos, splits={**videos.splits, "validation": videos.splits["train"]})
-    return dataclasses.replace(recipe, datasets=(videos, images))
 
 
 @pytest.fixture(scope="module")
@@ -206,94 +183,52 @@ class TestBeingToldToStop:
 
         assert [step for step, *_ in evaluations(resumed)] == [2, 4, 6]
         assert evaluations(resumed) == evaluations(expected)
+        torch.testing.assert_close(final_weights(resumed), final_weights(expected), rtol=0, atol=0)
+
+    def test_so_is_one_that_was_due_in_the_step(self, folder, tmp_path):
+        options = {"recipe": with_validation(build_recipe(folder)), "eval_strategy": "steps", "eval_steps": 4}
+        expected = make_trainer(folder, tmp_path / "whole", **options)
+        expected.train()
+
+        class StopsInTheStep(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        stopped = make_trainer(folder, tmp_path / "stopped", **options)
+        stopped.add_callback(StopsInTheStep())
+        with pytest.raises(TrainingPreempted, match="checkpoint-4 is written"):
+            stopped.train()
+        assert not any("eval_videos_loss" in entry for entry in stopped.state.log_history)
+        resumed = make_trainer(folder, tmp_path / "stopped", **options)
+        resumed.train(resume_from_checkpoint="auto")
+        assert [entry["step"] for entry in resumed.state.log_history if "eval_videos_loss" in entry] == [4, 6]
+        torch.testing.assert_close(final_weights(resumed), final_weights(expected), rtol=0, atol=0)
+
+    def test_nor_is_a_step_taken_after_one_that_ends_the_run(self, folder, tmp_path):
+        options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0}
+        options |= {"load_best_model_at_end": True, "recipe": with_validation(build_recipe(folder))}
+
+        class StopsInTheThirdStep(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        def trained(*callbacks: TrainerCallback) -> int:
+            trainer = make_trainer(folder, tmp_path, **options)
+            for callback in (EarlyStoppingCallback(early_stopping_patience=2), *callbacks):
+                trainer.add_callback(callback)
+            trainer.train(resume_from_checkpoint="auto")
+            return trainer.state.global_step
+
+        with pytest.raises(TrainingPreempted, match="checkpoint-3 is written"):
+            trained(StopsInTheThirdStep())
+        assert trained() == 3  # whose evaluation is the second that is no better
 
     def test_signals_are_what_they_were_after_training(self, folder, tmp_path):
         before = signal.getsignal(signal.SIGTERM)
         make_trainer(folder, tmp_path).train()
         assert signal.getsignal(signal.SIGTERM) is before
-
-
-class TestCheckpoints:
-    def test_each_is_a_model_and_all_else_that_a_run_needs_without_a_pickle(self, finished):
-        model = CoverForVideoClassification.from_pretrained(finished / "checkpoint-6")
-        assert model.config.head_names == ["images", "videos"]
-        names = {file.name for file in (finished / "checkpoint-6").rglob("*") if file.is_file()}
-        assert {"state.json", "optimizer.safetensors", "rng.safetensors", "quarantine.jsonl"} <= names
-        assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
-
-    @pytest.mark.parametrize(
-        ("damage", "fault"),
-        [
-            (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
-            (lambda path: os.truncate(path / "training_state/optimizer.safetensors", 100), "has 100 bytes, expected"),
-            (lambda path: (path / "training_state/state.json").unlink(), "state.json cannot be read"),
-            (lambda path: os.truncate(path / "training_state/state.json", 50), "state.json cannot be read"),
-        ],
-    )
-    def test_one_that_is_damaged_is_left_aside(self, folder, run, damage, fault, caplog):
-        damage(run / "checkpoint-6")
-        assert newest_checkpoint(run) == run / "checkpoint-3"
-        assert fault in caplog.text
-        with pytest.raises(CheckpointError, match=f"checkpoint-6 is no whole checkpoint: .*{fault}"):
-            make_trainer(folder, run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
-        trainer = make_trainer(folder, run)
-        trainer.train(resume_from_checkpoint="auto")
-        assert what_is_missing(run / "checkpoint-6") is None
-
-    def test_the_oldest_go_and_never_the_newest_nor_the_best(self, tmp_path):
-        writer = CheckpointWriter(tmp_path)
-        for step in (2, 10, 4, 6):
-            writer.path(step).mkdir()
-        writer.keep(2, best=writer.path(2))
-        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10", "checkpoint-2"]
-        writer.keep(1, best=writer.path(2))
-        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10", "checkpoint-2"]
-        writer.keep(1)
-        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-10"]
-
-    def test_a_run_that_has_ended_keeps_its_newest_beside_the_best(self, folder, tmp_path):
-        options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0, "max_steps": 3}
-        options |= {"load_best_model_at_end": True, "save_total_limit": 1}
-        make_trainer(folder, tmp_path, with_validation(build_recipe(folder)), **options).train()
-        assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-3", "checkpoint-1"]
-
-    def test_early_stopping_goes_on_counting_and_what_it_has_stopped_stays_so(self, folder, tmp_path):
-        recipe = with_validation(build_recipe(folder))
-        options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0, "max_steps": 9}
-        options |= {"load_best_model_at_end": True, "save_total_limit": 9}
-
-        def trained(output_dir: Path) -> int:
-            trainer = make_trainer(folder, output_dir, recipe, **options)
-            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=3))
-            trainer.train(resume_from_checkpoint="auto")
-            return trainer.state.global_step
-
-        assert trained(tmp_path) == 4  # the first is the best: nothing gets better
-        assert trained(tmp_path) == 4
-        shutil.rmtree(tmp_path / "checkpoint-4")
-        assert trained(tmp_path) == 4
-
-    def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(self, folder, run):
-        """The limit on the size of a file stands in for the disk: the write fails just so."""
-        script = (
-            "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-            "from test_resuming import make_trainer\n"
-            "trainer = make_trainer(Path(sys.argv[2]), Path(sys.argv[3]), max_steps=9)\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-            "trainer.train(resume_from_checkpoint='auto')\n"
-        )
-        finished = subprocess.run(
-            [sys.executable, "-c", script, str(Path(__file__).parent), str(folder), str(run)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert finished.returncode == 1
-        assert "checkpoint-9 cannot be written" in finished.stderr
-        assert f"The last whole checkpoint is {run / 'checkpoint-6'}." in finished.stderr
-        assert newest_checkpoint(run) == run / "checkpoint-6"
-        assert not list(run.glob(".incomplete-*"))
 
 
 class TestBadInput:

@@ -40,6 +40,7 @@ from modeling_cover.training.summary import (
     training_arguments,
     write_summary,
 )
+from short_runs import seal
 from transformers import HfArgumentParser
 
 
@@ -219,6 +220,7 @@ class TestGoingOn:
         del content["files"][SUMMARY_NAME]
         state.write_text(json.dumps(content))
         (tmp_path / "checkpoint-6" / SUMMARY_NAME).unlink()
+        seal(tmp_path / "checkpoint-6")
         trainer = make_trainer(recipe, tmp_path)
         trainer.train(resume_from_checkpoint="auto")
         trainer.save_model()

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, one_hot
+from torch.nn.utils import skip_init
 from tqdm import tqdm
 
 
@@ -89,7 +90,8 @@ def fit_linear(features: torch.Tensor, targets: torch.Tensor, num_classes: int, 
         return value
 
     optimizer.step(loss)
-    classifier = torch.nn.Linear(features.shape[1], num_classes, device=features.device)
+    # Without the random weights that it begins with: a training run goes by the generator that they would be drawn from.
+    classifier = skip_init(torch.nn.Linear, features.shape[1], num_classes, device=features.device)
     with torch.no_grad():
         classifier.weight.copy_(weight / deviation)
         classifier.bias.copy_(bias - classifier.weight @ mean)

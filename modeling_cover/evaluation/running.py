@@ -114,7 +114,13 @@ def _of_rows(
     accelerator, num_rows = accelerator or Accelerator(), len(dataset)
     starts = range(0, num_rows, batch_size)[accelerator.process_index :: accelerator.num_processes]
     batches = [range(start, min(start + batch_size, num_rows)) for start in starts]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_clips)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate_clips,
+        generator=torch.Generator(),  # or its workers' seed would be drawn from the one that a training run goes by
+    )
     outputs = torch.zeros(num_rows, *shape, device=accelerator.device)
     if dataset.source.problem_type == MULTI_LABEL:
         targets = torch.zeros(num_rows, len(dataset.source.labels), device=accelerator.device)

@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +92,23 @@ def check_content_size(size: int, name: str) -> None:
     """
     if size > _MAX_CONTENT:
         raise VideoDecodingError(f"{name} has {size} bytes, more than {_MAX_CONTENT}: store it as a file of its own")
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Rows that can be told from others without reading their files."""
+
+    def identity(self) -> list[bytes]:
+        """Bytes that change with any row, as far as is known without reading it."""
+
+
+def hash_of(parts: Iterable[bytes]) -> str:
+    """A hash that changes with any of the parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 class Segments:

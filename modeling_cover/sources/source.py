@@ -23,7 +23,7 @@ from ..addresses_cover import is_address, public_name, without_secrets
 from ..dataset_recipe import DatasetRecipe
 from .label_lists import LabelSpace, multi_hot, read_labels, some
 from .manifests import SplitRows, read_class_folders, read_manifest
-from .media import Media
+from .media import Identified, Media, hash_of
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
 from .remote import check_address
 from .spelling import PathForms, normal_name, told_apart
@@ -89,6 +89,16 @@ class Source:
         if self.class_starts is None:
             return int(self.classes[row])
         return multi_hot(self.classes[self.class_starts[row] : self.class_starts[row + 1]], len(self.labels))
+
+    def row_hashes(self) -> dict[str, str]:
+        """A hash of the `names` of all rows in order, where they have any, and one of their `labels`.
+
+        Where rows are in shards or tables, that of names changes with the size of a row, too; never with the folder that
+        all the files are in.
+        """
+        labels = [self.classes] if self.class_starts is None else [self.classes, self.class_starts]
+        hashes = {"labels": hash_of(np.ascontiguousarray(part, dtype=np.int64).tobytes() for part in labels)}
+        return {"names": hash_of(self.media.identity()), **hashes} if isinstance(self.media, Identified) else hashes
 
     def class_counts(self) -> np.ndarray:
         """(classes,) int64, the rows of each class."""

@@ -21,6 +21,7 @@ it goes, has no such place: what is in it when a run stops is lost.
 """
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from .label_lists import LabelSpace
-from .media import Media
+from .media import Media, hash_of
 
 
 logger = logging.get_logger(__name__)
@@ -100,6 +101,12 @@ class StreamedSource:
 
     def __len__(self) -> int:
         return self.size
+
+    def row_hashes(self) -> dict[str, str]:
+        """A hash of the `names` of the files that the rows are in, in order, without the folder that they are all in."""
+        # Up to a slash, and of addresses as well, which `commonpath` would change.
+        folder = os.path.commonprefix(self.roots).rpartition("/")[0]  # noqa: RUF071
+        return {"names": hash_of(root.removeprefix(folder).encode(errors="surrogateescape") for root in self.roots)}
 
     def open(self, seed: int) -> "Stream":
         """The endless stream of one run."""

@@ -207,8 +207,18 @@ class TableMedia(Sequence):
         return len(self._table)
 
     def identity(self) -> list[bytes]:
-        """Bytes that change with any segment; the files themselves would have to be read."""
-        return (self._segments or Segments()).identity()
+        """Bytes that change with any row's path, size or segment."""
+        paths, sizes = [], []
+        for chunk in self._table.data.column(self._column).chunks:
+            content = chunk
+            if pa.types.is_struct(chunk.type):
+                content = pc.struct_field(chunk, "bytes")
+                paths += pc.struct_field(chunk, "path").to_pylist()
+            # The content itself is not touched.
+            lengths = pc.binary_length(content.cast(pa.large_binary()))
+            sizes.append(pc.fill_null(lengths, -1).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+        names = "\0".join(path or "" for path in paths).encode(errors="surrogateescape")
+        return [names, b"".join(sizes), *(self._segments or Segments()).identity()]
 
     def __getitem__(self, row: int) -> Media:
         cell = self._table[row][self._column]

@@ -97,6 +97,20 @@ class CoverTrainingArguments(TrainingArguments):
             "schedule anew."
         },
     )
+    verify_checkpoints: bool = field(
+        default=True,
+        metadata={
+            "help": "Compare the hash of each file of a checkpoint before going on from it, which reads them all once "
+            "more. False: only of those without tensors."
+        },
+    )
+    accept_changed_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint although rows of its datasets have other names or labels than when it was "
+            "written."
+        },
+    )
     hub_patience: float = field(
         default=300.0,
         metadata={

@@ -20,7 +20,8 @@
             optimizer.safetensors               by name of the parameter, however parameters are sharded
             rng.safetensors                     of each process
             quarantine.jsonl                    the files that could not be decoded
-            state.json                          all that is no tensor; and the size of each file, so it is written last
+            state.json                          all that is no tensor, and the size of each other file
+            SHA256SUMS                          the hash of each file, so it is written last
 
 A checkpoint is written under a name that nothing takes for one, flushed to the disk, and then renamed. One that is no
 longer wanted is renamed before it is removed. Nothing in it is a pickle.
@@ -37,11 +38,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from .hashes import SUMS_NAME, file_hashes, read_sums, sums_text
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +53,17 @@ TRAINING_STATE = "training_state"
 STATE_NAME = "state.json"
 
 # Not `checkpoint-...`, which others look for.
+STATE_VERSION = 3  # of what state.json holds
+READ_VERSIONS = (2, 3)
+WITHOUT_HASHES = 2  # and without what was summed up since the last log, and the rows of datasets
+
+STATE_KEYS = (
+    *("version", "run", "parts", "step", "position", "optimizer", "learning_rate_schedule"),
+    *("gradient_scaler", "streams", "rng", "files"),
+)
+
 _INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"
+_DAMAGED = "damaged-"
 
 # EFBIG: a quota of the shell. The others: a disk, or a quota on it, is full.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,28 +88,81 @@ def checkpoints_in(output_dir: str | os.PathLike) -> list[Path]:
     return sorted(found, key=checkpoint_step, reverse=True)
 
 
-def newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The newest checkpoint of a run that is whole. What is wrong with newer ones is logged."""
+def newest_checkpoint(output_dir: str | os.PathLike, check_hashes: bool = False) -> Path | None:
+    """The newest checkpoint of a run that is whole, see [`what_is_wrong`]. What is wrong with newer ones is logged."""
     for path in checkpoints_in(output_dir):
-        if (fault := what_is_missing(path)) is None:
+        if (fault := what_is_wrong(path, check_hashes)) is None:
             return path
         logger.warning(f"{path} is no whole checkpoint and left aside: {fault}")
     return None
 
 
-def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
-    """Why a checkpoint is not whole; None if it is."""
+def what_is_wrong(checkpoint: str | os.PathLike, check_hashes: bool = True) -> str | None:
+    """Why a checkpoint is not whole, with the name of the file; None if it is.
+
+    Args:
+        check_hashes: compare the hash of each file, which reads them all. Without, those of tensors are looked at by their
+            sizes and their headers alone. So are the files of a checkpoint that has no hashes, as an earlier version wrote it.
+    """
+    folder = Path(checkpoint)
     try:
-        sizes = read_state(checkpoint)["files"]
+        state = read_state(folder)
+        return _fault_of_sizes(folder, state) or _fault_of_content(folder, state, check_hashes)
     except CheckpointError as error:
         return str(error)
-    for name, expected in sizes.items():
-        file = Path(checkpoint) / name
+    except OSError as error:
+        return f"a file cannot be read: {error}"
+
+
+def _fault_of_sizes(folder: Path, state: dict[str, Any]) -> str | None:
+    if not isinstance(state.get("files"), dict):
+        return f"{TRAINING_STATE}/{STATE_NAME} does not say which files there are"
+    for name, expected in state["files"].items():
+        file = folder / name
         size = file.stat().st_size if file.is_file() else None
         if size is None:
             return f"{name} is missing"
         if size != expected:
             return f"{name} has {size} bytes, expected {expected}"
+    return None
+
+
+def _fault_of_content(folder: Path, state: dict[str, Any], check_hashes: bool) -> str | None:
+    if state.get("version") not in READ_VERSIONS:
+        return None  # which is refused with a reason of its own
+    if missing := [key for key in STATE_KEYS if key not in state]:
+        return f"{TRAINING_STATE}/{STATE_NAME} has no '{missing[0]}'"
+    names = [*state["files"], f"{TRAINING_STATE}/{STATE_NAME}"]
+    hashes = {}
+    if state["version"] != WITHOUT_HASHES:
+        try:
+            hashes = read_sums(folder / TRAINING_STATE / SUMS_NAME)
+        except (OSError, ValueError) as error:
+            return f"{TRAINING_STATE}/{SUMS_NAME} cannot be read: {error}"
+        if missing := [name for name in names if name not in hashes]:
+            return f"{TRAINING_STATE}/{SUMS_NAME} has no hash of {missing[0]}"
+    by_header = [name for name in names if name.endswith(".safetensors") and not (check_hashes and hashes)]
+    for name in by_header:
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except SafetensorError as error:
+            return f"{name} is damaged: {error}"
+    if not hashes:
+        return next((fault for name in names if (fault := _fault_of_json(folder, name)) is not None), None)
+    found = file_hashes(folder, [name for name in names if name not in by_header])
+    changed = [name for name, found_hash in found.items() if found_hash != hashes[name]]
+    return f"{changed[0]} is not as it was written: its SHA-256 is another" if changed else None
+
+
+def _fault_of_json(folder: Path, name: str) -> str | None:
+    if name.endswith(".json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"{name} is damaged: {error}"
+        if not isinstance(content, dict):
+            return f"{name} is damaged: expected a JSON object, found {type(content).__name__}"
     return None
 
 
@@ -108,9 +174,12 @@ def read_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(checkpoint) / TRAINING_STATE / STATE_NAME
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} cannot be read: expected a JSON object, found {type(state).__name__}")
+    return state
 
 
 def read_tensors(checkpoint: str | os.PathLike, name: str) -> dict[str, Tensor]:
@@ -163,14 +232,23 @@ class CheckpointWriter:
         target.mkdir(exist_ok=True)
         for name, content in tensors.items():
             save_file({key: tensor.contiguous() for key, tensor in content.items()}, target / f"{name}.safetensors")
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}
         (target / STATE_NAME).write_text(json.dumps({**state, "files": sizes}, indent=1), encoding="utf-8")
+        hashes = file_hashes(folder, [*sizes, f"{TRAINING_STATE}/{STATE_NAME}"])
+        (target / SUMS_NAME).write_text(sums_text(hashes), encoding="utf-8")
 
     def remove(self, checkpoint: Path) -> None:
         """Remove a checkpoint so that half of it is never there under its name."""
         removed = checkpoint.with_name(f"{_REMOVED}{checkpoint.name}-{uuid.uuid4().hex[:8]}")
         checkpoint.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Give a damaged checkpoint a name by which it is no longer taken for one, and return that."""
+        target = checkpoint.with_name(f"{_DAMAGED}{checkpoint.name}")
+        if target.exists():
+            target = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}")
+        return checkpoint.rename(target)
 
     def link(self, checkpoint: Path) -> Path:
         """The files of a checkpoint under another name, without taking their room again; to be removed by the caller."""
@@ -181,12 +259,13 @@ class CheckpointWriter:
             shutil.rmtree(target, ignore_errors=True)
             raise
 
-    def keep(self, most: int | None, best: str | os.PathLike | None = None) -> None:
-        """Remove the oldest checkpoints beyond `most`, never the newest nor the best."""
+    def keep(self, most: int | None, best: str | os.PathLike | None = None, written: Path | None = None) -> None:
+        """Remove the oldest checkpoints beyond `most`, never the newest nor the best, nor the one just written: there may
+        be newer ones where a run has gone on from an older one."""
         if not most or most < 1:
             return
         newest_first = checkpoints_in(self.output_dir)
-        kept = {path for path in newest_first[:1] + ([Path(best)] if best else []) if path in newest_first}
+        kept = {*newest_first[:1], *([Path(best)] if best else []), *([written] if written else [])} & {*newest_first}
         for path in newest_first:
             if len(kept) < most:
                 kept.add(path)

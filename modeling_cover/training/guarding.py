@@ -20,7 +20,7 @@ not finite on any of them, and whether any was told to stop.
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from .checkpoints import CheckpointError, CheckpointWriter, newest_checkpoint
 from .folder_lock import FolderLock, lock_folder
 from .launching import end_with_launcher, processes_line
 from .preemption import StopSignals, TrainingPreempted
-from .resuming import ResumableTrainer
+from .unlogged import LoggingTrainer
 from .watchdog import Watchdog
 
 
@@ -56,7 +56,7 @@ class _EvaluationAbandonedError(Exception):
     """An evaluation during training was told to stop."""
 
 
-class GuardedTrainer(ResumableTrainer):
+class GuardedTrainer(LoggingTrainer):
     """Skips optimizer steps whose loss or gradient is not finite, and writes a checkpoint when it is told to stop."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -115,6 +115,14 @@ class GuardedTrainer(ResumableTrainer):
         finally:
             self._watchdog.end()
             self._watchdog = None
+
+    def counts_since_log(self) -> dict[str, Any]:
+        skipped = {"skipped": self._skipped_since_log, "skipped_in_a_row": self._skipped_in_a_row}
+        return {**super().counts_since_log(), **skipped}
+
+    def load_counts_since_log(self, counts: Mapping[str, Any]) -> None:
+        super().load_counts_since_log(counts)
+        self._skipped_since_log, self._skipped_in_a_row = counts["skipped"], counts["skipped_in_a_row"]
 
     def note(self, phase: str) -> None:
         """Say what this process begins to do, see [`Watchdog`]."""

@@ -96,7 +96,8 @@ class RecordedTrainer(AveragingTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._best_step = self.state.best_global_step
+        if self.state.best_model_checkpoint is not None:
+            self._best_step = self.state.best_global_step
 
     def _note_skipped_step(self) -> None:
         self._skipped_steps += 1

@@ -21,6 +21,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_cover import CoverConfig
@@ -38,19 +39,20 @@ from ..files import finite, write_json
 from ..mixture import MixtureSampler
 from ..modeling_cover import CoverForVideoClassification
 from .checkpoints import (
+    STATE_VERSION,
     CheckpointError,
     CheckpointWriter,
     check_writable,
     checkpoints_in,
-    newest_checkpoint,
     read_state,
     read_tensors,
-    what_is_missing,
+    what_is_wrong,
 )
+from .generators import kept_generators, load_rng_state, rng_state
 from .publishing import PublishingTrainer
-from .run_identity import STATE_VERSION, check_same_run, run_identity
+from .run_identity import check_same_run, run_identity
 from .run_settings import joined_parts, run_settings
-from .training_state import WholeState, joined_rng_states, load_rng_state, load_schedule, rng_state, rng_state_of
+from .training_state import WholeState, joined_rng_states, load_schedule, rng_state_of
 from .zero import ZeroState, whole_parameters
 
 
@@ -70,11 +72,11 @@ class ResumableTrainer(PublishingTrainer):
 
         Args:
             resume_from_checkpoint: a checkpoint to go on from; True for the newest whole one in `output_dir`, "auto"
-                for the same or, if there is none, a new run. By default it is a new run.
+                for the same or, if there are none, a new run. By default it is a new run.
 
         Raises:
-            CheckpointError: if the checkpoint is not whole or of another run, checkpoints cannot be written to
-                `output_dir`, or a new run would write among those of another.
+            CheckpointError: if the checkpoint is damaged or of another run, or all of them are damaged, checkpoints cannot
+                be written to `output_dir`, or a new run would write among those of another.
         """
         self._has_ended = False
         self._parts_before = []
@@ -83,12 +85,22 @@ class ResumableTrainer(PublishingTrainer):
             self._take_weights(checkpoint)
             checkpoint = None
         if checkpoint is not None:
-            has_ended = self._has_no_step_left(checkpoint)
-            check_same_run(checkpoint, self.model.config, self.run_identity, self.run_settings, has_ended)
+            self._check_same_run(checkpoint)
         if self.args.should_save:
             check_writable(self.args.output_dir)
             CheckpointWriter(self.args.output_dir).clear_remains()
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def _check_same_run(self, checkpoint: Path) -> None:
+        config, identity, settings = self.model.config, self.run_identity, self.run_settings
+        has_ended, error = self._has_no_step_left(checkpoint), None
+        try:
+            check_same_run(checkpoint, config, identity, settings, has_ended, self.args.accept_changed_rows)
+        except CheckpointError as caught:
+            error = caught
+        # A process may see other files than the rest, which would wait for it.
+        if (fault := self._fault_of_any(error)) is not None:
+            raise CheckpointError(fault) from error
 
     @property
     def run_settings(self) -> dict[str, Any]:
@@ -105,7 +117,7 @@ class ResumableTrainer(PublishingTrainer):
 
     @property
     def run_identity(self) -> dict[str, Any]:
-        return run_identity(self.train_sampler.schedule, self.train_dataset.sizes, self.train_sampler.step_size)
+        return run_identity(self.train_sampler.schedule, self.train_dataset, self.train_sampler.step_size)
 
     @property
     def parts(self) -> list[dict[str, Any]]:
@@ -131,14 +143,14 @@ class ResumableTrainer(PublishingTrainer):
             if not isinstance(asked, str | os.PathLike) or asked == "auto":
                 raise CheckpointError("restart_schedule: say whose weights to take, with resume_from_checkpoint")
             # The same command goes on from what it has written itself.
-            asked = newest_checkpoint(output_dir) or asked
+            asked = self._newest_whole() or asked
         if asked is True or asked == "auto":
-            newest = newest_checkpoint(output_dir)
+            newest = self._newest_whole()
             if newest is None and asked is True:
                 raise CheckpointError(f"output_dir {output_dir}: no checkpoint to go on from")
             return newest
         if asked:
-            if (fault := what_is_missing(asked)) is not None:
+            if (fault := what_is_wrong(asked, self.args.verify_checkpoints)) is not None:
                 raise CheckpointError(f"{os.fspath(asked)} is no whole checkpoint: {fault}")
             return Path(asked)
         if self.args.save_strategy != "no" and (there := checkpoints_in(output_dir)):
@@ -147,6 +159,31 @@ class ResumableTrainer(PublishingTrainer):
                 "with resume_from_checkpoint 'auto', or choose another output_dir"
             )
         return None
+
+    def _newest_whole(self) -> Path | None:
+        """The newest checkpoint in `output_dir` that is whole; None if there are none at all.
+
+        Those that are not are given other names: a run that goes on from an older one would count them as its newest.
+        """
+        faults = {}
+        for path in checkpoints_in(self.args.output_dir):
+            if (fault := what_is_wrong(path, self.args.verify_checkpoints)) is None:
+                break
+            faults[path] = fault
+        else:
+            if faults:
+                listed = "\n".join(f"  {path.name}: {fault}" for path, fault in faults.items())
+                raise CheckpointError(
+                    f"output_dir {self.args.output_dir}: no checkpoint is whole:\n{listed}\nMove them away to begin anew"
+                )
+            return None
+        for damaged, fault in faults.items():
+            kept = CheckpointWriter(self.args.output_dir).set_aside(damaged) if self.args.should_save else damaged
+            logger.warning(
+                f"{damaged} is no whole checkpoint: {fault}. It is kept as {kept.name}, which may be removed; the run goes "
+                f"on from {path.name}"
+            )
+        return path
 
     def _take_weights(self, checkpoint: Path) -> None:
         """Start from the weights of another run: the encoder's, and those of heads that have the same labels."""
@@ -189,7 +226,8 @@ class ResumableTrainer(PublishingTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(writer.path(self.state.global_step)))
         if self.args.should_save:
-            writer.keep(self.args.save_total_limit, self.state.best_model_checkpoint)
+            written = writer.path(self.state.global_step)
+            writer.keep(self.args.save_total_limit, self.state.best_model_checkpoint, written)
 
     def _fault_of_any(self, error: Exception | None) -> str | None:
         """What went wrong on any process, on all of them."""
@@ -304,6 +342,17 @@ class ResumableTrainer(PublishingTrainer):
         finally:
             self.args.save_total_limit = limit
 
+    # ---- Beside the steps ----
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        is_due = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        with kept_generators() if is_due else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    @kept_generators()
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        return super().predict(*args, **kwargs)
+
     # ---- Going on ----
 
     def _load_callback_state(self) -> None:
@@ -312,10 +361,13 @@ class ResumableTrainer(PublishingTrainer):
         self._has_ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Trainer would take one more step.
-        if self._has_ended or self.state.global_step >= self.state.max_steps:
+        # Trainer would take one more step, also where the evaluation that was due has stopped the run.
+        if self._has_ended or self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if kwargs["train_dataloader"]._iterator is not None:
+            # Workers that stay are not seeded anew. Where a run goes on they are started, and a seed is drawn for them.
+            torch.empty((), dtype=torch.int64).random_()
         super()._run_epoch(*args, **kwargs)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
@@ -334,7 +386,17 @@ class ResumableTrainer(PublishingTrainer):
         self.whole_state.load_weights(load_file(path))
 
     def _load_best_model(self) -> None:
-        if self._is_sharded:
+        """Unless it is damaged: then the model stays that of the last step, and no checkpoint is the best."""
+        best, found = self.state.best_model_checkpoint, [None]
+        if self.is_world_process_zero():
+            found[0] = what_is_wrong(best, self.args.verify_checkpoints)
+        (fault,) = broadcast_object_list(found)
+        if fault is not None:
+            logger.warning(
+                f"{best}, the best checkpoint, is not loaded: {fault}. The model stays that of the last step"
+            )
+            self.state.best_model_checkpoint = None
+        elif self._is_sharded:
             self._load_weights(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
         else:
             super()._load_best_model()

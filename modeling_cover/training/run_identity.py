@@ -20,20 +20,22 @@ from typing import Any
 from transformers.utils import logging
 
 from ..configuration_cover import CoverConfig
+from ..data import CoTrainingDataset
 from ..mixture import MixtureSchedule
-from .checkpoints import CheckpointError, read_state
+from .checkpoints import READ_VERSIONS, STATE_VERSION, WITHOUT_HASHES, CheckpointError, read_state
 from .run_settings import Settings, cannot_change, changed_settings, describe_changes
 
 
 logger = logging.get_logger(__name__)
 
-STATE_VERSION = 2  # of what state.json holds
 
-
-def run_identity(schedule: MixtureSchedule, sizes: Mapping[str, int], step_size: int) -> dict[str, Any]:
+def run_identity(schedule: MixtureSchedule, dataset: CoTrainingDataset, step_size: int) -> dict[str, Any]:
     """JSON-able; with the heads, which are in the configuration, it decides which sample is drawn at which step."""
     return {
-        "datasets": {name: {"rows": sizes[name], "draws": draws} for name, draws in schedule.quotas.items()},
+        "datasets": {
+            name: {"rows": dataset.sizes[name], "draws": draws, **dataset.row_hashes[name]}
+            for name, draws in schedule.quotas.items()
+        },
         "seed": schedule.seed,
         "rows_per_step": step_size,
     }
@@ -45,17 +47,24 @@ def check_same_run(
     identity: Mapping[str, Any],
     settings: Settings,
     has_ended: bool,
+    accept_changed_rows: bool = False,
 ) -> None:
     """Raise a [`CheckpointError`] that says what differs if a checkpoint is of another run; log what a run goes on with.
 
     Args:
         has_ended: whether the run takes no step any more: then nothing that has changed would be used.
+        accept_changed_rows: whether rows may have other names or labels.
     """
     state = read_state(checkpoint)
-    if state.get("version") != STATE_VERSION:
+    if state.get("version") not in READ_VERSIONS:
         raise CheckpointError(
             f"{os.fspath(checkpoint)} was written by another version of this package (its state is of version "
             f"{state.get('version')}, expected {STATE_VERSION}): take just its weights, with `restart_schedule`"
+        )
+    if state["version"] == WITHOUT_HASHES:
+        logger.warning(
+            f"{os.fspath(checkpoint)} was written by an earlier version, without hashes of its files and of its datasets' "
+            "rows: whether its tensors are damaged, or rows have changed, cannot be told"
         )
     was = state["parts"][-1]["settings"]
     fixed, changed = cannot_change(was, settings), changed_settings(was, settings)
@@ -66,6 +75,13 @@ def check_same_run(
             f"{os.fspath(checkpoint)} is of another run, so its schedule cannot go on:\n{_listed(found)}\nMake them "
             "equal, or take just its weights and start the schedule anew: `restart_schedule`, in an output_dir of its own"
         )
+    if rows := _changed_rows(state["run"], identity):
+        message = f"{os.fspath(checkpoint)} was written when datasets had other rows:\n{_listed(rows)}\n"
+        if not accept_changed_rows:
+            raise CheckpointError(
+                f"{message}Make them equal, or go on with them as they are now: `accept_changed_rows`"
+            )
+        logger.warning(f"{message}The run goes on from step {state['step']} with them as they are now.")
     if changed and has_ended:
         raise CheckpointError(
             f"{os.fspath(checkpoint)} is the end of its run, which would train nothing with what is other now:\n"
@@ -104,6 +120,17 @@ def _different_labels(was: list[str], now: list[str]) -> str | None:
     pairs = enumerate(zip(was, now, strict=True))
     first = next((f"label {index} is {a!r} in the checkpoint, {b!r} now" for index, (a, b) in pairs if a != b), None)
     return first
+
+
+def _changed_rows(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is other about the rows of datasets, as far as the checkpoint says what they were."""
+    what = {"names": "files were renamed, moved or swapped", "labels": "rows have other labels"}
+    return [
+        f"data set '{name}': {change}"
+        for name, dataset in was["datasets"].items()
+        for key, change in what.items()
+        if key in dataset and dataset[key] != now["datasets"][name].get(key)
+    ]
 
 
 def _different(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from ..video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
 from .best_metric import check_best_metric, warn_of_unmeasurable
 from .checkpoints import check_writable
+from .generators import kept_generators
 from .labels import hits_of_heads, row_losses, smoothed_labels
 from .optimizing import OptimizingTrainer
 from .parameter_groups import freeze_all_but
@@ -58,6 +59,8 @@ class _MixtureCallback(TrainerCallback):
             if args.process_index == 0:
                 quarantine.clear()
             self.trainer.accelerator.wait_for_everyone()
+        self.trainer.take_up_log()
+        self.trainer.log_if_due()
         self.trainer.evaluate_if_due()
         self.trainer.start_the_clock()
 
@@ -236,6 +239,14 @@ class CoverTrainer(OptimizingTrainer):
         super().step_is_taken()
         self._logged_sums += self._step_sums
 
+    def take_up_log(self) -> None:
+        self._logged_sums.zero_()
+        super().take_up_log()
+        self._logged_step = self._globalstep_last_logged
+
+    def sums_since_log(self) -> dict[str, torch.Tensor]:
+        return {**super().sums_since_log(), "data_sets": self._logged_sums}
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | None]:
@@ -245,8 +256,8 @@ class CoverTrainer(OptimizingTrainer):
         return batches, counts
 
     def start_the_clock(self) -> None:
-        """Count the time spent waiting for data and the steps from now on, until they are logged."""
-        self._logged_step = self.state.global_step
+        """Count the time spent waiting for data and the steps of this session from now on, until they are logged."""
+        self._clock_step = self.state.global_step
         self._waited, self._logged_at = 0.0, time.perf_counter()
 
     def _timed(self, batches: Iterator) -> Iterator:
@@ -365,11 +376,12 @@ class CoverTrainer(OptimizingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            seconds, steps = time.perf_counter() - self._logged_at, self.state.global_step - self._logged_step
+            seconds, steps = time.perf_counter() - self._logged_at, self.state.global_step - self._clock_step
             logs.update(self._data_set_logs())
             self._leave_out_skipped_steps(logs)
-            logs["samples_per_second"] = steps * self.rows_per_step / seconds
-            logs["data_wait"] = self._waited / seconds
+            if steps:  # none where a run goes on with a log that was due
+                logs["samples_per_second"] = steps * self.rows_per_step / seconds
+                logs["data_wait"] = self._waited / seconds
             self.start_the_clock()
         super().log(logs, start_time)
 
@@ -395,6 +407,7 @@ class CoverTrainer(OptimizingTrainer):
             logs["loss"] = logs["loss"] * steps / (steps - skipped) if steps > skipped else math.nan
         self._skipped_since_log, self._logged_step = 0, self.state.global_step
 
+    @kept_generators()
     def evaluate(
         self,
         eval_dataset: torch.utils.data.Dataset | dict | None = None,

@@ -17,12 +17,10 @@ Weights and optimizer state are keyed by the names of parameters, each whole, so
 sharded over processes that were not, and the other way round.
 """
 
-import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -131,35 +129,6 @@ def load_schedule(schedule: Any, state: Mapping[str, Any]) -> None:
     schedule.load_state_dict({**state, **own})
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of this process's random number generators, as tensors and JSON-able values."""
-    version, words, next_gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "tensors": {
-            "python": torch.tensor(words, dtype=torch.int64),
-            "numpy": torch.from_numpy(keys.astype(np.int64)),
-            "torch": torch.get_rng_state(),
-            **{f"cuda.{index}": state for index, state in enumerate(devices)},
-        },
-        "rest": {"python": [version, next_gauss], "numpy": [name, *rest]},
-    }
-
-
-def load_rng_state(state: Mapping[str, Any]) -> None:
-    """Go back to what [`rng_state`] returned; devices that are not here any more are left out."""
-    tensors, rest = state["tensors"], state["rest"]
-    version, next_gauss = rest["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), next_gauss))
-    name, *others = rest["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *others))
-    torch.set_rng_state(tensors["torch"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda.{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
 
 
 def joined_rng_states(states: Sequence[Mapping[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

@@ -1,0 +1,59 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs of some steps, within the process of the test."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+from killed_runs import build_recipe
+from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover.recipe import Recipe
+from modeling_cover.training.checkpoints import TRAINING_STATE
+from modeling_cover.training.hashes import SUMS_NAME, file_hashes, read_sums, sums_text
+
+
+def make_trainer(folder: Path, output_dir: Path, recipe=None, **options) -> CoverTrainer:
+    defaults = {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 3, "report_to": "none"}
+    args = CoverTrainingArguments(str(output_dir), use_cpu=True, disable_tqdm=True, **(defaults | options))
+    torch.manual_seed(0)
+    cotraining = prepare_cotraining(recipe or build_recipe(folder), args.seed, args.output_dir)
+    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+
+
+def with_validation(recipe: Recipe) -> Recipe:
+    """The recipe with its videos evaluated as well."""
+    videos, images = recipe.datasets
+    videos = dataclasses.replace(videos, splits={**videos.splits, "validation": videos.splits["train"]})
+    return dataclasses.replace(recipe, datasets=(videos, images))
+
+
+def final_weights(trainer: CoverTrainer) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def resumed_from(whole: Path, step: int, output_dir: Path, folder: Path, recipe: Recipe, **options) -> CoverTrainer:
+    """A run that has gone on from a checkpoint of another."""
+    shutil.copytree(whole / f"checkpoint-{step}", output_dir / f"checkpoint-{step}")
+    trainer = make_trainer(folder, output_dir, recipe, **options)
+    trainer.train(resume_from_checkpoint="auto")
+    return trainer
+
+
+def seal(checkpoint: Path) -> None:
+    """Make the hashes of a checkpoint those of its files as they are now."""
+    sums = checkpoint / TRAINING_STATE / SUMS_NAME
+    names = [name for name in read_sums(sums) if (checkpoint / name).is_file()]
+    sums.write_text(sums_text(file_hashes(checkpoint, names)))
