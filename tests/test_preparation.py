@@ -34,7 +34,7 @@ from modeling_cover import CoverVideoProcessor, read_video
 from modeling_cover.data import load_frames
 from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_dataset, write_shard
-from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
+from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, PreparedRow, encode_video, prepare_row
 from modeling_cover.frame_sampling_cover import uniform_frame_indices
 from modeling_cover.quarantine import TooManyBadFilesError
 from modeling_cover.sources import Source, read_sources
@@ -247,20 +247,24 @@ class TestInterruptions:
         assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
         assert len(list((tmp_path / "1").rglob("*.tar"))) == 4
 
-    def test_killed_and_started_again_it_ends_with_the_same_bytes(self, folders, tmp_path):
+    def test_killed_and_started_again_it_ends_with_the_same_bytes(self, folders, tmp_path, monkeypatch):
         raw, output = tmp_path / "raw", tmp_path / "killed"
         shutil.copytree(folders, raw)
         prepare_dataset(entry(raw), tmp_path / "whole", settings(), num_workers=1)
-        # In place of a file that the last shard needs, a pipe into which nobody writes: there it waits to be killed.
-        last = compact(tmp_path / "whole").media[-1].name
-        path = Path(read_sources(entry(raw))["train"].media[int(last[-13:-4])].content)
-        content = path.read_bytes()
-        path.unlink()
-        os.mkfifo(path)
-        process = multiprocessing.get_context("fork").Process(
-            target=prepare_dataset, args=(entry(raw), output, settings()), kwargs={"num_workers": 2}
-        )
-        process.start()
+        # At a row that the last shard needs it waits to be killed.
+        last = int(compact(tmp_path / "whole").media[-1].name[-13:-4])
+
+        def wait_at_the_last(source: Source, row: int, wanted: PreparationSettings) -> PreparedRow:
+            if row == last:
+                time.sleep(1000)
+            return prepare_row(source, row, wanted)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("modeling_cover.dataset_tools.preparation.prepare_row", wait_at_the_last)
+            process = multiprocessing.get_context("fork").Process(
+                target=prepare_dataset, args=(entry(raw), output, settings()), kwargs={"num_workers": 2}
+            )
+            process.start()
         _wait_for((output / "train/train-00001.json").exists)
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(process.pid, signal.SIGKILL)
@@ -272,8 +276,6 @@ class TestInterruptions:
         assert any(name.startswith("train/.train-00002.tar.") for name in left)
         assert not (output / "train/train-00002.tar").exists() and not (output / "train/report.json").exists()
         first = (output / "train/train-00000.tar").stat()
-        path.unlink()
-        path.write_bytes(content)
         prepare_dataset(entry(raw), output, settings(), num_workers=1)
         assert files_of(output) == files_of(tmp_path / "whole")
         again = (output / "train/train-00000.tar").stat()

@@ -96,12 +96,15 @@ def _footers(files: Sequence[str]) -> list[tuple[pa.Schema, int]]:
 
 
 def _footer(file: str) -> tuple[pa.Schema, int]:
-    try:
-        if not is_address(file):
+    if not is_address(file):
+        try:
             check_is_regular(file)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    try:
         with open_parquet(file) as parquet:
             return parquet.schema_arrow, parquet.metadata.num_rows
-    except ValueError as error:  # pa.ArrowInvalid is one
+    except pa.ArrowInvalid as error:
         raise ValueError(f"{public_name(file)} is truncated or no Parquet file: {error}") from error
 
 

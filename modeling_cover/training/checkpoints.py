@@ -52,7 +52,6 @@ logger = logging.get_logger(__name__)
 TRAINING_STATE = "training_state"
 STATE_NAME = "state.json"
 
-# Not `checkpoint-...`, which others look for.
 STATE_VERSION = 3  # of what state.json holds
 READ_VERSIONS = (2, 3)
 WITHOUT_HASHES = 2  # and without what was summed up since the last log, and the rows of datasets
@@ -62,6 +61,7 @@ STATE_KEYS = (
     *("gradient_scaler", "streams", "rng", "files"),
 )
 
+# Not `checkpoint-...`, which others look for.
 _INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"
 _DAMAGED = "damaged-"
 
