@@ -218,7 +218,7 @@ class TestLoss:
         metrics = logged_and_evaluated(trainer)
         arguments = {
             "recipe": str(tmp_path / "recipe.json"),
-            "output": str(tmp_path / "updates.pt"),
+            "output": str(tmp_path / "several" / "updates.pt"),  # a folder of theirs: `trainer` holds the other
             "options": json.dumps({"loss_reduction": reduction, **options}),
             "processes": str(processes),
         }
