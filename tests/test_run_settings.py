@@ -23,9 +23,10 @@ from killed_runs import build_recipe, write_data
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from modeling_cover.model_card import build_model_card
 from modeling_cover.recipe import Recipe
-from modeling_cover.training.checkpoints import CheckpointError
+from modeling_cover.training.checkpoints import STATE_VERSION, CheckpointError
 from modeling_cover.training.run_settings import differing_parts, joined_parts
 from modeling_cover.training.summary import read_summary
+from short_runs import seal
 from transformers import TrainerCallback
 
 
@@ -140,6 +141,7 @@ class TestWhatMayChange:
         path = run / "checkpoint-3" / "training_state" / "state.json"
         text = path.read_text()
         path.write_text(text.replace('"gradient_scaler": null', '"gradient_scaler": {"scale": 2.0}'))
+        seal(run / "checkpoint-3")
         assert go_on(recipe, run).state.global_step == 6
 
 
@@ -190,7 +192,7 @@ class TestWhatMayNot:
 
     def test_a_checkpoint_of_an_earlier_version_is_refused(self, recipe, run):
         path = run / "checkpoint-3" / "training_state" / "state.json"
-        path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+        path.write_text(path.read_text().replace(f'"version": {STATE_VERSION}', '"version": 1'))
         with pytest.raises(CheckpointError, match="another version of this package"):
             go_on(recipe, run)
 
