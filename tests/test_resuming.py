@@ -37,6 +37,7 @@ from killed_runs import (
 )
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.training.checkpoints import CheckpointError, newest_checkpoint
+from modeling_cover.training.folder_lock import LOCK_NAME
 from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE, TrainingPreempted
 from safetensors.torch import load_file
 from short_runs import final_weights, make_trainer, with_validation
@@ -86,7 +87,7 @@ class TestKilledRuns:
         for name in (".incomplete-checkpoint-9", ".removed-checkpoint-3-0"):
             (whole / name).mkdir()
         train(folder, whole)
-        assert [path.name for path in whole.iterdir() if path.name.startswith(".")] == []
+        assert [path.name for path in whole.iterdir() if path.name.startswith(".")] == [LOCK_NAME]
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
     def test_one_that_is_told_to_stop_writes_a_checkpoint_and_the_same_command_goes_on_from_it(
