@@ -165,6 +165,7 @@ class TestRecipes:
             cotrain.parse_training_arguments(load_recipe(tmp_path / "recipe.yaml"), [])
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_both_models_side_by_side():
     command = [sys.executable, str(EXAMPLES / "benchmark.py"), "--preset", "tiny", "--rounds", "1", "--device", "cpu"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300)

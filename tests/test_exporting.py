@@ -117,7 +117,7 @@ class TestValues:
             expected = timesformer(clips).logits
         torch.testing.assert_close(run(clips)["k400_logits"], expected, **TOLERANCE)
 
-    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
     def test_patches_that_are_no_squares_and_bf16(self, attention):
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -189,7 +189,9 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=r"for the CPU, got a model on meta"):
             save_program(tmp_path / f"p{suffix}", elsewhere, processor)
 
-    @pytest.mark.parametrize(("suffix", "weight"), [(".pt2", float("nan")), (".onnx", 1.01)])
+    @pytest.mark.parametrize(
+        ("suffix", "weight"), [(".pt2", float("nan")), pytest.param(".onnx", 1.01, marks=pytest.mark.slow)]
+    )
     def test_a_program_that_gives_something_else_leaves_no_file(
         self, model, processor, tmp_path, monkeypatch, suffix, weight
     ):
@@ -250,6 +252,7 @@ class TestFiles:
         assert len(described["weights"]) > 20 and described["constants"] == {}
         assert not any(tensor["use_pickle"] for tensor in described["weights"].values())
 
+    @pytest.mark.slow
     def test_weights_in_a_second_file_come_with_the_first(self, model, processor, tmp_path, monkeypatch):
         path = tmp_path / "program.onnx"
         with monkeypatch.context() as patch:

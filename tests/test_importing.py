@@ -36,6 +36,7 @@ def test_running_a_model_loads_nothing_that_only_training_needs():
     assert json.loads(finished.stdout) == []
 
 
+@pytest.mark.slow
 def test_each_module_can_be_the_first_that_is_imported():
     package = Path(modeling_cover.__file__).parent
     modules = [

@@ -294,6 +294,7 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
             assert image.width > 600
 
 
+@pytest.mark.slow
 def test_every_run_is_a_recipe_that_trains_by_itself(finished, tmp_path):
     recipe = finished / "runs" / "seed_1" / "videos" / "recipe.yaml"
     command = [sys.executable, str(SCRIPT.parent / "cotrain.py"), str(recipe), "--output_dir", str(tmp_path / "again")]

@@ -71,7 +71,7 @@ def run(finished, tmp_path) -> Path:
 
 
 class TestKilledRuns:
-    @pytest.mark.parametrize("seed", [0, 1])
+    @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
     def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed):
         run = folder / f"killed{seed}"
         run_killed(folder, run, kills=2, rng=random.Random(seed))
@@ -89,7 +89,7 @@ class TestKilledRuns:
         train(folder, whole)
         assert [path.name for path in whole.iterdir() if path.name.startswith(".")] == [LOCK_NAME]
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
     def test_one_that_is_told_to_stop_writes_a_checkpoint_and_the_same_command_goes_on_from_it(
         self, folder, whole, number
     ):
@@ -126,6 +126,7 @@ class TestTwoProcesses:
         run_killed(folder, run, kills=1, rng=random.Random(0), processes=2, **self.options)
         assert faults_of(run, whole, processes=2) == []
 
+    @pytest.mark.slow
     def test_one_that_is_told_to_stop_stops_the_other_and_a_single_one_goes_on(self, folder, whole):
         run = folder / "stopped2"
         run.mkdir()
@@ -145,6 +146,7 @@ class TestTwoProcesses:
         assert min(after) == max(before) + 1
         assert {**before, **after} == labels_of_steps(whole, 1)
 
+    @pytest.mark.slow
     def test_a_loss_that_is_not_finite_on_one_is_skipped_by_both(self, folder):
         run = folder / "poisoned2"
         run.mkdir()

@@ -113,7 +113,7 @@ def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step,
     [
         slow("ddp", "fsdp"),
         slow("ddp", "zero2"),
-        ("ddp", "zero3"),
+        slow("ddp", "zero3"),
         ("fsdp", "ddp"),
         slow("zero3", "ddp"),
     ],

@@ -195,7 +195,7 @@ class TestLoss:
         assert_same_direction_and_size(*moved)
 
     # With batches of 1, a process has videos or images at a time, never both.
-    @pytest.mark.parametrize("reduction", ["per_dataset", "per_sample"])
+    @pytest.mark.parametrize("reduction", ["per_dataset", pytest.param("per_sample", marks=pytest.mark.slow)])
     @pytest.mark.parametrize(
         ("processes", "options"),
         [

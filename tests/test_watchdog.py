@@ -89,6 +89,7 @@ def test_a_main_process_that_stalls_is_named_by_the_other_which_ends(runs, name,
     assert newest_checkpoint(output_dir) is not None
 
 
+@pytest.mark.slow
 def test_the_launcher_ends_the_one_that_is_frozen(runs):
     process, output_dir = runs["frozen"]
     assert process.wait(LIMIT) == 1
