@@ -18,7 +18,7 @@
 Half of them have random damage, and half a lie in their structure (`media_mutations`). They are decoded in processes of
 their own: a crash, a hang, another error, a frame of another file, more than 10 s of CPU time or more than 512 MiB of
 memory, beside what Python and torch take, is a failure, which is printed with the file's number; `--only NUMBER` makes
-that file and decodes it here. About an hour on a CPU core. `test_damaged_files.py` runs a sample.
+that file and decodes it here. About 10 minutes on a CPU core. `test_damaged_files.py` runs a sample.
 """
 
 import argparse
