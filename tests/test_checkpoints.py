@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import build_recipe, write_data
+from killed_runs import build_recipe
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.publishing import files_to_publish
 from modeling_cover.training.checkpoints import (
@@ -34,26 +34,6 @@ from modeling_cover.training.checkpoints import (
 )
 from short_runs import final_weights, make_trainer, with_validation
 from transformers import EarlyStoppingCallback, TrainerCallback
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(folder) -> Path:
-    """The folder of a run of 6 steps, with checkpoints at 3 and 6."""
-    make_trainer(folder, folder / "finished").train()
-    return folder / "finished"
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def flip(path: Path, place: int = -1) -> None:

@@ -28,13 +28,6 @@ from test_guarding import make_trainer as make_poisoned_trainer
 from transformers import TrainerCallback
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
 class TestGenerators:
     """Dropout and drop path draw from torch's generator: what happens beside the steps of training must not."""
 

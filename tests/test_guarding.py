@@ -20,16 +20,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import InfiniteGradient, build_recipe, write_data
+from killed_runs import InfiniteGradient, build_recipe
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from modeling_cover.training.guarding import NonFiniteTrainingError, TrainingOutOfMemoryError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
 
 
 class PoisonedTrainer(CoverTrainer):

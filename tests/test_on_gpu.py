@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
-from killed_runs import write_data
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from test_guarding import make_trainer
 
@@ -28,13 +27,6 @@ from test_guarding import make_trainer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 FULL_SCALE = 65536.0  # a GradScaler's at first
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
 
 
 def trained(folder, output_dir, poisoned=None, resume=None, **options):

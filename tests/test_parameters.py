@@ -18,18 +18,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import build_recipe, write_data
+from killed_runs import build_recipe
 from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from safetensors.torch import load_file
 from short_runs import with_validation
 from transformers import TrainerCallback
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
 
 
 def make_trainer(folder: Path, output_dir: Path, **options) -> CoverTrainer:

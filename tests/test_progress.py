@@ -14,23 +14,14 @@
 """What a run shows of itself."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from killed_runs import write_data
 from modeling_cover import CoverTrainingArguments
 from modeling_cover.training.progress import draw_training_curves, progress_line
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_parameters import make_trainer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
 
 
 class TestTheBar:

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import signal
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from killed_runs import (
     train,
     trained_batches,
     wait_for,
-    write_data,
 )
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.training.checkpoints import CheckpointError, newest_checkpoint
@@ -45,29 +43,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def whole(folder) -> Path:
     """The folder of a run that was not stopped."""
     return run_whole(folder, folder / "whole")
-
-
-@pytest.fixture(scope="module")
-def finished(folder) -> Path:
-    """The folder of a run of 6 steps, with checkpoints at 3 and 6."""
-    make_trainer(folder, folder / "finished").train()
-    return folder / "finished"
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 class TestKilledRuns:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import build_recipe, write_data
+from killed_runs import build_recipe
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
 from modeling_cover.model_card import build_model_card
 from modeling_cover.recipe import Recipe
@@ -28,13 +28,6 @@ from modeling_cover.training.run_settings import differing_parts, joined_parts
 from modeling_cover.training.summary import read_summary
 from short_runs import seal
 from transformers import TrainerCallback
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

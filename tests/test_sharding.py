@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import finish, start, write_data
+from killed_runs import finish, start
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.training.zero import check_options
 from safetensors.torch import load_file
@@ -63,13 +63,6 @@ OPTIONS = {
     "adam_epsilon": 1e-3,
     "model": {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
 
 
 class Runs:
