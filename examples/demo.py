@@ -40,8 +40,7 @@ from modeling_cover.image_reading_cover import read_image
 from modeling_cover.pictures import enlarged, overlay, shown_frames
 from modeling_cover.rollout import attention_rollout
 from modeling_cover.text import printable
-from modeling_cover.video_decoding_cover import VideoDecodingError
-from modeling_cover.video_index_cover import scan_packets
+from modeling_cover.video_decoding_cover import VideoDecodingError, outline_of
 from modeling_cover.video_opening_cover import VideoSource, name_of, open_video, reading, time_limit
 from PIL import Image
 from transformers import pipeline
@@ -110,8 +109,8 @@ def check_video(path: VideoSource) -> float:
         RefusedError: it is too long, or has too many pixels.
     """
     with reading(path), open_video(path, num_threads=1) as (container, stream):
-        index = scan_packets(container, stream)
-        width, height = stream.codec_context.width, stream.codec_context.height
+        outline = outline_of(path, container, stream, short_side=None)
+        index, width, height = outline.index, outline.width, outline.height
         seconds = index.duration(0, index.num_frames) or 0.0
     if seconds > MAX_SECONDS:
         raise RefusedError(

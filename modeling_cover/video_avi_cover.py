@@ -28,7 +28,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from .media_files_cover import open_regular
-from .video_index_cover import VideoIndex, in_place
+from .video_index_cover import VideoIndex, in_place, reorder_depth
 from .video_opening_cover import VideoSource
 from .video_order_cover import order_reader, packet_of
 from .video_times_cover import Announced, Clock, time_line
@@ -98,6 +98,7 @@ def avi_index(source: VideoSource, container: InputContainer, stream: VideoStrea
         line=time_line(decoded, np.zeros(len(decoded), dtype=np.int64), 1, own, usual=None),
         packets=AviPackets(data, starts, stops, pictures, timestamps.tolist()),
         clock=Clock.of(container),
+        reorder_depth=reorder_depth(timestamps),
         is_exact=True,
         is_skippable=order.is_unreferenced is None,
     )

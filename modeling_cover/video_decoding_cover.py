@@ -225,13 +225,13 @@ def outline_of(source: VideoSource, container: InputContainer, stream: VideoStre
 def _decode_beginning(stream: VideoStream, index: VideoIndex) -> Beginning:
     """Up to the first packet after which pictures come out of the decoder; nothing where that fails."""
     effort = Effort(stream)
+    index.prepare(stream)
     try:
         for number, packet in enumerate(index.packets or ()):
-            effort.spend()
-            pictures = stream.codec_context.decode(packet)
+            pictures = effort.decode(packet)
             if pictures:
                 return Beginning(pictures, number + 1)
-        return Beginning(stream.codec_context.decode(None), 0)
+        return Beginning(effort.decode(None), 0)
     except av.error.FFmpegError:
         return Beginning([], 0)  # the decoder that decodes in order, and conceals errors, has the last word
 
@@ -383,12 +383,9 @@ class _RunDecoder:
 
     def _send(self, packet: Packet | None) -> list[VideoFrame]:
         """What the decoder gives out for it; for None, what it still holds."""
-        context = self._stream.codec_context
-        if packet is not None:
-            self._effort.spend()
-            if self._index.is_skippable:
-                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
-        return context.decode(packet)
+        if packet is not None and self._index.is_skippable:
+            self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+        return self._effort.decode(packet)
 
 
 def decode_in_order(
@@ -421,6 +418,7 @@ def _decode_as_one(
     promised = [None if time == UNKNOWN else time for time in outline.index.promised.tolist()]
     timestamps, is_key, as_promised = [], [], True
     with open_video(source, num_threads, strict) as (container, stream):
+        outline.index.prepare(stream)
         for number, picture in enumerate(_pictures_in_order(container, stream)):
             timestamps.append(picture.pts)
             is_key.append(picture.key_frame)
@@ -438,8 +436,7 @@ def _decode_as_one(
 def _pictures_in_order(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     effort = Effort(stream)
     for packet in chain(packets_of(container, stream), [None]):  # None: the decoder gives out what it still holds
-        effort.spend()
-        yield from stream.decode(packet)
+        yield from effort.decode(packet)
 
 
 __all__ = ["VideoDecodingError", "VideoSource", "read_video"]

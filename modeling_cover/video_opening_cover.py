@@ -28,6 +28,7 @@ from av.container import InputContainer
 from av.format import Flags
 from av.packet import Packet
 from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .addresses_cover import public_name
@@ -47,21 +48,25 @@ _CONTAINERS = (
 )
 
 # A few bytes can claim to be a picture of gigabytes: 4096 x 4096, and of 32 bits. Where frames refer to others, a decoder
-# keeps up to 18 of them, so these are smaller: 3840 x 2160 with 10 bits and every second colour value of a row.
+# keeps several of them, so these are smaller: 3840 x 2160 with 10 bits and every second colour value of a row.
 _MAX_PIXELS = 2**24
 _MAX_FRAME_BYTES, _MAX_LONE_FRAME_BYTES = 2**25, 2**26
+_USUAL_BITS = 12  # of a pixel, before the decoder tells
+# Of all frames that a decoder keeps: those that others refer to, and those that wait for their turn.
+_MAX_DECODER_BYTES = 25 * 2**24
+_MOST_KEPT_FRAMES = 34  # 16 of each, the last one and the next
 # Of the frames that threads decode at a time.
 _MAX_BYTES_OF_THREADS = 2**27
 _MOST_AUTOMATIC_THREADS = 16  # that FFmpeg itself sees fit
 
-# FFmpeg probes each stream with a decoder of its own, and keeps frames of all.
-_MAX_STREAMS = 16
+_MAX_STREAMS = 64  # a film with its languages and subtitles has less
 
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "protocol_whitelist": "file",
-    # Of the decoder that FFmpeg probes a stream with before there is a `codec_context` to set it for.
-    "max_pixels": str(_MAX_PIXELS),
+    # As it opens a file, FFmpeg would decode the first frames of each stream, some twenty of H.264, to see what they are
+    # like: that takes long, and gigabytes if there are many streams of large frames.
+    "codec_whitelist": "none",
     "max_streams": str(_MAX_STREAMS),
 }
 
@@ -153,27 +158,55 @@ def work_limit(pixels: int) -> Iterator[None]:
 
 
 class Effort:
-    """What is spent on decoding, which is bounded: a file of a few kB can have hours of giant frames."""
+    """Decodes, and bounds what is spent on it: a file of a few kB can have hours of giant frames."""
 
     def __init__(self, stream: VideoStream):
         self._stream, self._context = stream, stream.codec_context
         self._work = _work.get() or _Work(_MAX_DECODED_PIXELS)
-        self._kind = self._kind_of_frames()
+        self._kind: tuple[int, int, str | None] | None = None  # of the frames
+        self._buffers: set[int] | None = None  # where frames were, unless the decoder may keep as many as it likes
+        self._kept_bytes = 0  # of memory, that a frame takes in the decoder
 
-    def spend(self) -> None:
-        """A packet's. Raises a `ValueError` past the bound, or that of time, or if frames have become too large."""
+    def decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """The pictures that the decoder gives out for a packet; for None, those that it still holds.
+
+        Raises:
+            ValueError: decoding takes too much time or memory.
+        """
         check_time()
-        kind = self._kind_of_frames()
+        context = self._context
+        if packet is not None:
+            self._work.left -= max(context.width * context.height, _LEAST_PIXELS)
+            if self._work.left < 0:
+                raise ValueError("it takes too long to decode: cut it, or encode it anew")
+        pictures = context.decode(packet)
+        kind = context.width, context.height, context.pix_fmt
         if kind != self._kind:
             self._kind = kind
-            check_frame_size(self._stream)
-        self._work.left -= max(kind[0] * kind[1], _LEAST_PIXELS)
-        if self._work.left < 0:
-            raise ValueError("it takes too long to decode: cut it, or encode it anew")
+            self._begin_counting(check_frame_size(self._stream))
+        if self._buffers is not None:
+            self._count(pictures)
+        return pictures
 
-    def _kind_of_frames(self) -> tuple[int, int, str | None]:
+    def _begin_counting(self, frame_bytes: int) -> None:
         context = self._context
-        return context.width, context.height, context.pix_fmt
+        self._kept_bytes = frame_bytes + context.width * context.height // 2  # motion takes up to half a byte a pixel
+        is_bounded = context.codec.intra_only or _MOST_KEPT_FRAMES * self._kept_bytes <= _MAX_DECODER_BYTES
+        self._buffers = None if is_bounded else set()
+
+    def _count(self, pictures: list[VideoFrame]) -> None:
+        """A decoder takes its buffers from a pool, which grows when all of them are in use. So there can be no more than
+        have been seen, and those of the pictures that wait.
+
+        Raises:
+            ValueError: they take too much memory.
+        """
+        self._buffers.update(picture.planes[0].buffer_ptr for picture in pictures)
+        of_threads = max(0, self._context.thread_count - 1)
+        num_kept = len(self._buffers) + self._context.reorder_depth - of_threads
+        if num_kept * self._kept_bytes > _MAX_DECODER_BYTES:
+            size = f"{self._context.width}x{self._context.height}"
+            raise ValueError(f"its decoder has to keep too many frames: {num_kept} of {size} pixels")
 
 
 def check_time() -> None:
@@ -202,6 +235,7 @@ def open_video(
         frame_bytes = check_frame_size(stream)
         context.options = {"max_pixels": str(_MAX_PIXELS)} | ({"err_detect": "explode"} if strict else {})
         context.thread_type = "AUTO"
+        frame_bytes = frame_bytes or context.width * context.height * _USUAL_BITS // 8
         most_threads = max(1, _MAX_BYTES_OF_THREADS // max(1, frame_bytes))
         is_large = most_threads < _MOST_AUTOMATIC_THREADS
         context.thread_count = min(num_threads or most_threads, most_threads) if is_large else num_threads

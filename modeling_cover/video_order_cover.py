@@ -42,6 +42,9 @@ _LAYER = re.compile(b"\0\0\1[\x20-\x2f]")  # the start code of a video object la
 # Kinds of pictures, as two bits of their headers have them (1 are P pictures, 3 sprites); and "not coded": the one before goes on.
 _I, _B, _N = 0, 2, 4
 
+# Types of a layer that FFmpeg takes to be without B pictures where it is not told.
+_SIMPLE = (1, 17)
+
 # No picture that is not coded has more bytes. (FFmpeg takes 19 for the most, `MAX_NVOP_SIZE`.)
 _MAX_NOT_CODED = 32
 
@@ -102,7 +105,7 @@ def order_reader(stream: VideoStream, is_avi: bool) -> OrderReader | None:
     """A reader where the container does not tell the order, or the pictures tell more."""
     extradata, codec = stream.codec_context.extradata or b"", stream.codec_context.codec.canonical_name
     if codec == "mpeg4":
-        return Mpeg4Order(extradata, bool(stream.codec_context.has_b_frames))
+        return Mpeg4Order(extradata)
     return H264Order(extradata) if codec == "h264" and is_avi else None
 
 
@@ -127,13 +130,12 @@ def packet_of(data: bytes, presented: int | None, decoded: int | None) -> Packet
 
 
 class Mpeg4Order(OrderReader):
-    def __init__(self, extradata: bytes, has_b_frames: bool):
+    def __init__(self, extradata: bytes):
         super().__init__()
-        self._has_b_frames = has_b_frames
         self._kinds = bytearray()
         self._head = extradata  # what stands before pictures, of their sequence
         self._is_packed = _PACKED.search(extradata) is not None
-        self._layer, self._time_bits = b"", 0
+        self._layer, self._time_bits, self._has_b_pictures = b"", 0, False
         self._read_layer(extradata)
         self._waiting: bytes | None = (
             None  # a B picture, packed with another, to be decoded in place of the next packet
@@ -164,11 +166,11 @@ class Mpeg4Order(OrderReader):
         kinds = self._column
         if _B not in self._kinds:
             is_displayed = kinds != _N
-            if len(kinds) and not self._has_b_frames:
+            if len(kinds) and not self._has_b_pictures:
                 is_displayed[-1] = True  # at the end FFmpeg repeats the picture that goes on
             return np.flatnonzero(is_displayed)
         # The decoder tells by the times in pictures which B pictures it can decode, and those of N pictures are among them.
-        self.is_regular &= self._has_b_frames and _N not in self._kinds
+        self.is_regular &= self._has_b_pictures and _N not in self._kinds
         references, b_pictures = np.flatnonzero((kinds != _B) & (kinds != _N)), np.flatnonzero(kinds == _B)
         # Each by the packet at which it is displayed. Of the first B pictures, what they refer to is not there.
         turns = np.append(references[1:], len(kinds))
@@ -204,7 +206,8 @@ class Mpeg4Order(OrderReader):
         end = head.find(_START, found.end())
         layer = head[found.end() : end if end >= 0 else len(head)]
         if layer != self._layer:
-            self._layer, self._time_bits = layer, _vop_time_bits(layer)
+            self._layer = layer
+            self._time_bits, self._has_b_pictures = _told_of_layer(layer)
 
     def _kind_of(self, data: bytes, start: int, stop: int) -> int:
         kind = start + len(_VOP)
@@ -228,23 +231,26 @@ class Mpeg4Order(OrderReader):
             return False
 
 
-def _vop_time_bits(layer: bytes) -> int:
-    """How many bits of a picture's header its time within the second takes, of the head of its layer; 0 if that is cut."""
+def _told_of_layer(layer: bytes) -> tuple[int, bool]:
+    """Of the head of a layer: how many bits of a picture's header its time within the second takes, 0 if the head is cut;
+    and whether there may be B pictures."""
     try:
         bits = _Bits(layer[:_HEADER_BYTES])
-        bits.read(1 + 8)  # random access, type
+        bits.read(1)  # random access
+        has_b_pictures = bits.read(8) not in _SIMPLE
         if bits.read():
             bits.read(4 + 3)  # version, priority
         if bits.read(4) == 15:
             bits.read(8 + 8)  # aspect ratio
         if bits.read():
-            bits.read(2 + 1)  # chroma, low delay
+            bits.read(2)  # chroma
+            has_b_pictures = not bits.read()
             if bits.read():
                 bits.read(79)  # buffer
         bits.read(2 + 1)  # shape
-        return max(1, (bits.read(16) - 1).bit_length())
+        return max(1, (bits.read(16) - 1).bit_length()), has_b_pictures
     except EOFError:
-        return 0
+        return 0, False
 
 
 def _cut(data: bytes, start: int, second: int) -> bytes:

@@ -58,11 +58,51 @@ for path in sys.argv[1:]:
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     try:
-        frames = len(read_video(path, lambda metadata: [0], short_side=32, num_threads=1)[0])
-    except VideoDecodingError:
-        frames = 0
-    print(json.dumps({"frames": frames, "memory": memory("VmHWM") - before}))
+        last = lambda metadata: [metadata.total_num_frames - 1]
+        frames, reason = len(read_video(path, last, short_side=32, num_threads=1)[0]), ""
+    except VideoDecodingError as error:
+        frames, reason = 0, str(error)
+    print(json.dumps({"frames": frames, "reason": reason, "memory": memory("VmHWM") - before}))
 """
+
+
+def measured(*paths: Path | str) -> list[dict]:
+    """Of each file, how many `frames` were decoded, the `reason` if none, and the `memory` in bytes."""
+    command = [sys.executable, "-c", MEASURE, *map(str, paths)]
+    environment = {**os.environ, "AV_LOG_LEVEL": "quiet", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
+def with_references(width: int, height: int, pixel_format: str) -> bytes:
+    """An MP4 file of 18 frames, each of which may refer to the 16 before it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        options = {"preset": "ultrafast", "x264-params": "ref=16:bframes=0:keyint=250:scenecut=0:weightp=0"}
+        stream = container.add_stream("libx264", rate=24, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        for level in range(18):
+            frame = av.VideoFrame(width, height, pixel_format)
+            for plane in frame.planes:
+                plane.update(bytes([level]) * plane.buffer_size)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def write_streams(path: Path, content: bytes, count: int) -> None:
+    """The file of one stream, as so many streams."""
+    with av.open(io.BytesIO(content)) as source, av.open(path, "w") as container:
+        stream = source.streams.video[0]
+        copies = [container.add_stream_from_template(stream) for _ in range(count)]
+        for packet in source.demux(stream):
+            if not packet.size:
+                continue
+            for copy in copies:
+                copied = av.Packet(bytes(packet))
+                copied.pts, copied.dts, copied.time_base = packet.pts, packet.dts, packet.time_base
+                copied.is_keyframe, copied.stream = packet.is_keyframe, copy
+                container.mux(copied)
 
 
 def with_samples(content: bytes, count: int) -> bytes:
@@ -106,13 +146,22 @@ class TestMemory:
         }
         for name, content in files.items():
             (tmp_path / name).write_bytes(content)
-        command = [sys.executable, "-c", MEASURE, *(str(tmp_path / name) for name in files), str(clip)]
-        environment = {**os.environ, "AV_LOG_LEVEL": "quiet", "OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        *hostile, usual = [json.loads(line) for line in finished.stdout.splitlines()]
+        *hostile, usual = measured(*(tmp_path / name for name in files), clip)
         assert usual["frames"] == 1
         too_large = {name: found for name, found in zip(files, hostile, strict=True) if found["memory"] >= 2**29}
         assert not too_large
+
+    def test_nor_do_the_frames_that_decoders_keep_take_more(self, tmp_path):
+        one, many, deep = (tmp_path / name for name in ("one.mp4", "many.ts", "deep.mkv"))
+        one.write_bytes(with_references(4096, 4096, "yuv420p"))
+        # FFmpeg, left to itself, would have a decoder for each stream.
+        write_streams(many, one.read_bytes(), 16)
+        write_streams(deep, with_references(1920, 1080, "yuv444p10le"), 16)
+        *refused, whole = found = measured(one, many, deep)
+        assert max(file["memory"] for file in found) < 2**29, found
+        for file in refused:
+            assert "its decoder has to keep too many frames: 13 of 4096x4096 pixels" in file["reason"]
+        assert whole["frames"] == 1
 
     @pytest.mark.parametrize(
         ("change", "reason"),

@@ -32,6 +32,7 @@ from clips import (
     write_packed,
     write_packets,
 )
+from h264_headers import without_usability
 from modeling_cover import video_decoding_cover, video_opening_cover
 from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
 from modeling_cover.video_index_cover import scan_packets
@@ -43,6 +44,8 @@ X264 = {"qp": "28"}
 X265 = {"codec": "libx265"}
 VP9 = {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": "8"}
 MPEG = {"qmin": "4", "qmax": "9", "g": "12"}
+# The stream does not say how far its frames are out of order.
+UNTOLD = {"g": "30", "bf": "7", "x264-params": "b-pyramid=normal:b-adapt=0", "is_untold": True}
 TIMES = np.random.default_rng(0).integers(5, 90, 60).cumsum().tolist()
 # What can make a frame depend on another one, and its time on a guess.
 LAYOUTS = {
@@ -64,6 +67,12 @@ LAYOUTS = {
     "h264.flv": {"g": "12", "bf": "3"},
     "h264.ts": {"g": "12", "bf": "3"},
     "bare.h264": {"g": "12", "bf": "3", "fps": 25, "container_format": "h264"},
+    "untold_order.mp4": UNTOLD,
+    "untold_order.mkv": UNTOLD,
+    "untold_order.avi": UNTOLD,
+    "untold_order.flv": UNTOLD,
+    "untold_order.ts": UNTOLD,
+    "untold_order.h264": UNTOLD | {"fps": 25, "container_format": "h264"},
     "hevc_open_gops.mp4": X265 | {"x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=4:b-adapt=0"},
     "hevc_closed_gops.mkv": X265 | {"x265-params": "log-level=none:keyint=12:min-keyint=12:open-gop=0"},
     "hevc_layers.mp4": X265 | {"x265-params": "log-level=none:keyint=30:temporal-layers=3"},
@@ -85,12 +94,14 @@ LAYOUTS = {
 
 
 def write_layout(path: Path) -> str:
-    options = LAYOUTS[path.name]
-    if "packed" in options:
-        return write_packed(
-            path, moving_frames(60), **{name: value for name, value in options.items() if name != "packed"}
-        )
-    return write_clip(path, moving_frames(60), **(options if "codec" in options else X264 | options))
+    options = dict(LAYOUTS[path.name])
+    if options.pop("packed", False):
+        return write_packed(path, moving_frames(60), **options)
+    is_untold = options.pop("is_untold", False)
+    write_clip(path, moving_frames(60), **(options if "codec" in options else X264 | options))
+    if is_untold:
+        path.write_bytes(without_usability(path.read_bytes()))
+    return str(path)
 
 
 def every_frame(metadata):

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ..data import check_is_of_file, check_still_there, load_frames
 from ..sources import Source, StreamedSource
+from ..sources.label_lists import NO_LABEL
 from ..sources.media import Media
 from ..sources.streams import StoredRow
 from ..video_processing_cover import CoverVideoProcessor
@@ -177,7 +178,9 @@ def _default_name(task: _Task) -> str:
 
 
 def _classes_of(target: int | np.ndarray) -> tuple[int, ...]:
-    return (target,) if isinstance(target, int) else tuple(np.flatnonzero(target).tolist())
+    if isinstance(target, int):
+        return () if target == NO_LABEL else (target,)
+    return tuple(np.flatnonzero(target).tolist())
 
 
 class _SplitScan:

@@ -25,7 +25,7 @@ from av.stream import Discard
 from av.video.stream import VideoStream
 
 from ..media_files_cover import open_regular
-from ..video_opening_cover import VideoSource, open_video, packets_of, reading
+from ..video_opening_cover import Effort, VideoSource, open_video, packets_of, reading
 
 
 # A header's duration is rounded, and may be that of a sound track which goes on for a little after its last packet.
@@ -119,10 +119,10 @@ def _damage(source: VideoSource) -> str | None:
     """
     num_packets, bad, reason = 0, [], ""
     with open_video(source, num_threads=1, strict=True) as (container, stream):
-        has_begun = False
+        effort, has_begun = Effort(stream), False
         for packet in packets_of(container, stream):
             try:
-                has_begun = bool(stream.codec_context.decode(packet)) or has_begun
+                has_begun = bool(effort.decode(packet)) or has_begun
             except av.error.FFmpegError as error:
                 if has_begun:
                     bad.append(num_packets)

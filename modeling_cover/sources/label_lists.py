@@ -36,6 +36,9 @@ from .spelling import listed_in, normal_name, told_apart
 
 Label = str | int
 
+# In place of a class, of a row whose label cannot be read: nor is its file then.
+NO_LABEL = -1
+
 # Of a column of classes. Taken for one of them, it would shift the indices of all others.
 _HEADERS = ("class", "class_name", "classes", "label", "label_name", "labels", "name", "names")
 
@@ -188,7 +191,7 @@ class LabelColumn:
 
     Attributes:
         values: the different ones.
-        codes: int32, of each label of each row the index into `values`.
+        codes: int32, of each label of each row the index into `values`; of a row whose label cannot be read, `NO_LABEL`.
         starts: (rows + 1,) int64, where each row's labels start in `codes`; None where each row has just one.
         spellings: of a name that was found in several forms, these; see [`normal_name`].
     """
@@ -209,7 +212,7 @@ class LabelColumn:
             forms[name].append(value)
         spellings = {name: found for name, found in forms.items() if len(found) > 1}
         merged = np.array([place[name] for name in names], dtype=np.int32)
-        return cls(different, merged[codes] if len(merged) else codes, starts, spellings)
+        return cls(different, np.append(merged, np.int32(NO_LABEL))[codes], starts, spellings)
 
     def __len__(self) -> int:
         return len(self.codes) if self.starts is None else len(self.starts) - 1
@@ -247,6 +250,13 @@ class LabelColumnBuilder:
         for value in check_label(label, multi_label=self._starts is not None):
             self._codes.append(self._codes_of.setdefault(value, len(self._codes_of)))
         if self._starts is not None:
+            self._starts.append(len(self._codes))
+
+    def append_none(self) -> None:
+        """For a row whose label cannot be read."""
+        if self._starts is None:
+            self._codes.append(NO_LABEL)
+        else:
             self._starts.append(len(self._codes))
 
     def build(self) -> LabelColumn:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..addresses_cover import is_address, public_name, without_secrets
 from ..dataset_recipe import DatasetRecipe
-from .label_lists import LabelSpace, multi_hot, read_labels, some
+from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels, some
 from .manifests import SplitRows, read_class_folders, read_manifest
 from .media import Identified, Media, hash_of
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
@@ -63,7 +63,8 @@ class Source:
         labels: the label space of the head.
         problem_type: of the head.
         media: the encoded file of each row, read when it is asked for.
-        classes: (rows,) indices into `labels`; multi-label: those of all rows, one after another.
+        classes: (rows,) indices into `labels`, `NO_LABEL` of a row whose label, and so whose file, cannot be read;
+            multi-label: those of all rows, one after another.
         class_starts: (rows + 1,) where each row's start in `classes`, multi-label only.
         roots: the folders or files that must exist for the data set to be there.
         spellings: of a class whose name was found in several forms, these.
@@ -102,7 +103,7 @@ class Source:
 
     def class_counts(self) -> np.ndarray:
         """(classes,) int64, the rows of each class."""
-        return np.bincount(self.classes, minlength=len(self.labels))
+        return np.bincount(self.classes[self.classes != NO_LABEL], minlength=len(self.labels))
 
 
 def read_sources(
@@ -241,8 +242,8 @@ def _found_labels(dataset: DatasetRecipe, rows: SplitRows | RowStream) -> list[s
 def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpace, is_listed: bool) -> Source:
     where = f"{split} split ({dataset.splits[split]})"
     column = rows.labels
-    position_of, unknown = np.full(len(column.values), -1, dtype=np.int64), []
-    for code in np.unique(column.codes).tolist():
+    position_of, unknown = np.full(len(column.values) + 1, NO_LABEL, dtype=np.int64), []
+    for code in np.setdiff1d(column.codes, [NO_LABEL]).tolist():
         try:
             position = space.position(column.values[code])
         except ValueError as error:

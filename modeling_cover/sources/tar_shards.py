@@ -145,16 +145,14 @@ class ShardReader:
     Args:
         dataset: which members are media, and under which keys of a .json member label and segment are.
         is_listed: whether there is a list of the classes, which says if a number is a class's name or its index.
-        is_streamed: whether the samples are read while training goes on. Then one with a text that cannot be read, such
-            as broken JSON, has it as its `problem`.
 
     Raises:
         ValueError: from `samples`, if the shard is truncated, compressed or no tar file, or if one of its samples has
-            no label, or more than one video or image. The message names the shard and the sample.
+            no label, or more than one video or image. The message names the shard and the sample. A sample whose text
+            cannot be read, such as broken JSON, is none of these: it has a `problem`, as one whose video is broken.
     """
 
-    def __init__(self, dataset: DatasetRecipe, is_listed: bool, is_streamed: bool = False):
-        self._is_streamed = is_streamed
+    def __init__(self, dataset: DatasetRecipe, is_listed: bool):
         self._is_listed = is_listed
         self._suffixes = SUFFIXES[dataset.modality]
         self._modality = dataset.modality
@@ -197,7 +195,7 @@ class ShardReader:
             problem = None
         except ValueError as error:
             problem = f"{where}: {error}{_hint_of_dots(parts)}"
-            if not self._is_streamed or not isinstance(error, BrokenMemberError):
+            if not isinstance(error, BrokenMemberError):
                 raise ValueError(problem) from error
             label, start, end = None, math.nan, math.nan
         member = parts[media[0]]
@@ -319,6 +317,7 @@ class TarMedia(Sequence):
         shards: paths.
         shard_of, offsets, sizes: of each row, the index of its shard and where its file lies in it, in bytes.
         members: the name of each row's file in its shard.
+        problems: of a row that cannot be read, why.
     """
 
     def __init__(
@@ -329,7 +328,9 @@ class TarMedia(Sequence):
         sizes: np.ndarray,
         members: pa.ChunkedArray,
         segments: Segments | None = None,
+        problems: Mapping[int, str] | None = None,
     ):
+        self._problems = problems or {}
         self._shards = list(shards)
         self._shard_of, self._offsets, self._sizes = shard_of, offsets, sizes
         self._members = members
@@ -345,6 +346,8 @@ class TarMedia(Sequence):
         return [names, self._offsets.tobytes(), self._sizes.tobytes(), *(self._segments or Segments()).identity()]
 
     def __getitem__(self, row: int) -> Media:
+        if row in self._problems:
+            raise VideoDecodingError(self._problems[row])
         shard = self._shards[self._shard_of[row]]
         name = f"{public_name(shard)}/{self._members[row].as_py()}"
         check_content_size(int(self._sizes[row]), name)
@@ -380,7 +383,7 @@ def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     names = listed_names(shards)
     reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
     labels = LabelColumnBuilder(dataset.is_multi_label)
-    counts, members, skipped = array("q"), [], 0
+    counts, members, skipped, problems = array("q"), [], 0, {}
     offsets, sizes, starts, ends = array("q"), array("q"), array("d"), array("d")
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         for samples, without_file in pool.map(reader.samples, shards):
@@ -389,7 +392,11 @@ def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
             members.append(pa.array([sample.member for sample in samples], type=pa.large_string()))
             for sample in samples:
                 try:
-                    labels.append(sample.label)
+                    if sample.problem is None:
+                        labels.append(sample.label)
+                    else:
+                        problems[len(offsets)] = sample.problem
+                        labels.append_none()
                 except ValueError as error:
                     raise ValueError(f"{public_name(sample.shard)}/{sample.member}: {error}") from error
                 offsets.append(sample.offset)
@@ -407,6 +414,7 @@ def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
         np.array(sizes, dtype=np.int64),
         pa.chunked_array(members).combine_chunks(),
         None if dataset.column("start") is None and dataset.column("end") is None else Segments(starts, ends),
+        problems,
     )
     return SplitRows(media=media, labels=labels.build(), names=names, roots=tuple(map(public_name, shards)))
 
@@ -426,7 +434,7 @@ def stream_shards(dataset: DatasetRecipe, place: str) -> RowStream:
     """
     shards = find_shards(place)
     names = listed_names(shards)
-    reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None, is_streamed=True)
+    reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
     rows = datasets.IterableDataset.from_generator(_stream_samples, gen_kwargs={"shards": shards, "reader": reader})
     roots, place = tuple(map(public_name, shards)), public_name(place)
     return RowStream(rows=rows, read=TarRowReader(), place=place, names=names, size=None, roots=roots)
