@@ -165,6 +165,7 @@ class Effort:
         self._work = _work.get() or _Work(_MAX_DECODED_PIXELS)
         self._kind: tuple[int, int, str | None] | None = None  # of the frames
         self._buffers: set[int] | None = None  # where frames were, unless the decoder may keep as many as it likes
+        self._work_a_packet = _LEAST_PIXELS
         self._kept_bytes = 0  # of memory, that a frame takes in the decoder
 
     def decode(self, packet: Packet | None) -> list[VideoFrame]:
@@ -174,15 +175,16 @@ class Effort:
             ValueError: decoding takes too much time or memory.
         """
         check_time()
-        context = self._context
         if packet is not None:
-            self._work.left -= max(context.width * context.height, _LEAST_PIXELS)
+            self._work.left -= self._work_a_packet
             if self._work.left < 0:
                 raise ValueError("it takes too long to decode: cut it, or encode it anew")
+        context = self._context
         pictures = context.decode(packet)
         kind = context.width, context.height, context.pix_fmt
         if kind != self._kind:
             self._kind = kind
+            self._work_a_packet = max(context.width * context.height, _LEAST_PIXELS)
             self._begin_counting(check_frame_size(self._stream))
         if self._buffers is not None:
             self._count(pictures)
