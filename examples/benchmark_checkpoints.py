@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import torch
-from modeling_cover.sources.media import PathMedia, hash_of
+from modeling_cover.data.sources.media import PathMedia, hash_of
 from modeling_cover.training import checkpoints
 from modeling_cover.training.checkpoints import STATE_VERSION, CheckpointWriter, what_is_wrong
 from safetensors.torch import save_file

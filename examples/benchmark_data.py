@@ -38,13 +38,13 @@ import torch
 from datasets import Dataset, interleave_datasets
 from datasets.utils import logging as datasets_logging
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, read_video
-from modeling_cover.data import load_frames
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.mixture import MixtureSchedule, SampleReference
+from modeling_cover.data.samples import load_frames
+from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
-from modeling_cover.mixture import MixtureSchedule, SampleReference
-from modeling_cover.sources import Source, read_sources
-from modeling_cover.sources.media import Media
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
 
 

@@ -44,7 +44,7 @@ import numpy as np
 import PIL.Image
 import torch
 from modeling_cover import CoverVideoProcessor, read_video
-from modeling_cover.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
 from torchvision.transforms.v2 import functional as tvF
 from tqdm import tqdm
 from transformers.video_utils import load_video

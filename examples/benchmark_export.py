@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from benchmark import forward, median_times, report
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.exporting import onnx_runner, save_program
+from modeling_cover.hub.exporting import onnx_runner, save_program
 
 
 NUM_LABELS = 400

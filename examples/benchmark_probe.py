@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, collate_clips, load_recipe
+from modeling_cover.data.sources import read_sources
 from modeling_cover.evaluation.probes import choose_l2, fit_linear
 from modeling_cover.evaluation.running import extract_features
 from modeling_cover.evaluation.views import ViewsDataset
-from modeling_cover.sources import read_sources
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from tqdm import tqdm

@@ -37,11 +37,11 @@ import torch
 import torch.distributed as dist
 from benchmark_data import draw_frames, encode, entry, texture
 from modeling_cover import CoTrainingDataset, CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.mixture import MixtureSchedule, SampleReference, dealt_out
+from modeling_cover.data.sources import read_sources
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings
-from modeling_cover.mixture import MixtureSchedule, SampleReference, dealt_out
-from modeling_cover.sources import read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.training.checkpoints import CheckpointWriter
 from modeling_cover.training.training_state import WholeState
 from torch.distributed.fsdp import fully_shard

@@ -31,9 +31,9 @@ import torch
 from cotrain import QUICKSTART, QUICKSTART_DATA
 from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
-from modeling_cover.dataset_recipe import DatasetRecipe
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 LOGGING_STEPS = 25

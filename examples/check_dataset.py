@@ -24,12 +24,12 @@ import argparse
 import sys
 
 from modeling_cover import load_recipe
-from modeling_cover.checks import check_whole_number
-from modeling_cover.cotraining import build_processor, read_recipe_sources, training_refusals
 from modeling_cover.dataset_tools.check_report import Report, new_file
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.row_pool import usable_cores
+from modeling_cover.recipe.checks import check_whole_number
 from modeling_cover.text import make_printable
+from modeling_cover.training.from_recipe import build_processor, read_recipe_sources, training_refusals
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
-from modeling_cover.publishing import PublishingError
+from modeling_cover.hub.publishing import PublishingError
 from modeling_cover.text import make_printable, table
 from transformers import HfArgumentParser, set_seed
 

@@ -35,13 +35,13 @@ from typing import Any
 import modeling_cover as modeling_cover
 import numpy as np
 import torch
-from modeling_cover.configuration_cover import PIPELINE_TASK
-from modeling_cover.image_reading_cover import read_image
-from modeling_cover.pictures import enlarged, overlay, shown_frames
-from modeling_cover.rollout import attention_rollout
+from modeling_cover.evaluation.heat_maps import enlarged, overlay, shown_frames
+from modeling_cover.evaluation.rollout import attention_rollout
+from modeling_cover.model.configuration_cover import PIPELINE_TASK
+from modeling_cover.model.image_reading_cover import read_image
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, outline_of
+from modeling_cover.model.video_opening_cover import VideoSource, name_of, open_video, reading, time_limit
 from modeling_cover.text import printable
-from modeling_cover.video_decoding_cover import VideoDecodingError, outline_of
-from modeling_cover.video_opening_cover import VideoSource, name_of, open_video, reading, time_limit
 from PIL import Image
 from transformers import pipeline
 

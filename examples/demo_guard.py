@@ -34,7 +34,7 @@ from typing import Any
 import gradio
 from demo_uploads import TooMuchError, Uploads
 from fastapi import FastAPI
-from modeling_cover.video_opening_cover import MACHINE_ERRORS
+from modeling_cover.model.video_opening_cover import MACHINE_ERRORS
 from starlette.concurrency import iterate_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request

@@ -33,17 +33,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
-from modeling_cover.data import EVALUATED
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.evaluation.pictures import draw_confusion_matrix, draw_scores_of_classes
+from modeling_cover.data.quarantine import Quarantine
+from modeling_cover.data.samples import EVALUATED
+from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.scores import evaluate_scores
 from modeling_cover.evaluation.views import Views, ViewsDataset, resized_processor
 from modeling_cover.files import write_json
 from modeling_cover.fonts import told_if_not_drawn
-from modeling_cover.quarantine import Quarantine
-from modeling_cover.recipe import Recipe
-from modeling_cover.sources import Source, read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.recipe.recipe import Recipe
 from modeling_cover.text import make_printable, table
 from modeling_cover.training.launching import check_processes
 

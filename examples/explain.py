@@ -27,9 +27,9 @@ from pathlib import Path
 
 import modeling_cover as modeling_cover
 import torch
-from modeling_cover.pictures import explanation_sheet, overlay, save_gif, shown_frames
-from modeling_cover.pipeline_cover import head_scores
-from modeling_cover.rollout import attention_rollout
+from modeling_cover.evaluation.heat_maps import explanation_sheet, overlay, save_gif, shown_frames
+from modeling_cover.evaluation.rollout import attention_rollout
+from modeling_cover.model.pipeline_cover import head_scores
 from modeling_cover.text import make_printable
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 

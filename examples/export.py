@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.exporting import file_size, save_program
+from modeling_cover.hub.exporting import file_size, save_program
 from modeling_cover.text import make_printable
 
 

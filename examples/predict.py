@@ -27,8 +27,8 @@ import sys
 
 import torch
 from modeling_cover import VideoDecodingError
-from modeling_cover.configuration_cover import PIPELINE_TASK
 from modeling_cover.files import finite
+from modeling_cover.model.configuration_cover import PIPELINE_TASK
 from modeling_cover.text import make_printable, padded, printable
 from transformers import pipeline
 

@@ -30,13 +30,13 @@ from typing import Any
 
 import yaml
 from modeling_cover import Recipe, load_recipe
-from modeling_cover.checks import check_number
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.quarantine import TooManyBadFilesError
 from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_dataset
 from modeling_cover.dataset_tools.preparation_report import report_text
 from modeling_cover.dataset_tools.prepared_rows import CODECS, PreparationSettings
 from modeling_cover.dataset_tools.row_pool import usable_cores
-from modeling_cover.quarantine import TooManyBadFilesError
+from modeling_cover.recipe.checks import check_number
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.text import make_printable
 
 

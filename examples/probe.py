@@ -30,14 +30,14 @@ import torch
 from accelerate import Accelerator
 from evaluate import chosen_datasets, load_checkpoint, plain_message, table_of_figures
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
+from modeling_cover.data.quarantine import Quarantine
+from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable
 from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neighbour_scores
 from modeling_cover.evaluation.running import RowOutputs, extract_features
 from modeling_cover.evaluation.scores import evaluate_scores
 from modeling_cover.evaluation.views import Views, ViewsDataset
 from modeling_cover.files import write_json
-from modeling_cover.quarantine import Quarantine
-from modeling_cover.sources import Source, read_sources
 from modeling_cover.text import make_printable
 
 

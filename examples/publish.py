@@ -30,7 +30,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from modeling_cover.publishing import (
+from modeling_cover.hub.publishing import (
     LAST_CHECKPOINT,
     HubRepository,
     files_to_publish,

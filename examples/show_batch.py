@@ -32,13 +32,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from modeling_cover import CoTrainingDataset, CoverTrainingArguments, Recipe, VideoDecodingError, load_recipe
-from modeling_cover.cotraining import build_processor, build_schedule, read_recipe_sources
-from modeling_cover.data import row_name
+from modeling_cover.data.mixture import MixtureSampler, SampleReference
+from modeling_cover.data.quarantine import Quarantine
+from modeling_cover.data.samples import row_name
+from modeling_cover.data.sources import Source, StreamedSource
 from modeling_cover.fonts import draw_text, find_fonts, text_width
-from modeling_cover.mixture import MixtureSampler, SampleReference
-from modeling_cover.quarantine import Quarantine
-from modeling_cover.sources import Source, StreamedSource
 from modeling_cover.text import make_printable, printable
+from modeling_cover.training.from_recipe import build_processor, build_schedule, read_recipe_sources
 from PIL import Image, ImageDraw
 
 

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_cover import PIPELINE_TASK, CoverConfig
-from .modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
-from .pipeline_cover import CoverVideoClassificationPipeline
-from .video_decoding_cover import VideoDecodingError, read_video
-from .video_processing_cover import CoverVideoProcessor
+from .model.configuration_cover import PIPELINE_TASK, CoverConfig
+from .model.modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
+from .model.pipeline_cover import CoverVideoClassificationPipeline
+from .model.video_decoding_cover import VideoDecodingError, read_video
+from .model.video_processing_cover import CoverVideoProcessor
 
 
 if TYPE_CHECKING:
-    from .cotraining import CoTraining, prepare_cotraining
-    from .data import CoTrainingDataset, EvaluationDataset, collate_clips
-    from .recipe import Recipe, load_recipe
+    from .data.samples import CoTrainingDataset, EvaluationDataset, collate_clips
+    from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
+    from .training.from_recipe import CoTraining, prepare_cotraining
     from .training.trainer import CoverTrainer
 
 
@@ -75,15 +75,15 @@ __all__ = [
 
 # What trains is imported when it is first asked for: who only runs a model needs no `datasets`, pandas or matplotlib.
 _MODULES = {
-    "CoTraining": "cotraining",
-    "CoTrainingDataset": "data",
+    "CoTraining": "training.from_recipe",
+    "CoTrainingDataset": "data.samples",
     "CoverTrainer": "training.trainer",
     "CoverTrainingArguments": "training.arguments",
-    "EvaluationDataset": "data",
-    "Recipe": "recipe",
-    "collate_clips": "data",
-    "load_recipe": "recipe",
-    "prepare_cotraining": "cotraining",
+    "EvaluationDataset": "data.samples",
+    "Recipe": "recipe.recipe",
+    "collate_clips": "data.samples",
+    "load_recipe": "recipe.recipe",
+    "prepare_cotraining": "training.from_recipe",
 }
 
 

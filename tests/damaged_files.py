@@ -43,8 +43,8 @@ import numpy as np
 from clips import indexed_frames, write_audio, write_clip, write_packed
 from media_mutations import FORMATS, mutated
 from modeling_cover import VideoDecodingError, read_video
-from modeling_cover.frame_sampling_cover import uniform_frame_indices
-from modeling_cover.image_reading_cover import read_image, read_image_tensor
+from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.model.image_reading_cover import read_image, read_image_tensor
 from PIL import Image
 from tqdm import tqdm
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from modeling_cover import modeling_cover
+from modeling_cover.model import modeling_cover
 from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE
 
 

@@ -20,7 +20,7 @@ import modeling_cover  # noqa: F401  (before torchvision)
 import numpy as np
 import pytest
 import torch
-from modeling_cover.augmentation import (
+from modeling_cover.data.augmentation import (
     Augmentation,
     ColorJitter,
     Mix,
@@ -35,7 +35,7 @@ from modeling_cover.augmentation import (
     random_crop,
     soft_targets,
 )
-from modeling_cover.rand_augment import MAX_MAGNITUDE, OPERATIONS, RandAugment
+from modeling_cover.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, RandAugment
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 

@@ -28,12 +28,12 @@ import torch
 import yaml
 from clips import write_clip
 from modeling_cover import CoverVideoProcessor, load_recipe, prepare_cotraining, read_video
+from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.check_report import Finding, Report, new_file
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.duplicates import TOLERANCE, equal_groups, fingerprint, near_groups
 from modeling_cover.dataset_tools.file_inspection import inspect_file
-from modeling_cover.sources import Source, read_sources
-from modeling_cover.sources.media import Media
 from PIL import Image
 
 

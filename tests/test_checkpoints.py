@@ -24,7 +24,7 @@ import pytest
 import torch
 from killed_runs import build_recipe
 from modeling_cover import CoverForVideoClassification
-from modeling_cover.publishing import files_to_publish
+from modeling_cover.hub.publishing import files_to_publish
 from modeling_cover.training.checkpoints import (
     CheckpointError,
     CheckpointWriter,

@@ -20,10 +20,10 @@ import PIL.Image
 import pytest
 from clips import indexed_frames, write_clip
 from modeling_cover import VideoDecodingError, read_video
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.image_reading_cover import read_image
-from modeling_cover.sources import Source, read_sources
-from modeling_cover.sources.media import VIDEO_SUFFIXES
+from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.data.sources.media import VIDEO_SUFFIXES
+from modeling_cover.model.image_reading_cover import read_image
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 def read(folder: Path, modality: str = "video") -> Source:

@@ -38,8 +38,8 @@ from modeling_cover import (
     collate_clips,
     prepare_cotraining,
 )
-from modeling_cover.mixture import SampleReference
-from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
+from modeling_cover.data.mixture import SampleReference
+from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe, Recipe
 from transformers import TimesformerVideoProcessor, ViTImageProcessor
 
 

@@ -15,7 +15,7 @@
 import dataclasses
 
 import pytest
-from modeling_cover.dataset_recipe import FORMATS, DatasetRecipe
+from modeling_cover.recipe.dataset_recipe import FORMATS, DatasetRecipe
 
 
 SPLITS = {"train": "train", "validation": "val"}

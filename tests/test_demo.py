@@ -43,7 +43,7 @@ from gradio_client import Client, handle_file
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from huggingface_hub.utils import httpx
-from modeling_cover.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
 from packaging.requirements import Requirement
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright

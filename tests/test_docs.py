@@ -30,7 +30,7 @@ from clips import indexed_frames, write_clip
 from fashion_mnist import write_fashion_mnist
 from hub_server import HubServer
 from modeling_cover import load_recipe
-from modeling_cover.sources import read_sources
+from modeling_cover.data.sources import read_sources
 from packageless import run_without_package
 from PIL import Image
 from remote_servers import s3_server

@@ -34,9 +34,9 @@ from modeling_cover import (
     EvaluationDataset,
     load_recipe,
 )
+from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.views import Views, ViewsDataset, resized_processor
-from modeling_cover.sources import Source, read_sources
 from PIL import Image
 from transformers import pipeline
 

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 import pytest
-from modeling_cover.data import UNREADABLE
+from modeling_cover.data.samples import UNREADABLE
 from modeling_cover.evaluation.metrics import average_precision, mean_average_precision
 from modeling_cover.evaluation.scores import bootstrap_intervals, calibration_error, evaluate_scores
 

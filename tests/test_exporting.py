@@ -19,14 +19,14 @@ import sys
 import zipfile
 from pathlib import Path
 
-import modeling_cover.exporting as exporting
+import modeling_cover.hub.exporting as exporting
 import onnx
 import onnxruntime
 import pytest
 import torch
 from checkpoints import perturb, save_timesformer
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.exporting import (
+from modeling_cover.hub.exporting import (
     METADATA_NAME,
     export_onnx,
     export_program,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from modeling_cover.sources.file_cache import CacheError, FileCache
+from modeling_cover.data.sources.file_cache import CacheError, FileCache
 
 
 def writes(content: bytes) -> Callable[[BinaryIO], None]:

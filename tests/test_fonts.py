@@ -26,7 +26,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from modeling_cover.dataset_tools.preparation_report import draw_class_histogram
-from modeling_cover.evaluation.pictures import draw_confusion_matrix, draw_scores_of_classes
+from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.fonts import draw_text, find_fonts, text_width, told_if_not_drawn
 from modeling_cover.training.progress import draw_training_curves
 from PIL import Image, ImageDraw, ImageFont
@@ -38,7 +38,7 @@ NOWHERE = "\U00109abc\U00109abd"  # characters for private use, which no font of
 WITH_A_FONT = f"""
 import sys, numpy as np
 from PIL import Image, ImageDraw
-from modeling_cover.evaluation.pictures import draw_confusion_matrix
+from modeling_cover.evaluation.plots import draw_confusion_matrix
 from modeling_cover.fonts import draw_text, find_fonts, text_width
 
 name = "run {NOWHERE} run"

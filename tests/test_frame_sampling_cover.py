@@ -17,7 +17,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from modeling_cover.frame_sampling_cover import (
+from modeling_cover.model.frame_sampling_cover import (
     dense_frame_indices,
     random_clip_start,
     segment_frame_indices,

@@ -22,7 +22,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from modeling_cover import CoverVideoProcessor, VideoDecodingError
-from modeling_cover.image_reading_cover import image_to_tensor, read_image
+from modeling_cover.model.image_reading_cover import image_to_tensor, read_image
 
 
 RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))

@@ -28,8 +28,8 @@ import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
 from modeling_cover import CoverVideoProcessor, VideoDecodingError, read_video
-from modeling_cover.image_pixels_cover import image_kind
-from modeling_cover.image_reading_cover import image_to_tensor, read_image
+from modeling_cover.model.image_pixels_cover import image_kind
+from modeling_cover.model.image_reading_cover import image_to_tensor, read_image
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

@@ -16,7 +16,7 @@ import json
 
 import numpy as np
 import pytest
-from modeling_cover.sources.label_lists import LabelColumnBuilder, LabelSpace, read_labels
+from modeling_cover.data.sources.label_lists import LabelColumnBuilder, LabelSpace, read_labels
 
 
 @pytest.fixture

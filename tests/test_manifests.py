@@ -20,8 +20,8 @@ import time
 
 import numpy as np
 import pytest
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources
+from modeling_cover.data.sources import read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 def manifest(**options) -> DatasetRecipe:

@@ -29,18 +29,19 @@ import av
 import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
-from modeling_cover import CoTrainingDataset, CoverVideoProcessor, data, video_memory_cover
+from modeling_cover import CoTrainingDataset, CoverVideoProcessor
+from modeling_cover.data.mixture import SampleReference
+from modeling_cover.data.quarantine import Quarantine
+from modeling_cover.data.sources import Source
+from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.file_inspection import inspect_file
-from modeling_cover.image_reading_cover import read_image, read_image_tensor
-from modeling_cover.media_files_cover import open_regular
-from modeling_cover.mixture import SampleReference
-from modeling_cover.quarantine import Quarantine
-from modeling_cover.sources import Source
-from modeling_cover.sources.media import Media
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_memory_cover import MAX_ALLOCATION, check_mp4, limited_allocations
-from modeling_cover.video_opening_cover import reading, work_limit
-from modeling_cover.video_windows_cover import read_windows, window_times
+from modeling_cover.model import video_memory_cover
+from modeling_cover.model.image_reading_cover import read_image, read_image_tensor
+from modeling_cover.model.media_files_cover import open_regular
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_memory_cover import MAX_ALLOCATION, check_mp4, limited_allocations
+from modeling_cover.model.video_opening_cover import reading, work_limit
+from modeling_cover.model.video_windows_cover import read_windows, window_times
 from mp4_boxes import SAMPLE_TABLE, box, numbers, path_to, replaced
 from PIL import Image
 
@@ -49,7 +50,7 @@ from PIL import Image
 MEASURE = """
 import json, re, sys
 from pathlib import Path
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
 
 def memory(field):
     return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -281,7 +282,7 @@ class TestWork:
         processor = CoverVideoProcessor(
             num_frames=2, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
-        monkeypatch.setattr(data, "_MAX_SAMPLE_PIXELS", 30 * 64 * 48)
+        monkeypatch.setattr(samples, "_MAX_SAMPLE_PIXELS", 30 * 64 * 48)
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1.0)
         dataset = CoTrainingDataset([source], ["motions"], processor, seed=0, quarantine=quarantine)
         assert dataset[SampleReference("motions", 0, 0, 0)]["labels"] == 1
@@ -319,7 +320,7 @@ class TestErrors:
         media = Media(str(path), path.name)
         processor = CoverVideoProcessor()
         with pytest.raises(VideoDecodingError, match=r"floats\.tiff .*0 to 255, got 1000"):
-            data.load_frames(media, "image", processor, processor.sample_frames, 32)
+            samples.load_frames(media, "image", processor, processor.sample_frames, 32)
 
     @pytest.mark.parametrize(
         "kind", [AssertionError, IndexError, OverflowError, RecursionError, MemoryError, EOFError]
@@ -377,7 +378,7 @@ class TestWhatIsOpened:
         for modality in ("video", "image"):
             media = Media(str(special), "x.mp4")
             with pytest.raises(VideoDecodingError, match="it is no regular file"):
-                data.load_frames(media, modality, processor, processor.sample_frames, 32)
+                samples.load_frames(media, modality, processor, processor.sample_frames, 32)
 
     def test_a_file_and_a_link_to_one_are(self, clip, tmp_path):
         (tmp_path / "link.mp4").symlink_to(clip)

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
-from modeling_cover.mixture import MixtureRecipe, MixtureSampler, MixtureSchedule, SampleReference, permuted
+from modeling_cover.data.mixture import MixtureRecipe, MixtureSampler, MixtureSchedule, SampleReference, permuted
 
 
 SIZES = {"ssv2": 90, "k400": 60, "imagenet": 850}

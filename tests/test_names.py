@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import yaml
 from clips import write_clip
-from modeling_cover.model_card import escape_markdown
+from modeling_cover.hub.model_card import escape_markdown
 from modeling_cover.text import printable
 from PIL import Image
 

@@ -22,8 +22,8 @@ import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverVideoProcessor
-from modeling_cover.evaluation.pictures import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
-from modeling_cover.pictures import overlay, shown_frames
+from modeling_cover.evaluation.heat_maps import overlay, shown_frames
+from modeling_cover.evaluation.plots import confusion_matrix, draw_confusion_matrix, draw_scores_of_classes
 from PIL import Image
 
 

@@ -31,13 +31,13 @@ import torch
 import yaml
 from clips import frame_numbers, indexed_frames, write_clip
 from modeling_cover import CoverVideoProcessor, read_video
-from modeling_cover.data import load_frames
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.quarantine import TooManyBadFilesError
+from modeling_cover.data.samples import load_frames
+from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_dataset, write_shard
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, PreparedRow, encode_video, prepare_row
-from modeling_cover.frame_sampling_cover import uniform_frame_indices
-from modeling_cover.quarantine import TooManyBadFilesError
-from modeling_cover.sources import Source, read_sources
+from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
 
 

@@ -26,13 +26,13 @@ import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
-from modeling_cover.data import UNREADABLE
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.samples import UNREADABLE
+from modeling_cover.data.sources import read_sources
 from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable
 from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neighbour_scores
 from modeling_cover.evaluation.running import RowOutputs, extract_features
 from modeling_cover.evaluation.views import Views, ViewsDataset
-from modeling_cover.sources import read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from safetensors.numpy import load_file
 
 

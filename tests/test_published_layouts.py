@@ -16,8 +16,8 @@ import json
 import re
 
 import pytest
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources
+from modeling_cover.data.sources import read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 @pytest.fixture

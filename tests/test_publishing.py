@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import huggingface_hub
-import modeling_cover.publishing as publishing
+import modeling_cover.hub.publishing as publishing
 import modeling_cover.training.checkpoints as checkpoints_module
 import pytest
 import torch
@@ -34,7 +34,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 from killed_runs import build_trainer, train, write_data
 from modeling_cover import CoverConfig, CoverForVideoClassification
-from modeling_cover.publishing import (
+from modeling_cover.hub.publishing import (
     LAST_CHECKPOINT,
     HubRepository,
     PublishingError,

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from modeling_cover import Recipe, load_recipe, recipe
-from modeling_cover.augmentation import Augmentation, ColorJitter
-from modeling_cover.mixture import MixtureRecipe
-from modeling_cover.quarantine import BadFilesRecipe
-from modeling_cover.recipe import ClipRecipe, DatasetRecipe
+from modeling_cover import Recipe, load_recipe
+from modeling_cover.data.augmentation import Augmentation, ColorJitter
+from modeling_cover.data.mixture import MixtureRecipe
+from modeling_cover.data.quarantine import BadFilesRecipe
+from modeling_cover.recipe import recipe
+from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe
 
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "recipes").glob("*.yaml"))

@@ -24,8 +24,8 @@ import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.recipe import ClipRecipe, Recipe
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.recipe.recipe import ClipRecipe, Recipe
 from modeling_cover.training.parameter_groups import is_new
 from PIL import Image
 from transformers import ViTConfig, ViTModel

@@ -26,14 +26,14 @@ import torch
 from clips import frame_numbers, indexed_frames, write_clip
 from hub_server import HubServer
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
-from modeling_cover.addresses_cover import is_address, joined_file, parent, public_name, without_secrets
-from modeling_cover.data import load_frames
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.mixture import MixtureSampler, MixtureSchedule, SampleReference
-from modeling_cover.quarantine import Quarantine, TooManyBadFilesError
-from modeling_cover.sources import read_sources, remote
-from modeling_cover.sources.media import Media
-from modeling_cover.sources.remote import RemoteError, RemoteFile, local_copy
+from modeling_cover.data.mixture import MixtureSampler, MixtureSchedule, SampleReference
+from modeling_cover.data.quarantine import Quarantine, TooManyBadFilesError
+from modeling_cover.data.samples import load_frames
+from modeling_cover.data.sources import read_sources, remote
+from modeling_cover.data.sources.media import Media
+from modeling_cover.data.sources.remote import RemoteError, RemoteFile, local_copy
+from modeling_cover.model.addresses_cover import is_address, joined_file, parent, public_name, without_secrets
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
 from remote_servers import FileServer, closed_port
 from torch.utils.data import DataLoader
@@ -57,7 +57,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr("modeling_cover.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", (0.0,) * 4)
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ class TestAddresses:
         program = (
             "import sys\n"
             f"sys.modules[{package!r}] = None\n"
-            "from modeling_cover.dataset_recipe import DatasetRecipe\n"
-            "from modeling_cover.sources import read_sources\n"
+            "from modeling_cover.recipe.dataset_recipe import DatasetRecipe\n"
+            "from modeling_cover.data.sources import read_sources\n"
             f"recipe = DatasetRecipe(name='far', format='manifest', modality='video', splits={{'train': {address!r}}})\n"
             "try:\n"
             "    read_sources(recipe)\n"
@@ -169,7 +169,7 @@ class TestFetching:
         server.retry_after = "7"
         server.faults["/a.mp4"].append(429)
         waits = []
-        monkeypatch.setattr("modeling_cover.addresses_cover.time.sleep", waits.append)
+        monkeypatch.setattr("modeling_cover.model.addresses_cover.time.sleep", waits.append)
         assert content_of(f"{server.url}/a.mp4") == b"A"
         assert waits == [7.0]
 
@@ -233,7 +233,7 @@ class TestFetching:
         program = (
             "from pathlib import Path\n"
             "from huggingface_hub import HfApi\n"
-            "from modeling_cover.sources import remote\n"
+            "from modeling_cover.data.sources import remote\n"
             "name, address = 'org/clips', 'hf://datasets/org/clips/a/x.tar'\n"
             "HfApi().create_repo(name, repo_type='dataset')\n"
             "HfApi().upload_file(\n"

@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Video
 from modeling_cover import load_recipe
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.sources import Source, StreamedSource, read_sources, remote
+from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.preparation import PreparationSettings, prepare_dataset
-from modeling_cover.sources import Source, StreamedSource, read_sources, remote
-from modeling_cover.sources.media import Media
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
 from remote_servers import FileServer, closed_port, s3_server
 
@@ -60,7 +60,7 @@ def port() -> Iterator[int]:
 def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("MODELING_COVER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr("modeling_cover.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", (0.0,) * 4)
     datasets.disable_progress_bars()
 
 
@@ -241,7 +241,7 @@ def _collect_and_read(address: str) -> None:
 
 
 def test_a_forked_worker_does_not_cut_the_connections_of_the_main_process(place, monkeypatch):
-    monkeypatch.setattr("modeling_cover.addresses_cover.RETRY_WAITS", ())
+    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", ())
     monkeypatch.setattr(remote, "_READ_SECONDS", 5.0)
     address = f"{place}/labels.txt"
     for _ in range(2):

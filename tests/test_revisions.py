@@ -27,9 +27,9 @@ import yaml
 from checkpoints import save_vit
 from hub_server import HubServer
 from modeling_cover import CoverForVideoClassification
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.recipe import load_recipe
-from modeling_cover.sources import read_sources
+from modeling_cover.data.sources import read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.recipe.recipe import load_recipe
 from PIL import Image
 
 

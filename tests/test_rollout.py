@@ -17,7 +17,7 @@ import pytest
 import torch
 from checkpoints import SIZES, perturb, save_vit
 from modeling_cover import CoverConfig, CoverForVideoClassification
-from modeling_cover.rollout import attention_rollout
+from modeling_cover.evaluation.rollout import attention_rollout
 from transformers import ViTForImageClassification
 
 

@@ -15,8 +15,8 @@
 
 import datasets
 import pytest
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources
+from modeling_cover.data.sources import read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from test_tar_shards import write_shard
 
 

@@ -21,11 +21,11 @@ import pytest
 import torch
 from killed_runs import build_recipe
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from modeling_cover.model_card import build_model_card
-from modeling_cover.recipe import Recipe
+from modeling_cover.hub.model_card import build_model_card
+from modeling_cover.hub.run_record import read_summary
+from modeling_cover.recipe.recipe import Recipe
 from modeling_cover.training.checkpoints import STATE_VERSION, CheckpointError
 from modeling_cover.training.run_settings import differing_parts, joined_parts
-from modeling_cover.training.summary import read_summary
 from short_runs import seal
 from transformers import TrainerCallback
 

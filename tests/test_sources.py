@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources
-from modeling_cover.sources.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from modeling_cover.data.sources import read_sources
+from modeling_cover.data.sources.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 def class_folders(**options) -> DatasetRecipe:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import datasets
 import pytest
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import Source, read_sources
-from modeling_cover.sources.label_lists import LabelSpace, read_labels
-from modeling_cover.sources.spelling import listed_in, normal_name, plain_spelling, told_apart
+from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.data.sources.label_lists import LabelSpace, read_labels
+from modeling_cover.data.sources.spelling import listed_in, normal_name, plain_spelling, told_apart
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
 from modeling_cover import VideoDecodingError
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import Example, Source, Stream, StreamedSource, read_sources, streams
+from modeling_cover.data.sources import Example, Source, Stream, StreamedSource, read_sources, streams
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 ROWS = 50  # in shards of 13, 13, 13 and 11; row i is the bytes of "i", of class i % 3
@@ -218,8 +218,8 @@ class TestStates:
         (tmp_path / "state.json").write_text(json.dumps(stream.state_dict(75)))
         program = (
             "import json, sys, datasets; from pathlib import Path\n"
-            "from modeling_cover.dataset_recipe import DatasetRecipe\n"
-            "from modeling_cover.sources import read_sources\n"
+            "from modeling_cover.recipe.dataset_recipe import DatasetRecipe\n"
+            "from modeling_cover.data.sources import read_sources\n"
             "datasets.config.HF_DATASETS_CACHE = sys.argv[3]\n"
             "recipe = DatasetRecipe(name='mine', format='parquet', modality='video', streaming=True,\n"
             "                       shuffle_buffer=7, splits={'train': sys.argv[1]})\n"

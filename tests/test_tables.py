@@ -23,9 +23,9 @@ import pandas
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
 from modeling_cover import VideoDecodingError
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources
-from modeling_cover.sources.tables import to_media
+from modeling_cover.data.sources import read_sources
+from modeling_cover.data.sources.tables import to_media
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -117,7 +117,7 @@ class TestParquet:
             assert rows(source) == [(f"{tmp_path}/videos/b.mp4", "push"), (f"{tmp_path}/videos/a.mp4", "pull")]
 
     def test_a_cell_of_too_many_bytes_is_a_bad_row(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("modeling_cover.sources.media._MAX_CONTENT", 1000)
+        monkeypatch.setattr("modeling_cover.data.sources.media._MAX_CONTENT", 1000)
         pandas.DataFrame({"video": [bytes(2000), b"1"], "label": ["a", "b"]}).to_parquet(tmp_path / "x.parquet")
         media = read_sources(parquet(tmp_path / "x.parquet"))["train"].media
         with pytest.raises(VideoDecodingError, match=r"x\.parquet, row 0 has \d+ bytes, more than 1000"):

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 from modeling_cover import VideoDecodingError
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.sources import read_sources, tar_shards
-from modeling_cover.sources.tar_shards import expand_braces
+from modeling_cover.data.sources import read_sources, tar_shards
+from modeling_cover.data.sources.tar_shards import expand_braces
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from open_files import files_left
 
 

@@ -33,8 +33,8 @@ from modeling_cover import (
     collate_clips,
     prepare_cotraining,
 )
-from modeling_cover.mixture import MixtureSampler
-from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
+from modeling_cover.data.mixture import MixtureSampler
+from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe, Recipe
 from PIL import Image
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments

@@ -26,10 +26,8 @@ import pytest
 import torch
 from killed_runs import build_recipe, train, write_data
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from modeling_cover.dataset_recipe import DatasetRecipe
-from modeling_cover.mixture import MixtureRecipe
-from modeling_cover.recipe import Recipe
-from modeling_cover.training.summary import (
+from modeling_cover.data.mixture import MixtureRecipe
+from modeling_cover.hub.run_record import (
     SUMMARY_NAME,
     dataset_origin,
     last_evaluations,
@@ -40,6 +38,8 @@ from modeling_cover.training.summary import (
     training_arguments,
     write_summary,
 )
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.recipe.recipe import Recipe
 from short_runs import seal
 from transformers import HfArgumentParser
 

@@ -21,11 +21,11 @@ import av
 import numpy as np
 import pytest
 from clips import moving_frames, write_clip, write_packed
-from modeling_cover import video_decoding_cover
-from modeling_cover.video_avi_cover import avi_index
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_index_cover import VideoIndex, scan_packets
-from modeling_cover.video_opening_cover import VideoSource, open_video
+from modeling_cover.model import video_decoding_cover
+from modeling_cover.model.video_avi_cover import avi_index
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_index_cover import VideoIndex, scan_packets
+from modeling_cover.model.video_opening_cover import VideoSource, open_video
 
 
 CLIPS = {
@@ -196,6 +196,6 @@ class TestOtherFiles:
         np.testing.assert_array_equal(frames, read_video(content, lambda metadata: [3, 17], num_threads=1)[0])
 
     def test_that_are_large(self, content, monkeypatch):
-        monkeypatch.setattr("modeling_cover.video_avi_cover._MAX_BYTES", len(content) - 1)
+        monkeypatch.setattr("modeling_cover.model.video_avi_cover._MAX_BYTES", len(content) - 1)
         index, _ = both_indices(content)
         assert index is None

@@ -33,8 +33,8 @@ from clips import (
     write_clip,
     write_jpegs,
 )
-from modeling_cover.frame_sampling_cover import uniform_frame_indices
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
 from torchvision.transforms.v2 import functional as tvF
 
 

@@ -19,9 +19,9 @@ import av
 import numpy as np
 import pytest
 from clips import indexed_frames, moving_frames, write_clip
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_index_cover import VideoIndex, packets_between, scan_packets
-from modeling_cover.video_opening_cover import open_video
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_index_cover import VideoIndex, packets_between, scan_packets
+from modeling_cover.model.video_opening_cover import open_video
 
 
 def index_of(path: str) -> VideoIndex:
@@ -137,27 +137,27 @@ class TestTimes:
 
 class TestBounds:
     def test_the_number_of_packets_has_one(self, write, monkeypatch):
-        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_PACKETS", 29)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._MAX_PACKETS", 29)
         with pytest.raises(VideoDecodingError, match=r"clip\.mp4 .*more than 29 packets"):
             read_video(write("clip.mp4"), lambda metadata: [0])
 
     def test_packets_are_kept_up_to_one(self, write, monkeypatch):
         path = write("clip.mp4")
         assert len(index_of(path).packets) == 30
-        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_KEPT_BYTES", 1000)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._MAX_KEPT_BYTES", 1000)
         assert index_of(path).packets is None
 
     def test_packets_are_counted_however_small_they_are(self, write, monkeypatch):
         path = write("clip.mp4")
-        monkeypatch.setattr("modeling_cover.video_index_cover._BYTES_OF_A_PACKET", 2**26 // 20)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._BYTES_OF_A_PACKET", 2**26 // 20)
         assert index_of(path).packets is None
 
     def test_packets_may_not_be_much_larger_than_the_file(self, write, monkeypatch):
         """As they would be if an index names the same bytes again and again."""
         path = write("clip.mp4")
-        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_SMALL_BYTES", 0)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._MAX_SMALL_BYTES", 0)
         assert index_of(path).num_frames == 30
-        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_EXPANSION", 0.5)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._MAX_EXPANSION", 0.5)
         with pytest.raises(VideoDecodingError, match=r"clip\.mp4 .*its packets are more than \d+"):
             read_video(path, lambda metadata: [0])
 
@@ -165,7 +165,7 @@ class TestBounds:
         path = write("clip.mp4", g="10")
         with open_video(path, num_threads=1) as (container, stream):
             kept = scan_packets(container, stream).packets
-        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_KEPT_BYTES", 1000)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._MAX_KEPT_BYTES", 1000)
         with open_video(path, num_threads=1) as (container, stream):
             index = scan_packets(container, stream)
             for first, last in ((0, 5), (20, 29), (10, 10), (0, 29)):

@@ -33,10 +33,10 @@ from clips import (
     write_packets,
 )
 from h264_headers import without_usability
-from modeling_cover import video_decoding_cover, video_opening_cover
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_index_cover import scan_packets
-from modeling_cover.video_opening_cover import open_video
+from modeling_cover.model import video_decoding_cover, video_opening_cover
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_index_cover import scan_packets
+from modeling_cover.model.video_opening_cover import open_video
 from mp4_boxes import joined, with_edits
 
 
@@ -145,7 +145,7 @@ class TestAnyLayout:
             assert metadata.total_num_frames == 43
 
     def test_packets_that_do_not_fit_into_memory_are_read_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("modeling_cover.video_index_cover._MAX_KEPT_BYTES", 1000)
+        monkeypatch.setattr("modeling_cover.model.video_index_cover._MAX_KEPT_BYTES", 1000)
         in_avi = ("mpeg4.avi", "mpeg4_b_frames.avi", "mpeg4_packed.avi", "h264.avi")
         for layout in ("short_gops.mp4", "varying_rate.mkv", "one_keyframe.mp4", "vp9.webm", *in_avi):
             path = write_layout(tmp_path / layout)

@@ -25,8 +25,8 @@ import PIL.Image
 import pytest
 import torch
 from clips import frame_numbers, indexed_frames, write_clip
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_processing_cover import CoverVideoProcessor
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_processing_cover import CoverVideoProcessor
 from torchvision.transforms.v2 import functional as tvF
 from transformers import TimesformerVideoProcessor
 from transformers.video_utils import VideoMetadata
@@ -71,7 +71,7 @@ def image(noise, tmp_path) -> str:
 @pytest.fixture
 def failures(monkeypatch):
     """The status of the answers to come, the last first."""
-    monkeypatch.setattr("modeling_cover.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", (0.0,) * 4)
     yield _FAILURES
     _FAILURES.clear()
 
@@ -546,7 +546,7 @@ class TestErrors:
             processor(f"{server}/text.mp4")
 
     def test_a_download_has_a_limit(self, processor, clip, image, server, monkeypatch):
-        monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_DOWNLOAD_BYTES", 1000)
+        monkeypatch.setattr("modeling_cover.model.image_reading_cover._MAX_DOWNLOAD_BYTES", 1000)
         for name in ("clip.mp4", "image.png"):
             with pytest.raises(VideoDecodingError, match=f"/{name} has more than 1000 bytes"):
                 processor(f"{server}/{name}")
@@ -564,7 +564,7 @@ class TestErrors:
         assert len(failures) == 1
 
     def test_a_download_has_a_time_limit(self, processor, server, monkeypatch):
-        monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_DOWNLOAD_SECONDS", 0)
+        monkeypatch.setattr("modeling_cover.model.image_reading_cover._MAX_DOWNLOAD_SECONDS", 0)
         with pytest.raises(VideoDecodingError, match=r"/clip\.mp4 takes more than 0 s to fetch"):
             processor(f"{server}/clip.mp4")
 
@@ -579,7 +579,7 @@ class TestErrors:
         assert "password" not in text and "c2VjcmV0" not in text
 
     def test_a_download_need_not_fit_into_memory(self, processor, clip, server, monkeypatch):
-        monkeypatch.setattr("modeling_cover.image_reading_cover._MAX_BYTES_IN_MEMORY", 1000)
+        monkeypatch.setattr("modeling_cover.model.image_reading_cover._MAX_BYTES_IN_MEMORY", 1000)
         result = pixels(processor, f"{server}/clip.mp4")
         torch.testing.assert_close(result, pixels(processor, clip), rtol=0, atol=0)
 

@@ -24,10 +24,10 @@ import av
 import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
-from modeling_cover.image_reading_cover import read_image
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_opening_cover import open_video, time_limit
-from modeling_cover.video_windows_cover import read_windows
+from modeling_cover.model.image_reading_cover import read_image
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_opening_cover import open_video, time_limit
+from modeling_cover.model.video_windows_cover import read_windows
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 

@@ -21,9 +21,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from clips import indexed_frames, moving_frames, plain_frames, write_clip
-from modeling_cover.video_decoding_cover import read_video
-from modeling_cover.video_times_cover import Announced, rate_of, time_line
-from modeling_cover.video_windows_cover import read_windows
+from modeling_cover.model.video_decoding_cover import read_video
+from modeling_cover.model.video_times_cover import Announced, rate_of, time_line
+from modeling_cover.model.video_windows_cover import read_windows
 
 
 # A screen recording in which nothing moves for a minute.

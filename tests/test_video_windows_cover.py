@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import frame_numbers, indexed_frames, moving_frames, write_clip
-from modeling_cover import video_windows_cover
-from modeling_cover.frame_sampling_cover import uniform_frame_indices
-from modeling_cover.video_decoding_cover import VideoDecodingError, read_video
-from modeling_cover.video_windows_cover import read_windows, window_times
+from modeling_cover.model import video_windows_cover
+from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
+from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
+from modeling_cover.model.video_windows_cover import read_windows, window_times
 from test_video_decoding_cover import KINDS
 
 

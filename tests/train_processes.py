@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
-from modeling_cover.recipe import ClipRecipe, DatasetRecipe, Recipe
+from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe, Recipe
 from test_trainer import MODEL, logged_and_evaluated, make_trainer, weights
 
 

@@ -34,11 +34,11 @@ from modeling_cover import (
     load_recipe,
     prepare_cotraining,
 )
-from modeling_cover.dataset_recipe import DatasetRecipe
+from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.probes import choose_l2, fit_linear
 from modeling_cover.evaluation.running import extract_features, score_rows
 from modeling_cover.evaluation.views import Views, ViewsDataset
-from modeling_cover.sources import Source, read_sources
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from transformers import set_seed
 
 

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data import check_is_of_file, check_still_there, load_frames
-from ..sources import Source, StreamedSource
-from ..sources.label_lists import NO_LABEL
-from ..sources.media import Media
-from ..sources.streams import StoredRow
-from ..video_processing_cover import CoverVideoProcessor
+from ..data.samples import check_is_of_file, check_still_there, load_frames
+from ..data.sources import Source, StreamedSource
+from ..data.sources.label_lists import NO_LABEL
+from ..data.sources.media import Media
+from ..data.sources.streams import StoredRow
+from ..model.video_processing_cover import CoverVideoProcessor
 from .check_report import Finding, Report, SplitSummary
 from .duplicates import FINGERPRINT_WORDS, equal_groups, fingerprint, near_groups
 from .file_inspection import inspect_file
@@ -58,7 +58,7 @@ def check_datasets(
     """Read every row of every split, and look for what is wrong.
 
     Args:
-        sources: by data set and split, see [`~modeling_cover.sources.read_sources`].
+        sources: by data set and split, see [`~modeling_cover.data.sources.read_sources`].
         processor: says which frames of a video are decoded, and at which size.
         num_workers: processes that decode.
         full: decode every frame of a video, not just those that training would.

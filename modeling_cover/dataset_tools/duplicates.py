@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..frame_sampling_cover import uniform_frame_indices
+from ..model.frame_sampling_cover import uniform_frame_indices
 
 
 FINGERPRINT_WORDS = 4  # of 64 bits

@@ -24,8 +24,8 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.video.stream import VideoStream
 
-from ..media_files_cover import open_regular
-from ..video_opening_cover import Effort, VideoSource, open_video, packets_of, reading
+from ..model.media_files_cover import open_regular
+from ..model.video_opening_cover import Effort, VideoSource, open_video, packets_of, reading
 
 
 # A header's duration is rounded, and may be that of a sound track which goes on for a little after its last packet.

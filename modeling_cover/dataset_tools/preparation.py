@@ -44,13 +44,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..addresses_cover import public_name
-from ..checks import check_whole_number
-from ..dataset_recipe import DatasetRecipe
+from ..data.quarantine import TooManyBadFilesError
+from ..data.sources import Source, read_sources
 from ..files import to_json
 from ..fonts import told_if_not_drawn
-from ..quarantine import TooManyBadFilesError
-from ..sources import Source, read_sources
+from ..model.addresses_cover import public_name
+from ..recipe.checks import check_whole_number
+from ..recipe.dataset_recipe import DatasetRecipe
 from .preparation_report import draw_class_histogram, summarise_split
 from .prepared_rows import PreparationSettings, PreparedRow, prepare_row
 from .row_pool import TIME_LIMIT, RowPool, usable_cores

@@ -29,13 +29,13 @@ import PIL.Image
 from av.video.reformatter import VideoReformatter
 from transformers.video_utils import VideoMetadata
 
-from ..checks import check_whole_number
-from ..data import check_is_of_file
-from ..frame_sampling_cover import uniform_frame_indices
-from ..image_reading_cover import read_image_tensor
-from ..sources import Source
-from ..sources.media import Media
-from ..video_decoding_cover import VideoDecodingError, read_video
+from ..data.samples import check_is_of_file
+from ..data.sources import Source
+from ..data.sources.media import Media
+from ..model.frame_sampling_cover import uniform_frame_indices
+from ..model.image_reading_cover import read_image_tensor
+from ..model.video_decoding_cover import VideoDecodingError, read_video
+from ..recipe.checks import check_whole_number
 
 
 class _Codec(NamedTuple):

@@ -18,8 +18,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 
-from ..sources import Source, StreamedSource
-from ..sources.spelling import plain_spelling
+from ..data.sources import Source, StreamedSource
+from ..data.sources.spelling import plain_spelling
 from .check_report import Finding, count
 
 

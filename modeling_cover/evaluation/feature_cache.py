@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..data import UNREADABLE
-from ..modeling_cover import CoverForVideoClassification
+from ..data.samples import UNREADABLE
+from ..model.modeling_cover import CoverForVideoClassification
 from .running import RowOutputs
 from .views import ViewsDataset
 

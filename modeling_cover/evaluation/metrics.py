@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
-from ..data import UNREADABLE
+from ..data.samples import UNREADABLE
 
 
 TOP_K = (1, 5)

@@ -23,11 +23,11 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..checks import check_whole_number
-from ..data import collate_clips
-from ..dataset_recipe import MULTI_LABEL
-from ..modeling_cover import CoverForVideoClassification
-from ..pipeline_cover import head_scores
+from ..data.samples import collate_clips
+from ..model.modeling_cover import CoverForVideoClassification
+from ..model.pipeline_cover import head_scores
+from ..recipe.checks import check_whole_number
+from ..recipe.dataset_recipe import MULTI_LABEL
 from .views import ViewsDataset
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import EvalPrediction
 
 from .metrics import average_precisions, compute_metrics, mean_average_precision, metric_inputs, readable_rows
-from .pictures import confusion_matrix
+from .plots import confusion_matrix
 
 
 NUM_BINS = 15

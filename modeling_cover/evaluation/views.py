@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
-from ..checks import check_choice
-from ..data import EvaluationDataset, load_frames
-from ..quarantine import Quarantine
-from ..sources import Source
-from ..sources.media import Media
-from ..video_processing_cover import CoverVideoProcessor, spatial_crops
+from ..data.quarantine import Quarantine
+from ..data.samples import EvaluationDataset, load_frames
+from ..data.sources import Source
+from ..data.sources.media import Media
+from ..model.video_processing_cover import CoverVideoProcessor, spatial_crops
+from ..recipe.checks import check_choice
 
 
 FRAME_ORDERS = ("forward", "reversed", "shuffled")

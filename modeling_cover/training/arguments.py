@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from ..checks import check_choice, check_number, check_positive
+from ..recipe.checks import check_choice, check_number, check_positive
 from .launching import check_processes
 from .parameter_groups import TRAINED_PARTS
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from ..data import EvaluationDataset
-from ..dataset_recipe import MULTI_LABEL
+from ..data.samples import EvaluationDataset
 from ..evaluation.metrics import TOP_K, mean_metrics
+from ..recipe.dataset_recipe import MULTI_LABEL
 from .arguments import CoverTrainingArguments
 
 

@@ -44,7 +44,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .hashes import SUMS_NAME, file_hashes, read_sums, sums_text
+from ..hub.hashes import SUMS_NAME, file_hashes, read_sums, sums_text
 
 
 logger = logging.get_logger(__name__)

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 from transformers.utils import logging
 
-from ..video_decoding_cover import VideoDecodingError
+from ..model.video_decoding_cover import VideoDecodingError
 from .checkpoints import CheckpointError, CheckpointWriter, newest_checkpoint
 from .folder_lock import FolderLock, lock_folder
 from .launching import end_with_launcher, processes_line

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..configuration_cover import CoverConfig
-from ..dataset_recipe import MULTI_LABEL
+from ..model.configuration_cover import CoverConfig
+from ..recipe.dataset_recipe import MULTI_LABEL
 
 
 Labels = torch.Tensor | Mapping[str, torch.Tensor]
@@ -78,7 +78,7 @@ def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor,
 
 
 def row_losses(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(R,), the loss of each row of the head `name`: [`~modeling_cover.head_losses_cover.head_loss`] is their mean.
+    """(R,), the loss of each row of the head `name`: [`~modeling_cover.model.head_losses_cover.head_loss`] is their mean.
 
     Args:
         logits: (R, L).

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..modeling_cover import CoverForVideoClassification
+from ..model.modeling_cover import CoverForVideoClassification
 
 
 TRAINED_PARTS = ("all", "heads", "temporal_and_heads")

@@ -27,7 +27,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
-from ..publishing import LAST_CHECKPOINT, HubRepository, PublishingError, publish, with_patience
+from ..hub.publishing import LAST_CHECKPOINT, HubRepository, PublishingError, publish, with_patience
 from .checkpoints import CheckpointWriter
 
 

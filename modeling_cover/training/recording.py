@@ -20,12 +20,9 @@ from typing import Any
 
 from transformers.trainer_utils import TrainOutput
 
-from ..data import EvaluationDataset
-from ..model_card import write_model_card
-from ..recipe import Recipe
-from .progress import CURVES_NAME
-from .run_settings import differing_parts
-from .summary import (
+from ..data.samples import EvaluationDataset
+from ..hub.model_card import write_model_card
+from ..hub.run_record import (
     dataset_origin,
     hardware,
     last_evaluations,
@@ -38,6 +35,9 @@ from .summary import (
     training_arguments,
     write_summary,
 )
+from ..recipe.recipe import Recipe
+from .progress import CURVES_NAME
+from .run_settings import differing_parts
 from .weight_average import AveragingTrainer
 
 

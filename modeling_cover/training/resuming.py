@@ -13,7 +13,7 @@
 # limitations under the License.
 """A Trainer whose runs go on from where they were stopped, as if they had not been.
 
-It relies on a sampler that can be told where to go on, see [`~modeling_cover.mixture.MixtureSampler`]: transformers'
+It relies on a sampler that can be told where to go on, see [`~modeling_cover.data.mixture.MixtureSampler`]: transformers'
 Trainer restores the rest only nearly, and writes a checkpoint in place.
 """
 
@@ -34,10 +34,10 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..configuration_cover import CoverConfig
+from ..data.mixture import MixtureSampler
 from ..files import finite, write_json
-from ..mixture import MixtureSampler
-from ..modeling_cover import CoverForVideoClassification
+from ..model.configuration_cover import CoverConfig
+from ..model.modeling_cover import CoverForVideoClassification
 from .checkpoints import (
     STATE_VERSION,
     CheckpointError,

@@ -19,9 +19,9 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..configuration_cover import CoverConfig
-from ..data import CoTrainingDataset
-from ..mixture import MixtureSchedule
+from ..data.mixture import MixtureSchedule
+from ..data.samples import CoTrainingDataset
+from ..model.configuration_cover import CoverConfig
 from .checkpoints import READ_VERSIONS, STATE_VERSION, WITHOUT_HASHES, CheckpointError, read_state
 from .run_settings import Settings, cannot_change, changed_settings, describe_changes
 

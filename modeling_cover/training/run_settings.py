@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..configuration_cover import CoverConfig
-from ..data import CoTrainingDataset
+from ..data.samples import CoTrainingDataset
+from ..hub.run_record import training_arguments
+from ..model.configuration_cover import CoverConfig
 from .arguments import CoverTrainingArguments
-from .summary import training_arguments
 
 
 Settings = dict[str, Any]

@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ..head_losses_cover import NO_HEAD
+from ..model.head_losses_cover import NO_HEAD
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

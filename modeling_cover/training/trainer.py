@@ -24,12 +24,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
-from ..dataset_recipe import MULTI_LABEL
+from ..data.mixture import MixtureSampler, MixtureSchedule
+from ..data.samples import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
 from ..evaluation.metrics import MEAN_METRICS, compute_metrics, mean_metrics, metric_inputs, readable_rows
-from ..mixture import MixtureSampler, MixtureSchedule
-from ..modeling_cover import CoverForVideoClassification
-from ..video_processing_cover import CoverVideoProcessor
+from ..model.modeling_cover import CoverForVideoClassification
+from ..model.video_processing_cover import CoverVideoProcessor
+from ..recipe.dataset_recipe import MULTI_LABEL
 from .arguments import CoverTrainingArguments
 from .best_metric import check_best_metric, warn_of_unmeasurable
 from .checkpoints import check_writable

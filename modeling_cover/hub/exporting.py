@@ -31,8 +31,8 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
-from .modeling_cover import CoverForVideoClassification
-from .video_processing_cover import CoverVideoProcessor
+from ..model.modeling_cover import CoverForVideoClassification
+from ..model.video_processing_cover import CoverVideoProcessor
 
 
 ONNX_SUFFIX, PROGRAM_SUFFIX = ".onnx", ".pt2"

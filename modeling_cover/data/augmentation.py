@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from .checks import check_flag, check_number, check_range, check_whole_number, checked_keys
+from ..recipe.checks import check_flag, check_number, check_range, check_whole_number, checked_keys
 from .mixture import SAMPLE_STREAM
 from .rand_augment import RandAugment
 

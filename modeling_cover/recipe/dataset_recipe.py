@@ -19,9 +19,9 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .addresses_cover import is_address, joined, protocol_of
+from ..model.addresses_cover import is_address, joined, protocol_of
+from ..model.configuration_cover import HEAD_NAME, MODALITIES
 from .checks import check_choice, check_flag, check_number, check_positive, check_whole_number, is_text
-from .configuration_cover import HEAD_NAME, MODALITIES
 
 
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
@@ -60,7 +60,7 @@ class DatasetRecipe:
 
     Attributes:
         name: of the data set, of its head and of its metrics.
-        format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.sources.read_sources`] for each.
+        format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.data.sources.read_sources`] for each.
         modality: "video" or "image".
         splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of a
             manifest and of lists, shards and Parquet files, they may be addresses such as s3://bucket/train.csv.

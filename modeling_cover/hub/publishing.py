@@ -34,11 +34,11 @@ from huggingface_hub.utils import get_session, httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..training.checkpoints import STATE_NAME, TRAINING_STATE
+from ..training.progress import CURVES_NAME
+from .hashes import SUMS_NAME, file_hash, read_sums, sums_text
 from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card
-from .training.checkpoints import STATE_NAME, TRAINING_STATE
-from .training.hashes import SUMS_NAME, file_hash, read_sums, sums_text
-from .training.progress import CURVES_NAME
-from .training.summary import SUMMARY_NAME
+from .run_record import SUMMARY_NAME
 
 
 logger = logging.get_logger(__name__)

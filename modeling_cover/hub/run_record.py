@@ -37,10 +37,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME
 
-from ..dataset_recipe import DatasetRecipe
-from ..recipe import STARTING_POINTS, Recipe
-from .arguments import BEST_METRIC, CoverTrainingArguments
-from .launching import ON_CPUS
+from ..recipe.dataset_recipe import DatasetRecipe
+from ..recipe.recipe import STARTING_POINTS, Recipe
+from ..training.arguments import BEST_METRIC, CoverTrainingArguments
+from ..training.launching import ON_CPUS
 
 
 SUMMARY_NAME = "training_summary.json"

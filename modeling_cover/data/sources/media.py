@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from ..addresses_cover import is_address, joined_file, public_name
-from ..video_decoding_cover import VideoDecodingError
+from ...model.addresses_cover import is_address, joined_file, public_name
+from ...model.video_decoding_cover import VideoDecodingError
 from .remote import local_copy
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..addresses_cover import is_address, joined, parent, public_name
+from ...model.addresses_cover import is_address, joined, parent, public_name
 from .remote import exists, open_text
 from .spelling import listed_in, normal_name, told_apart
 

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from .fonts import draw_text, find_fonts
-from .video_processing_cover import CoverVideoProcessor
+from ..fonts import draw_text, find_fonts
+from ..model.video_processing_cover import CoverVideoProcessor
 
 
 SHORTEST_SHOWN = 224  # pixels; smaller frames are enlarged to be seen

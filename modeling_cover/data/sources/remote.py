@@ -34,7 +34,7 @@ import fsspec
 import fsspec.config
 from fsspec.core import url_to_fs
 
-from ..addresses_cover import (
+from ...model.addresses_cover import (
     base_name,
     is_address,
     is_transient,
@@ -45,7 +45,7 @@ from ..addresses_cover import (
     retried,
     status_of,
 )
-from ..video_decoding_cover import VideoDecodingError
+from ...model.video_decoding_cover import VideoDecodingError
 from .file_cache import CacheError, FileCache
 
 

@@ -22,16 +22,16 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from .configuration_cover import CoverConfig
-from .conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
-from .data import CoTrainingDataset, EvaluationDataset
-from .mixture import MixtureSchedule
-from .modeling_cover import CoverForVideoClassification
-from .quarantine import Quarantine
-from .recipe import STARTING_POINTS, Recipe, checked_keys
-from .sources import Source, StreamedSource, read_sources
-from .training.zero import whole_parameters
-from .video_processing_cover import CoverVideoProcessor
+from ..data.mixture import MixtureSchedule
+from ..data.quarantine import Quarantine
+from ..data.samples import CoTrainingDataset, EvaluationDataset
+from ..data.sources import Source, StreamedSource, read_sources
+from ..model.configuration_cover import CoverConfig
+from ..model.conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
+from ..model.modeling_cover import CoverForVideoClassification
+from ..model.video_processing_cover import CoverVideoProcessor
+from ..recipe.recipe import STARTING_POINTS, Recipe, checked_keys
+from .zero import whole_parameters
 
 
 logger = logging.get_logger(__name__)

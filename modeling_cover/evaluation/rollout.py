@@ -25,7 +25,7 @@ import copy
 
 import torch
 
-from .modeling_cover import CoverForVideoClassification
+from ..model.modeling_cover import CoverForVideoClassification
 
 
 def attention_rollout(

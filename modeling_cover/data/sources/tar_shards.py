@@ -38,9 +38,9 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
 
-from ..addresses_cover import base_name, is_address, public_name
-from ..dataset_recipe import DatasetRecipe
-from ..video_decoding_cover import VideoDecodingError
+from ...model.addresses_cover import base_name, is_address, public_name
+from ...recipe.dataset_recipe import DatasetRecipe
+from ...model.video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumnBuilder, listed_names, split_labels
 from .manifests import SplitRows
 from .media import SUFFIXES, Media, Segments, check_content_size, parse_segment

@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
-from ..addresses_cover import is_address, joined_file, parent, protocol_of, public_name
-from ..dataset_recipe import DatasetRecipe
-from ..video_decoding_cover import VideoDecodingError
+from ...model.addresses_cover import is_address, joined_file, parent, protocol_of, public_name
+from ...recipe.dataset_recipe import DatasetRecipe
+from ...model.video_decoding_cover import VideoDecodingError
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
 from .media import Media, Segments, check_content_size, parse_segment

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .checks import check_choice, check_positive
+from ..recipe.checks import check_choice, check_positive
 
 
 # Separates the random streams that share the run's seed: the order of samples within a block, each sample's
@@ -271,7 +271,7 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     Args:
         schedule: of the run.
         step_size: rows of an optimizer step, of all processes and accumulation steps together.
-        streams: by name, the data sets that are read in order: see [`~modeling_cover.sources.Stream`].
+        streams: by name, the data sets that are read in order: see [`~modeling_cover.data.sources.Stream`].
         mixed: names of the data sets whose samples are mixed with a partner.
         batch_size: rows of a batch of one process; by default `step_size`.
         costs: of a row of each data set, relative to each other. The rows of a step are dealt out to its batches so

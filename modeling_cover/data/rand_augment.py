@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from .checks import check_number, check_whole_number
+from ..recipe.checks import check_number, check_whole_number
 
 
 MAX_MAGNITUDE = 30

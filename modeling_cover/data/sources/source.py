@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..addresses_cover import is_address, public_name, without_secrets
-from ..dataset_recipe import DatasetRecipe
+from ...model.addresses_cover import is_address, public_name, without_secrets
+from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels, some
 from .manifests import SplitRows, read_class_folders, read_manifest
 from .media import Identified, Media, hash_of

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .checks import check_number
+from ..recipe.checks import check_number
 
 
 # The share of bad files is taken of no fewer rows than this (or than the data set has): two bad ones among the first

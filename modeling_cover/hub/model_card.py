@@ -31,10 +31,10 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined, Template
 from transformers.utils import logging
 
-from .configuration_cover import PIPELINE_TASK, CoverConfig
-from .text import printable
-from .training.progress import CURVES_NAME
-from .training.summary import RANDOM_WEIGHTS, read_summary
+from ..model.configuration_cover import PIPELINE_TASK, CoverConfig
+from ..text import printable
+from ..training.progress import CURVES_NAME
+from .run_record import RANDOM_WEIGHTS, read_summary
 
 
 logger = logging.get_logger(__name__)

@@ -15,7 +15,7 @@
 
 data_root: data                       # what relative paths start from, a folder or an address (s3://bucket/data);
                                       # default: the current directory
-# extends: base.yaml                  # another recipe, of which this one says what is different: see recipe_bases.py
+# extends: base.yaml                  # another recipe, of which this one says what is different: see extending.py
 model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
   revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
@@ -66,14 +66,14 @@ from typing import Any
 
 import yaml
 
-from .addresses_cover import is_address
-from .augmentation import Augmentation
+from ..data.augmentation import Augmentation
+from ..data.mixture import MixtureRecipe
+from ..data.quarantine import BadFilesRecipe
+from ..model.addresses_cover import is_address
+from ..model.conversion_cover import check_revision
 from .checks import check_choice, check_whole_number, checked_keys, is_text
-from .conversion_cover import check_revision
 from .dataset_recipe import DatasetRecipe
-from .mixture import MixtureRecipe
-from .quarantine import BadFilesRecipe
-from .recipe_bases import laid_over
+from .extending import laid_over
 
 
 STARTING_POINTS = ("from_image_checkpoint", "from_timesformer", "from_pretrained")

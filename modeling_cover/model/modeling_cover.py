@@ -35,7 +35,6 @@ from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_cover import CoverAttention
 from .configuration_cover import CoverConfig, check_head
 from .conversion_cover import (
     EncoderWeights,
@@ -45,6 +44,7 @@ from .conversion_cover import (
     encoder_weights_from_timesformer,
     encoder_weights_from_vit,
 )
+from .divided_attention_cover import CoverAttention
 from .embeddings_cover import CoverEmbeddings, resize_position_embeddings, resize_time_embeddings
 from .head_losses_cover import head_loss, mixed_head_losses
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput

@@ -22,7 +22,7 @@ import os
 from array import array
 from collections.abc import Sequence
 
-from ..dataset_recipe import DatasetRecipe
+from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumnBuilder
 from .manifests import MissingColumnError, Records, SplitRows, existing_rows
 from .media import VIDEO_SUFFIXES, file_names

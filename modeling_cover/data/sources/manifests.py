@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..addresses_cover import is_address, parent, protocol_of, public_name
-from ..dataset_recipe import DatasetRecipe
+from ...model.addresses_cover import is_address, parent, protocol_of, public_name
+from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumn, LabelColumnBuilder, single_label, some, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
 from .remote import check_address, open_text
