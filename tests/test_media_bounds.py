@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor
+from modeling_cover.data import samples
 from modeling_cover.data.mixture import SampleReference
 from modeling_cover.data.quarantine import Quarantine
 from modeling_cover.data.sources import Source
