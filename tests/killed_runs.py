@@ -46,9 +46,8 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from clips import write_clip
 from modeling_cover import CoverTrainer, CoverTrainingArguments, collate_clips, prepare_cotraining
-from modeling_cover.data.quarantine import BadFilesRecipe
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-from modeling_cover.recipe.recipe import ClipRecipe, Recipe
+from modeling_cover.recipe.recipe import BadFilesRecipe, ClipRecipe, Recipe
 from modeling_cover.training.checkpoints import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from killed_runs import build_recipe
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from modeling_cover.hub.hashes import SUMS_NAME, file_hashes, read_sums, sums_text
+from modeling_cover.hub.checkpoint_files import SUMS_NAME, TRAINING_STATE
+from modeling_cover.hub.hashes import file_hashes, read_sums, sums_text
 from modeling_cover.recipe.recipe import Recipe
-from modeling_cover.training.checkpoints import TRAINING_STATE
 
 
 def make_trainer(folder: Path, output_dir: Path, recipe=None, **options) -> CoverTrainer:

@@ -21,21 +21,29 @@ import numpy as np
 import pytest
 import torch
 from modeling_cover.data.augmentation import (
-    Augmentation,
-    ColorJitter,
     Mix,
     Purpose,
-    RandomErasing,
-    RandomResizedCrop,
     SampleRandomness,
     augment_frames,
+    draw_colors,
+    draw_crop,
+    draw_erased,
     draw_mix,
     draw_short_side,
     erase,
+    jittered,
     random_crop,
     soft_targets,
 )
-from modeling_cover.data.rand_augment import MAX_MAGNITUDE, OPERATIONS, RandAugment
+from modeling_cover.data.rand_augment import OPERATIONS, draw_operations
+from modeling_cover.recipe.augmentation_recipe import (
+    MAX_MAGNITUDE,
+    Augmentation,
+    ColorJitter,
+    RandAugment,
+    RandomErasing,
+    RandomResizedCrop,
+)
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -124,14 +132,14 @@ def test_every_purpose_of_every_sample_and_partner_has_a_stream_of_its_own():
 def drawn_at(augmentation: Augmentation, randomness: SampleRandomness) -> dict[str, object]:
     """What each kind of augmentation that is on draws about one sample, by field."""
     kinds = {
-        "random_resized_crop": (Purpose.CROP, (24, 32)),
-        "color_jitter": (Purpose.COLOR, ()),
-        "rand_augment": (Purpose.RAND_AUGMENT, ()),
-        "random_erasing": (Purpose.ERASING, (24, 32)),
+        "random_resized_crop": (draw_crop, Purpose.CROP, (24, 32)),
+        "color_jitter": (draw_colors, Purpose.COLOR, ()),
+        "rand_augment": (draw_operations, Purpose.RAND_AUGMENT, ()),
+        "random_erasing": (draw_erased, Purpose.ERASING, (24, 32)),
     }
     drawn: dict[str, object] = {
-        name: getattr(augmentation, name).draw(*size, randomness.of(purpose))
-        for name, (purpose, size) in kinds.items()
+        name: draw(getattr(augmentation, name), *size, randomness.of(purpose))
+        for name, (draw, purpose, size) in kinds.items()
         if getattr(augmentation, name) is not None
     }
     if augmentation.horizontal_flip:
@@ -164,12 +172,12 @@ def test_switching_one_augmentation_off_does_not_change_what_others_draw(off):
 def test_neither_the_colours_adjusted_nor_the_probability_of_operations_change_the_others():
     for position in range(20):
         randomness = SampleRandomness(0, position)
-        every = dict(ColorJitter(hue=0.1).draw(randomness.of(Purpose.COLOR)))
-        assert dict(ColorJitter(contrast=0, hue=0).draw(randomness.of(Purpose.COLOR))) == {
+        every = dict(draw_colors(ColorJitter(hue=0.1), randomness.of(Purpose.COLOR)))
+        assert dict(draw_colors(ColorJitter(contrast=0, hue=0), randomness.of(Purpose.COLOR))) == {
             name: factor for name, factor in every.items() if name in ("brightness", "saturation")
         }
-        drawn = RandAugment(probability=1).draw(randomness.of(Purpose.RAND_AUGMENT))
-        assert set(RandAugment(probability=0.5).draw(randomness.of(Purpose.RAND_AUGMENT))) <= set(drawn)
+        drawn = draw_operations(RandAugment(probability=1), randomness.of(Purpose.RAND_AUGMENT))
+        assert set(draw_operations(RandAugment(probability=0.5), randomness.of(Purpose.RAND_AUGMENT))) <= set(drawn)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
@@ -254,14 +262,16 @@ def test_a_resized_crop_is_torchvisions_of_the_box_drawn():
     frames = noise(3, 60, 90)
     for position in range(20):
         randomness = SampleRandomness(0, position)
-        top, left, height, width = augmentation.random_resized_crop.draw(60, 90, randomness.of(Purpose.CROP))
+        top, left, height, width = draw_crop(augmentation.random_resized_crop, 60, 90, randomness.of(Purpose.CROP))
         expected = v2.functional.resized_crop(frames, top, left, height, width, [CROP, CROP])
         assert torch.equal(augment_frames(frames, augmentation, CROP, CROP, randomness), expected)
 
 
 def test_resized_crops_have_areas_shapes_and_places_as_asked_for():
     crop, height, width = RandomResizedCrop(scale=(0.2, 0.4), ratio=(0.5, 1.0)), 1000, 1000
-    boxes = [crop.draw(height, width, SampleRandomness(0, position).of(Purpose.CROP)) for position in range(2000)]
+    boxes = [
+        draw_crop(crop, height, width, SampleRandomness(0, position).of(Purpose.CROP)) for position in range(2000)
+    ]
     areas = np.array([box.height * box.width for box in boxes]) / (height * width)
     shapes = np.log([box.width / box.height for box in boxes])
     assert 0.199 < areas.min() < 0.205 and 0.395 < areas.max() < 0.401 and abs(areas.mean() - 0.3) < 0.01
@@ -273,14 +283,14 @@ def test_resized_crops_have_areas_shapes_and_places_as_asked_for():
 
 def test_resized_crops_reach_every_edge_of_the_frame():
     crop = RandomResizedCrop(scale=(0.25, 0.25), ratio=(1, 1))
-    boxes = [crop.draw(4, 4, SampleRandomness(0, position).of(Purpose.CROP)) for position in range(300)]
+    boxes = [draw_crop(crop, 4, 4, SampleRandomness(0, position).of(Purpose.CROP)) for position in range(300)]
     assert {(box.top, box.left) for box in boxes} == {(top, left) for top in range(3) for left in range(3)}
 
 
 @pytest.mark.parametrize("size", [(20, 90), (90, 20), (7, 500)])
 @pytest.mark.parametrize("ratio", [(0.75, 4 / 3), (3.0, 3.0), (0.3, 0.3)])
 def test_where_no_drawn_box_fits_the_middle_is_taken_as_in_torchvision(size, ratio):
-    box = RandomResizedCrop(scale=(1, 1), ratio=ratio).draw(*size, SampleRandomness(0, 0).of(Purpose.CROP))
+    box = draw_crop(RandomResizedCrop(scale=(1, 1), ratio=ratio), *size, SampleRandomness(0, 0).of(Purpose.CROP))
     reference = v2.RandomResizedCrop(CROP, scale=(1, 1), ratio=ratio).make_params([torch.zeros(1, 3, *size)])
     assert box._asdict() == reference
 
@@ -309,18 +319,18 @@ def test_the_colour_jitter_is_torchvisions_with_the_factors_drawn():
     jitter, names, orders = ColorJitter(hue=0.3), ["brightness", "contrast", "saturation", "hue"], set()
     reference = v2.ColorJitter(brightness=1, contrast=1, saturation=1, hue=0.5)
     for position in range(30):
-        drawn = jitter.draw(SampleRandomness(0, position).of(Purpose.COLOR))
+        drawn = draw_colors(jitter, SampleRandomness(0, position).of(Purpose.COLOR))
         orders.add(tuple(name for name, _ in drawn))
         params = {f"{name}_factor": factor for name, factor in drawn}
         params["fn_idx"] = torch.tensor([names.index(name) for name, _ in drawn])
-        after = jitter.apply(noise(), SampleRandomness(0, position).of(Purpose.COLOR))
+        after = jittered(noise(), jitter, SampleRandomness(0, position).of(Purpose.COLOR))
         assert torch.equal(after, reference.transform(noise(), params))
     assert len(orders) > 10  # of 24
 
 
 def test_colour_factors_are_uniform_in_their_ranges():
     jitter = ColorJitter(brightness=0.4, contrast=1.5, saturation=0, hue=0.25)
-    drawn = [dict(jitter.draw(SampleRandomness(0, position).of(Purpose.COLOR))) for position in range(1000)]
+    drawn = [dict(draw_colors(jitter, SampleRandomness(0, position).of(Purpose.COLOR))) for position in range(1000)]
     for name, (low, high) in {"brightness": (0.6, 1.4), "contrast": (0, 2.5), "hue": (-0.25, 0.25)}.items():
         factors = (np.array([factors[name] for factors in drawn]) - low) / (high - low)
         assert factors.min() >= 0 and factors.max() <= 1
@@ -359,7 +369,9 @@ def test_an_operation_is_torchvisions_of_the_same_magnitude(name, num_frames):
 
 def test_operations_signs_and_strengths_are_drawn_as_asked_for():
     augment = RandAugment(num_ops=2, magnitude=15, magnitude_std=3, probability=0.6)
-    drawn = [augment.draw(SampleRandomness(0, position).of(Purpose.RAND_AUGMENT)) for position in range(3000)]
+    drawn = [
+        draw_operations(augment, SampleRandomness(0, position).of(Purpose.RAND_AUGMENT)) for position in range(3000)
+    ]
     operations = [operation for sample in drawn for operation in sample]
     names = [name for name, _ in operations]
     strengths = np.array([strength for _, strength in operations])
@@ -372,9 +384,9 @@ def test_operations_signs_and_strengths_are_drawn_as_asked_for():
 def test_strengths_stay_on_the_scale_and_without_deviation_are_all_one():
     for augment in (RandAugment(magnitude=30, magnitude_std=50), RandAugment(magnitude=0, magnitude_std=50)):
         for position in range(100):
-            drawn = augment.draw(SampleRandomness(0, position).of(Purpose.RAND_AUGMENT))
+            drawn = draw_operations(augment, SampleRandomness(0, position).of(Purpose.RAND_AUGMENT))
             assert len(drawn) == 2 and all(abs(strength) <= 1 for _, strength in drawn)
-    exact = RandAugment(magnitude=9, magnitude_std=0).draw(SampleRandomness(0, 0).of(Purpose.RAND_AUGMENT))
+    exact = draw_operations(RandAugment(magnitude=9, magnitude_std=0), SampleRandomness(0, 0).of(Purpose.RAND_AUGMENT))
     assert [abs(strength) for _, strength in exact] == [0.3, 0.3]
 
 
@@ -387,7 +399,7 @@ def test_one_box_of_the_mean_colour_is_erased_from_all_frames():
     for position in range(50):
         randomness = SampleRandomness(0, position)
         erased = erase(clip, augmentation, MEAN, randomness)
-        top, left, height, width = augmentation.random_erasing.draw(40, 50, randomness.of(Purpose.ERASING))
+        top, left, height, width = draw_erased(augmentation.random_erasing, 40, 50, randomness.of(Purpose.ERASING))
         assert 0.09 < height * width / 2000 < 0.31 and top + height <= 40 and left + width <= 50
         inside = torch.zeros(40, 50, dtype=torch.bool)
         inside[top : top + height, left : left + width] = True

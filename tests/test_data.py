@@ -22,12 +22,12 @@ import pytest
 import torch
 from clips import write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
-from modeling_cover.data.augmentation import Augmentation
 from modeling_cover.data.mixture import MixtureSampler, MixtureSchedule, SampleReference
 from modeling_cover.data.quarantine import Quarantine
 from modeling_cover.data.sources import Source
 from modeling_cover.data.sources.media import IMAGE_SUFFIXES, PathMedia
 from modeling_cover.model.image_reading_cover import read_image
+from modeling_cover.recipe.augmentation_recipe import Augmentation
 from open_files import files_left
 from torch.utils.data import DataLoader
 

@@ -27,12 +27,12 @@ import pytest
 import torch
 from clips import frame_numbers, indexed_frames, write_clip
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, EvaluationDataset, VideoDecodingError, collate_clips
-from modeling_cover.data.augmentation import Augmentation, RandomErasing
 from modeling_cover.data.mixture import MixtureSampler, MixtureSchedule, SampleReference
 from modeling_cover.data.quarantine import Quarantine, TooManyBadFilesError
 from modeling_cover.data.samples import UNREADABLE
 from modeling_cover.data.sources import Source, StreamedSource, read_sources
 from modeling_cover.data.sources.media import PathMedia, Segments
+from modeling_cover.recipe.augmentation_recipe import Augmentation, RandomErasing
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from torch.utils.data import DataLoader
 

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
-from modeling_cover.data.mixture import MixtureRecipe, MixtureSampler, MixtureSchedule, SampleReference, permuted
+from modeling_cover.data.mixture import MixtureSampler, MixtureSchedule, SampleReference, permuted
+from modeling_cover.recipe.mixture_recipe import MixtureRecipe
 
 
 SIZES = {"ssv2": 90, "k400": 60, "imagenet": 850}

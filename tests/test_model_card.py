@@ -28,6 +28,7 @@ from hub_server import HubServer
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from modeling_cover import CoverConfig
+from modeling_cover.hub.checkpoint_files import SUMMARY_NAME
 from modeling_cover.hub.model_card import (
     MODEL_CARD_NAME,
     TEMPLATE,
@@ -36,7 +37,7 @@ from modeling_cover.hub.model_card import (
     is_generated_card,
     write_model_card,
 )
-from modeling_cover.hub.run_record import SUMMARY_NAME, read_summary, write_summary
+from modeling_cover.hub.run_record import read_summary, write_summary
 from packageless import run_without_package
 from test_training_summary import make_recipe, make_trainer
 

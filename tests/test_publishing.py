@@ -45,7 +45,7 @@ from modeling_cover.hub.publishing import (
     publish,
     with_patience,
 )
-from modeling_cover.training.publishing import BackgroundPublisher
+from modeling_cover.training.background_publisher import BackgroundPublisher
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVideoClassification
 

@@ -18,7 +18,8 @@ import multiprocessing
 import pickle
 
 import pytest
-from modeling_cover.data.quarantine import BadFile, BadFilesRecipe, Quarantine, TooManyBadFilesError
+from modeling_cover.data.quarantine import BadFile, Quarantine, TooManyBadFilesError
+from modeling_cover.recipe.recipe import BadFilesRecipe
 
 
 BROKEN = BadFile("k400", "k400/train/broken.mp4", "it ends in the middle")

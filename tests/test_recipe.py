@@ -19,11 +19,10 @@ from pathlib import Path
 import pytest
 import yaml
 from modeling_cover import Recipe, load_recipe
-from modeling_cover.data.augmentation import Augmentation, ColorJitter
-from modeling_cover.data.mixture import MixtureRecipe
-from modeling_cover.data.quarantine import BadFilesRecipe
 from modeling_cover.recipe import recipe
-from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe
+from modeling_cover.recipe.augmentation_recipe import Augmentation, ColorJitter
+from modeling_cover.recipe.mixture_recipe import MixtureRecipe
+from modeling_cover.recipe.recipe import BadFilesRecipe, ClipRecipe, DatasetRecipe
 
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "recipes").glob("*.yaml"))

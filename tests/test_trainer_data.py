@@ -33,10 +33,10 @@ from modeling_cover import (
     Recipe,
     prepare_cotraining,
 )
-from modeling_cover.data.mixture import MixtureRecipe
-from modeling_cover.data.quarantine import BadFilesRecipe, TooManyBadFilesError
+from modeling_cover.data.quarantine import TooManyBadFilesError
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-from modeling_cover.recipe.recipe import ClipRecipe
+from modeling_cover.recipe.mixture_recipe import MixtureRecipe
+from modeling_cover.recipe.recipe import BadFilesRecipe, ClipRecipe
 from PIL import Image
 from test_trainer import normalized
 

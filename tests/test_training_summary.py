@@ -26,20 +26,19 @@ import pytest
 import torch
 from killed_runs import build_recipe, train, write_data
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from modeling_cover.data.mixture import MixtureRecipe
-from modeling_cover.hub.run_record import (
-    SUMMARY_NAME,
+from modeling_cover.hub.checkpoint_files import SUMMARY_NAME
+from modeling_cover.hub.run_record import read_summary, write_summary
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.recipe.mixture_recipe import MixtureRecipe
+from modeling_cover.recipe.recipe import Recipe
+from modeling_cover.training.run_facts import (
     dataset_origin,
     last_evaluations,
     launch_command,
     public_recipe,
-    read_summary,
     starting_point,
     training_arguments,
-    write_summary,
 )
-from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-from modeling_cover.recipe.recipe import Recipe
 from short_runs import seal
 from transformers import HfArgumentParser
 

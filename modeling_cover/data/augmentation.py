@@ -21,8 +21,7 @@ Axes: T frames of a clip   C, H, W channels, height and width of a frame.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -30,9 +29,9 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from ..recipe.checks import check_flag, check_number, check_range, check_whole_number, checked_keys
+from ..recipe.augmentation_recipe import Augmentation, ColorJitter, RandomErasing, RandomResizedCrop
 from .mixture import SAMPLE_STREAM
-from .rand_augment import RandAugment
+from .rand_augment import rand_augmented
 
 
 # A box of a drawn area and shape may not fit into the frame; this many are tried.
@@ -81,204 +80,6 @@ class Box(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomResizedCrop:
-    """A crop of a random size and shape, resized to the size that the model takes.
-
-    Attributes:
-        scale: range of the crop's area, as a part of the frame's.
-        ratio: range of the crop's width / height.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-    def __post_init__(self):
-        check_range("scale", self.scale, at_most=1)
-        check_range("ratio", self.ratio)
-
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> Box:
-        """What to cut out of frames of `height` x `width`; their middle, in the nearest shape, if nothing drawn fits."""
-        if (box := _draw_box(height, width, self.scale, self.ratio, rng)) is not None:
-            return box
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        crop_height = max(1, min(height, round(width / ratio)))
-        crop_width = max(1, min(width, round(height * ratio)))
-        return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColorJitter:
-    """Brightness, contrast, saturation and hue, changed in random order.
-
-    Attributes:
-        brightness, contrast, saturation: x multiplies by a factor between max(0, 1 - x) and 1 + x.
-        hue: x turns by up to x of the colour circle either way, at most 0.5. It costs several times the others together.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.0
-
-    def __post_init__(self):
-        for name in ("brightness", "contrast", "saturation"):
-            check_number(name, getattr(self, name))
-        check_number("hue", self.hue, at_most=0.5)
-
-    def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
-        """What to adjust, in this order, each with its factor; of hue, the part of the circle."""
-        strengths = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation")}
-        ranges = {name: (max(0.0, 1.0 - strength), 1.0 + strength) for name, strength in strengths.items()}
-        ranges["hue"] = (-self.hue, self.hue)
-        # Factors of all four, so that each is the same whichever others are on.
-        factors = {name: rng.uniform(*bounds) for name, bounds in ranges.items()}
-        names = rng.permutation(list(factors)).tolist()
-        return [(name, factors[name]) for name in names if getattr(self, name) > 0]
-
-    def apply(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Frames (T, 3, H, W), uint8, in other colours."""
-        for name, factor in self.draw(rng):
-            frames = _COLOR_ADJUSTMENTS[name](frames, factor)
-        return frames
-
-
-_COLOR_ADJUSTMENTS = {
-    "brightness": F.adjust_brightness,
-    "contrast": F.adjust_contrast,
-    "saturation": F.adjust_saturation,
-    "hue": F.adjust_hue,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomErasing:
-    """A box, the same in all frames, replaced by the mean colour (Zhong et al. 2020).
-
-    Attributes:
-        probability: of a box.
-        scale: range of its area, as a part of the frame's.
-        ratio: range of its width / height.
-    """
-
-    probability: float = 0.25
-    scale: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
-
-    def __post_init__(self):
-        check_number("probability", self.probability, at_most=1)
-        check_range("scale", self.scale, at_most=1)
-        check_range("ratio", self.ratio)
-
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> Box | None:
-        """What to erase from frames of `height` x `width`, if anything."""
-        if rng.random() >= self.probability:
-            return None
-        return _draw_box(height, width, self.scale, self.ratio, rng)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """The augmentation of a data set: by default that of the paper, a random crop and a horizontal flip.
-
-    Attributes:
-        horizontal_flip: mirror half of the clips; false where left and right are different classes.
-        short_side_range: of frames before the random crop, in pixels, drawn uniformly, both ends included; without it,
-            the short side of the recipe.
-        random_resized_crop: in place of the random crop, out of frames as large as they are.
-        color_jitter: change the colours.
-        rand_augment: do RandAugment's operations, after the colour jitter.
-        random_erasing: erase a box.
-        mixup_alpha: mix two clips of the data set, and their labels, in shares out of Beta(alpha, alpha) (Zhang et al.
-            2018); 0 for none.
-        cutmix_alpha: put a box of one clip into another, of an area out of Beta(alpha, alpha) (Yun et al. 2019); 0 for
-            none. With mixup too, each is as likely.
-        mix_probability: of mixing at all.
-    """
-
-    horizontal_flip: bool = True
-    short_side_range: tuple[int, int] | None = None
-    random_resized_crop: RandomResizedCrop | None = None
-    color_jitter: ColorJitter | None = None
-    rand_augment: RandAugment | None = None
-    random_erasing: RandomErasing | None = None
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    mix_probability: float = 1.0
-
-    def __post_init__(self):
-        check_flag("horizontal_flip", self.horizontal_flip)
-        for name, kind in _SECTIONS.items():
-            if not isinstance(value := getattr(self, name), kind | None):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
-        if self.short_side_range is not None:
-            check_range("short_side_range", self.short_side_range)
-            for bound in self.short_side_range:
-                check_whole_number("each end of short_side_range", bound)
-            if self.random_resized_crop is not None:
-                raise ValueError(
-                    "short_side_range is of no effect with random_resized_crop, which takes frames as they are"
-                )
-        check_number("mixup_alpha", self.mixup_alpha)
-        check_number("cutmix_alpha", self.cutmix_alpha)
-        check_number("mix_probability", self.mix_probability, at_most=1)
-        if self.mix_probability != 1 and not self.mixup_alpha and not self.cutmix_alpha:
-            raise ValueError("mix_probability is of no effect without mixup_alpha or cutmix_alpha")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether clips are mixed, so that labels become vectors."""
-        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-    @classmethod
-    def from_recipe(cls, where: str, content: Any, horizontal_flip: bool = True) -> "Augmentation":
-        """The augmentation that a recipe asks for.
-
-        Args:
-            where: what errors begin with.
-            content: fields of this class. Those that are classes are mappings in turn, or `true` for their
-                defaults, or `false`.
-            horizontal_flip: what holds if `content` does not say.
-
-        Raises:
-            ValueError: for an unknown key, or a value that is not what the key takes.
-        """
-        values = {"horizontal_flip": horizontal_flip, **_checked_fields(where, cls, content)}
-        for name, kind in _SECTIONS.items():
-            section = {} if values.get(name) is True else values.get(name)
-            if section is None or section is False:
-                values[name] = None
-            else:
-                place = f"{where}: {name}"
-                values[name] = _build(place, kind, _checked_fields(place, kind, section))
-        return _build(where, cls, values)
-
-    def check(self, image_size: int) -> None:
-        """Raise a `ValueError` if a crop of `image_size` x `image_size` pixels may not fit into the frames."""
-        if self.short_side_range is not None and self.short_side_range[0] < image_size:
-            raise ValueError(f"short_side_range {self.short_side_range} begins below image_size ({image_size})")
-
-
-_SECTIONS = {
-    "random_resized_crop": RandomResizedCrop,
-    "color_jitter": ColorJitter,
-    "rand_augment": RandAugment,
-    "random_erasing": RandomErasing,
-}
-
-
-def _checked_fields(where: str, kind: type, content: Any) -> dict[str, Any]:
-    return checked_keys(where, content, {field.name for field in fields(kind)})
-
-
-def _build(where: str, kind: type, values: Mapping[str, Any]) -> Any:
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    try:
-        return kind(**tuples)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
 def draw_short_side(augmentation: Augmentation, short_side: int, randomness: SampleRandomness) -> int | None:
     """The short side that frames are resized to before they are cropped, in pixels; None: left as they are.
 
@@ -308,15 +109,25 @@ def augment_frames(
     if augmentation.random_resized_crop is None:
         frames = random_crop(frames, height, width, randomness.of(Purpose.CROP))
     else:
-        box = augmentation.random_resized_crop.draw(*frames.shape[-2:], randomness.of(Purpose.CROP))
+        box = draw_crop(augmentation.random_resized_crop, *frames.shape[-2:], randomness.of(Purpose.CROP))
         frames = F.resized_crop(frames, *box, size=[height, width], antialias=True)
     if augmentation.horizontal_flip and randomness.of(Purpose.FLIP).random() < 0.5:
         frames = F.horizontal_flip(frames)
     if augmentation.color_jitter is not None:
-        frames = augmentation.color_jitter.apply(frames, randomness.of(Purpose.COLOR))
+        frames = jittered(frames, augmentation.color_jitter, randomness.of(Purpose.COLOR))
     if augmentation.rand_augment is not None:
-        frames = augmentation.rand_augment.apply(frames, randomness.of(Purpose.RAND_AUGMENT))
+        frames = rand_augmented(frames, augmentation.rand_augment, randomness.of(Purpose.RAND_AUGMENT))
     return frames
+
+
+def draw_crop(crop: RandomResizedCrop, height: int, width: int, rng: np.random.Generator) -> Box:
+    """What to cut out of frames of `height` x `width`; their middle, in the nearest shape, if nothing drawn fits."""
+    if (box := _draw_box(height, width, crop.scale, crop.ratio, rng)) is not None:
+        return box
+    ratio = min(max(width / height, crop.ratio[0]), crop.ratio[1])
+    crop_height = max(1, min(height, round(width / ratio)))
+    crop_width = max(1, min(width, round(height * ratio)))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def random_crop(frames: torch.Tensor, height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
@@ -333,6 +144,39 @@ def random_crop(frames: torch.Tensor, height: int, width: int, rng: np.random.Ge
     return F.crop(frames, top, left, height, width).contiguous()
 
 
+_COLOR_ADJUSTMENTS = {
+    "brightness": F.adjust_brightness,
+    "contrast": F.adjust_contrast,
+    "saturation": F.adjust_saturation,
+    "hue": F.adjust_hue,
+}
+
+
+def draw_colors(jitter: ColorJitter, rng: np.random.Generator) -> list[tuple[str, float]]:
+    """What to adjust, in this order, each with its factor; of hue, the part of the circle."""
+    strengths = {name: getattr(jitter, name) for name in ("brightness", "contrast", "saturation")}
+    ranges = {name: (max(0.0, 1.0 - strength), 1.0 + strength) for name, strength in strengths.items()}
+    ranges["hue"] = (-jitter.hue, jitter.hue)
+    # Factors of all four, so that each is the same whichever others are on.
+    factors = {name: rng.uniform(*bounds) for name, bounds in ranges.items()}
+    names = rng.permutation(list(factors)).tolist()
+    return [(name, factors[name]) for name in names if getattr(jitter, name) > 0]
+
+
+def jittered(frames: torch.Tensor, jitter: ColorJitter, rng: np.random.Generator) -> torch.Tensor:
+    """Frames (T, 3, H, W), uint8, in other colours."""
+    for name, factor in draw_colors(jitter, rng):
+        frames = _COLOR_ADJUSTMENTS[name](frames, factor)
+    return frames
+
+
+def draw_erased(erasing: RandomErasing, height: int, width: int, rng: np.random.Generator) -> Box | None:
+    """What to erase from frames of `height` x `width`, if anything."""
+    if rng.random() >= erasing.probability:
+        return None
+    return _draw_box(height, width, erasing.scale, erasing.ratio, rng)
+
+
 def erase(
     clip: torch.Tensor, augmentation: Augmentation, mean_color: torch.Tensor, randomness: SampleRandomness
 ) -> torch.Tensor:
@@ -343,7 +187,7 @@ def erase(
     """
     if augmentation.random_erasing is None:
         return clip
-    box = augmentation.random_erasing.draw(*clip.shape[-2:], randomness.of(Purpose.ERASING))
+    box = draw_erased(augmentation.random_erasing, *clip.shape[-2:], randomness.of(Purpose.ERASING))
     return clip if box is None else F.erase(clip, *box, v=mean_color)
 
 

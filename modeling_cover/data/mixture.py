@@ -27,21 +27,15 @@ import heapq
 import itertools
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..recipe.checks import check_choice, check_positive
-
 
 # Separates the random streams that share the run's seed: the order of samples within a block, each sample's
 # augmentation, the rows that stand in for those that cannot be decoded, and the order of the rows of a data set.
 ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM, ROW_STREAM = 0, 1, 2, 3
-
-SAMPLINGS = ("proportional", "equal", "temperature", "shares")
-WHEN_EXHAUSTED = ("repeat", "stop")
 
 # Draws of a block, about: what is shuffled at a time, and what shares are exact over, but for rounding. Epochs smaller
 # than that are taken several at a time, since what is rounded in each of them would add up.
@@ -64,56 +58,6 @@ class SampleReference(NamedTuple):
     draw: int
     stored: Any = None
     partner: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureRecipe:
-    """How often each data set is drawn.
-
-    Attributes:
-        sampling: "proportional" to the data sets' sizes, as the paper does; "equal"; "temperature": proportional to
-            size ** (1 / temperature); or "shares": those that the data sets list, relative to their sum.
-        temperature: 1 is proportional, infinity would be equal.
-        when_exhausted: a data set that is drawn more often than it has rows is by default gone through again,
-            reshuffled ("repeat"). With "stop", an epoch ends where the first data set would be exhausted, each being
-            drawn a whole number of times: of a data set of three rows, that may be far from its share.
-    """
-
-    sampling: str = "proportional"
-    temperature: float = 1.0
-    when_exhausted: str = "repeat"
-
-    def __post_init__(self):
-        check_choice("mixture: sampling", self.sampling, SAMPLINGS)
-        check_choice("mixture: when_exhausted", self.when_exhausted, WHEN_EXHAUSTED)
-        check_positive("mixture: temperature", self.temperature)
-        if self.temperature != 1 and self.sampling != "temperature":
-            raise ValueError(f"mixture: temperature {self.temperature} is of no use with sampling '{self.sampling}'")
-
-    def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
-        """The share of each data set, adding up to 1.
-
-        Args:
-            sizes: rows of each data set.
-            listed: the shares that the data sets list; None where there is none.
-
-        Raises:
-            ValueError: if shares are listed and not asked for, or some are missing.
-        """
-        given = [name for name in sizes if listed.get(name) is not None]
-        if given and self.sampling != "shares":
-            raise ValueError(f"mixture: {', '.join(given)} list a share: set `sampling: shares`")
-        if self.sampling == "shares" and (missing := [name for name in sizes if name not in given]):
-            raise ValueError(
-                f"mixture: `sampling: shares` needs a share of each data set, missing: {', '.join(missing)}"
-            )
-        if self.sampling == "shares":
-            weights = {name: listed[name] for name in sizes}
-        else:
-            exponent = {"proportional": 1, "equal": 0, "temperature": 1 / self.temperature}[self.sampling]
-            weights = {name: size**exponent for name, size in sizes.items()}
-        total = math.fsum(weights.values())
-        return {name: weight / total for name, weight in weights.items()}
 
 
 class MixtureSchedule:

@@ -25,32 +25,16 @@ import fcntl
 import json
 import os
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..recipe.checks import check_number
+from ..recipe.recipe import BadFilesRecipe
 
 
 # The share of bad files is taken of no fewer rows than this (or than the data set has): two bad ones among the first
 # ten say little.
 _FEWEST_ROWS = 1000
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadFilesRecipe:
-    """What to do about files that cannot be decoded.
-
-    Attributes:
-        max_share: of the rows of a split. With more bad ones than that among the rows tried so far (and among no fewer
-            than 1000, or all it has), training stops.
-    """
-
-    max_share: float = 0.05
-
-    def __post_init__(self):
-        check_number("bad_files: max_share", self.max_share, at_most=1)
 
 
 class BadFile(NamedTuple):

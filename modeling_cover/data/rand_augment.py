@@ -18,58 +18,12 @@ Axes: T frames of a clip   H, W height and width of a frame.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from ..recipe.checks import check_number, check_whole_number
-
-
-MAX_MAGNITUDE = 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandAugment:
-    """Operations drawn out of [`OPERATIONS`], done one after the other.
-
-    Attributes:
-        num_ops: how many.
-        magnitude: their strength, from 0, which changes little, to 30; torchvision's scale. (timm's goes to 10.)
-        magnitude_std: standard deviation of the strength of a single operation around `magnitude`.
-        probability: of each of the `num_ops` to be done at all.
-    """
-
-    num_ops: int = 2
-    magnitude: float = 9
-    magnitude_std: float = 0.5
-    probability: float = 1.0
-
-    def __post_init__(self):
-        check_whole_number("num_ops", self.num_ops)
-        check_number("magnitude", self.magnitude, at_most=MAX_MAGNITUDE)
-        check_number("magnitude_std", self.magnitude_std)
-        check_number("probability", self.probability, at_most=1)
-
-    def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
-        """The operations to be done, each with its strength from -1 to 1."""
-        names = list(OPERATIONS)
-        drawn = []
-        for _ in range(self.num_ops):
-            # All of it is drawn for each, so that the operations are the same whatever the probability is.
-            name, is_done = names[rng.integers(len(names))], rng.random() < self.probability
-            sign = 1 if rng.random() < 0.5 else -1
-            magnitude = min(max(rng.normal(self.magnitude, self.magnitude_std), 0), MAX_MAGNITUDE)
-            if is_done:
-                drawn.append((name, sign * magnitude / MAX_MAGNITUDE))
-        return drawn
-
-    def apply(self, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Frames (T, 3, H, W), uint8, after the operations drawn."""
-        for name, strength in self.draw(rng):
-            frames = OPERATIONS[name](frames, strength)
-        return frames
+from ..recipe.augmentation_recipe import MAX_MAGNITUDE, RandAugment
 
 
 def _move(frames: torch.Tensor, rows: float = 0, columns: float = 0) -> torch.Tensor:
@@ -100,3 +54,24 @@ OPERATIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "translate_x": lambda frames, strength: _move(frames, columns=150 / 331 * frames.shape[-1] * strength),
     "translate_y": lambda frames, strength: _move(frames, rows=150 / 331 * frames.shape[-2] * strength),
 }
+
+
+def draw_operations(augment: RandAugment, rng: np.random.Generator) -> list[tuple[str, float]]:
+    """The operations to be done, each with its strength from -1 to 1."""
+    names = list(OPERATIONS)
+    drawn = []
+    for _ in range(augment.num_ops):
+        # All of it is drawn for each, so that the operations are the same whatever the probability is.
+        name, is_done = names[rng.integers(len(names))], rng.random() < augment.probability
+        sign = 1 if rng.random() < 0.5 else -1
+        magnitude = min(max(rng.normal(augment.magnitude, augment.magnitude_std), 0), MAX_MAGNITUDE)
+        if is_done:
+            drawn.append((name, sign * magnitude / MAX_MAGNITUDE))
+    return drawn
+
+
+def rand_augmented(frames: torch.Tensor, augment: RandAugment, rng: np.random.Generator) -> torch.Tensor:
+    """Frames (T, 3, H, W), uint8, after the operations drawn."""
+    for name, strength in draw_operations(augment, rng):
+        frames = OPERATIONS[name](frames, strength)
+    return frames

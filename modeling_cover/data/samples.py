@@ -32,6 +32,12 @@ from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
 from ..model.addresses_cover import is_address
+from ..model.frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
+from ..model.image_reading_cover import read_image_tensor
+from ..model.video_decoding_cover import VideoDecodingError
+from ..model.video_opening_cover import MACHINE_ERRORS, work_limit
+from ..model.video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
+from ..recipe.dataset_recipe import MULTI_LABEL
 from .augmentation import (
     Augmentation,
     Purpose,
@@ -42,17 +48,11 @@ from .augmentation import (
     erase,
     soft_targets,
 )
-from ..recipe.dataset_recipe import MULTI_LABEL
-from ..model.frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
-from ..model.image_reading_cover import read_image_tensor
 from .mixture import REPLACEMENT_STREAM, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .sources import Source, StreamedSource
 from .sources.media import Media
 from .sources.streams import Example, StoredRow, Stream
-from ..model.video_decoding_cover import VideoDecodingError
-from ..model.video_opening_cover import MACHINE_ERRORS, work_limit
-from ..model.video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
 
 
 Sample = dict[str, Any]

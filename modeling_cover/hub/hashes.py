@@ -26,8 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-SUMS_NAME = "SHA256SUMS"
-
 _THREADS = 4  # hashing lets go of Python's lock
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 

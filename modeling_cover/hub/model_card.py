@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 from ..model.configuration_cover import PIPELINE_TASK, CoverConfig
 from ..text import printable
-from ..training.progress import CURVES_NAME
+from .checkpoint_files import CURVES_NAME
 from .run_record import RANDOM_WEIGHTS, read_summary
 
 

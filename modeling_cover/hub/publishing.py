@@ -34,11 +34,9 @@ from huggingface_hub.utils import get_session, httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..training.checkpoints import STATE_NAME, TRAINING_STATE
-from ..training.progress import CURVES_NAME
-from .hashes import SUMS_NAME, file_hash, read_sums, sums_text
+from .checkpoint_files import CURVES_NAME, STATE_NAME, SUMMARY_NAME, SUMS_NAME, TRAINING_STATE
+from .hashes import file_hash, read_sums, sums_text
 from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card
-from .run_record import SUMMARY_NAME
 
 
 logger = logging.get_logger(__name__)

@@ -28,15 +28,15 @@ clips:
   sampling: uniform                   # over the whole video, as the paper does; dense: frame_stride apart, from a random
                                       # start; segments: a random frame of each of num_frames equal segments
   frame_stride: 1                     # of dense sampling
-mixture:                              # see MixtureRecipe in mixture.py
+mixture:                              # see mixture_recipe.py
   sampling: proportional              # to the data sets' sizes; or equal, temperature, shares
   when_exhausted: repeat              # a data set that is drawn more often than it has rows; or stop
 bad_files:
   max_share: 0.05                     # of a data set: with more files that cannot be decoded, training stops
-augmentation: {}                      # of all data sets, see Augmentation in augmentation.py
+augmentation: {}                      # of all data sets, see augmentation_recipe.py
 class_lists:                          # given once, named by the `labels` of several data sets
   kinetics: labels/kinetics.txt
-datasets:                             # see DatasetRecipe in dataset_recipe.py for the keys of each format
+datasets:                             # see dataset_recipe.py for the keys of each format
   - name: k400                        # of the data set, of its head and of its metrics
     format: class_folders             # split/class/file
     modality: video                   # or image
@@ -66,14 +66,13 @@ from typing import Any
 
 import yaml
 
-from ..data.augmentation import Augmentation
-from ..data.mixture import MixtureRecipe
-from ..data.quarantine import BadFilesRecipe
 from ..model.addresses_cover import is_address
 from ..model.conversion_cover import check_revision
-from .checks import check_choice, check_whole_number, checked_keys, is_text
+from .augmentation_recipe import Augmentation
+from .checks import check_choice, check_number, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe
 from .extending import laid_over
+from .mixture_recipe import MixtureRecipe
 
 
 STARTING_POINTS = ("from_image_checkpoint", "from_timesformer", "from_pretrained")
@@ -93,6 +92,21 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(f"line {line}: the key {key.value} was given in line {lines[key.value]} already")
             lines[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadFilesRecipe:
+    """What to do about files that cannot be decoded.
+
+    Attributes:
+        max_share: of the rows of a split. With more bad ones than that among the rows tried so far (and among no fewer
+            than 1000, or all it has), training stops.
+    """
+
+    max_share: float = 0.05
+
+    def __post_init__(self):
+        check_number("bad_files: max_share", self.max_share, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

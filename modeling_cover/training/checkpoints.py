@@ -44,13 +44,11 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..hub.hashes import SUMS_NAME, file_hashes, read_sums, sums_text
+from ..hub.checkpoint_files import STATE_NAME, SUMS_NAME, TRAINING_STATE
+from ..hub.hashes import file_hashes, read_sums, sums_text
 
 
 logger = logging.get_logger(__name__)
-
-TRAINING_STATE = "training_state"
-STATE_NAME = "state.json"
 
 STATE_VERSION = 3  # of what state.json holds
 READ_VERSIONS = (2, 3)

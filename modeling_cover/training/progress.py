@@ -25,9 +25,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..fonts import plain_text, told_if_not_drawn
+from ..hub.checkpoint_files import CURVES_NAME
 
-
-CURVES_NAME = "training_curves.png"
 
 _SMALL = 30  # points of a curve up to which each is marked
 

@@ -21,22 +21,21 @@ from typing import Any
 from transformers.trainer_utils import TrainOutput
 
 from ..data.samples import EvaluationDataset
+from ..hub.checkpoint_files import CURVES_NAME
 from ..hub.model_card import write_model_card
-from ..hub.run_record import (
+from ..hub.run_record import read_summary, write_summary
+from ..recipe.recipe import Recipe
+from .run_facts import (
     dataset_origin,
     hardware,
     last_evaluations,
     launch_command,
     measured_emissions,
     public_recipe,
-    read_summary,
     software,
     starting_point,
     training_arguments,
-    write_summary,
 )
-from ..recipe.recipe import Recipe
-from .progress import CURVES_NAME
 from .run_settings import differing_parts
 from .weight_average import AveragingTrainer
 

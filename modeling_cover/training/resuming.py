@@ -38,6 +38,7 @@ from ..data.mixture import MixtureSampler
 from ..files import finite, write_json
 from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
+from .background_publisher import PublishingTrainer
 from .checkpoints import (
     STATE_VERSION,
     CheckpointError,
@@ -49,7 +50,6 @@ from .checkpoints import (
     what_is_wrong,
 )
 from .generators import kept_generators, load_rng_state, rng_state
-from .publishing import PublishingTrainer
 from .run_identity import check_same_run, run_identity
 from .run_settings import joined_parts, run_settings
 from .training_state import WholeState, joined_rng_states, load_schedule, rng_state_of

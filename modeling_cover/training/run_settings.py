@@ -19,9 +19,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..data.samples import CoTrainingDataset
-from ..hub.run_record import training_arguments
 from ..model.configuration_cover import CoverConfig
 from .arguments import CoverTrainingArguments
+from .run_facts import training_arguments
 
 
 Settings = dict[str, Any]

@@ -30,7 +30,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .checkpoints import TRAINING_STATE, read_state
+from ..hub.checkpoint_files import TRAINING_STATE
+from .checkpoints import read_state
 from .guarding import GuardedTrainer
 from .training_state import WholeState
 

@@ -29,8 +29,8 @@ import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
 from ...model.addresses_cover import is_address, joined_file, parent, protocol_of, public_name
-from ...recipe.dataset_recipe import DatasetRecipe
 from ...model.video_decoding_cover import VideoDecodingError
+from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
 from .media import Media, Segments, check_content_size, parse_segment

@@ -39,8 +39,8 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from ...model.addresses_cover import base_name, is_address, public_name
-from ...recipe.dataset_recipe import DatasetRecipe
 from ...model.video_decoding_cover import VideoDecodingError
+from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumnBuilder, listed_names, split_labels
 from .manifests import SplitRows
 from .media import SUFFIXES, Media, Segments, check_content_size, parse_segment

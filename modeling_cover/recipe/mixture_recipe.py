@@ -1,0 +1,74 @@
+# Copyright 2026 The CoVeR for Transformers authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a recipe may say of the mixture of datasets (section 4.1 of the paper)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .checks import check_choice, check_positive
+
+
+SAMPLINGS = ("proportional", "equal", "temperature", "shares")
+WHEN_EXHAUSTED = ("repeat", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureRecipe:
+    """How often each data set is drawn.
+
+    Attributes:
+        sampling: "proportional" to the data sets' sizes, as the paper does; "equal"; "temperature": proportional to
+            size ** (1 / temperature); or "shares": those that the data sets list, relative to their sum.
+        temperature: 1 is proportional, infinity would be equal.
+        when_exhausted: a data set that is drawn more often than it has rows is by default gone through again,
+            reshuffled ("repeat"). With "stop", an epoch ends where the first data set would be exhausted, each being
+            drawn a whole number of times: of a data set of three rows, that may be far from its share.
+    """
+
+    sampling: str = "proportional"
+    temperature: float = 1.0
+    when_exhausted: str = "repeat"
+
+    def __post_init__(self):
+        check_choice("mixture: sampling", self.sampling, SAMPLINGS)
+        check_choice("mixture: when_exhausted", self.when_exhausted, WHEN_EXHAUSTED)
+        check_positive("mixture: temperature", self.temperature)
+        if self.temperature != 1 and self.sampling != "temperature":
+            raise ValueError(f"mixture: temperature {self.temperature} is of no use with sampling '{self.sampling}'")
+
+    def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
+        """The share of each data set, adding up to 1.
+
+        Args:
+            sizes: rows of each data set.
+            listed: the shares that the data sets list; None where there is none.
+
+        Raises:
+            ValueError: if shares are listed and not asked for, or some are missing.
+        """
+        given = [name for name in sizes if listed.get(name) is not None]
+        if given and self.sampling != "shares":
+            raise ValueError(f"mixture: {', '.join(given)} list a share: set `sampling: shares`")
+        if self.sampling == "shares" and (missing := [name for name in sizes if name not in given]):
+            raise ValueError(
+                f"mixture: `sampling: shares` needs a share of each data set, missing: {', '.join(missing)}"
+            )
+        if self.sampling == "shares":
+            weights = {name: listed[name] for name in sizes}
+        else:
+            exponent = {"proportional": 1, "equal": 0, "temperature": 1 / self.temperature}[self.sampling]
+            weights = {name: size**exponent for name, size in sizes.items()}
+        total = math.fsum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
