@@ -327,4 +327,4 @@ class TestTemplate:
         command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "bdist_wheel"]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
         (wheel,) = (tmp_path / "dist").glob("*.whl")
-        assert f"modeling_cover/{TEMPLATE.name}" in zipfile.ZipFile(wheel).namelist()
+        assert f"modeling_cover/hub/{TEMPLATE.name}" in zipfile.ZipFile(wheel).namelist()
