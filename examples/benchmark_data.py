@@ -271,7 +271,7 @@ def measure_schedule(rounds: int) -> None:
             f"{skipping:.1f} hours by skipping",
         ],
     ]
-    header = ["four data sets, 2.8 million rows", "a row", "rows a second", f"to row {RESUMED_AT:,}"]
+    header = ["four datasets, 2.8 million rows", "a row", "rows a second", f"to row {RESUMED_AT:,}"]
     print_table("The mixture's order", header, rows)
 
 

@@ -16,7 +16,7 @@
     python examples/benchmark_guards.py [--steps 200]
 
 Trains the quickstart's model on its data (which it draws first if need be), on one thread, and times what is done beside the
-step itself: deciding whether it is finite and whether to stop, counting losses and accuracies of each data set, and writing
+step itself: deciding whether it is finite and whether to stop, counting losses and accuracies of each dataset, and writing
 the log every tenth step. Some 40 seconds on 2 CPU cores.
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
             trainer_module.hits_of_heads = hits
     print("\n| | part of the time |\n|---|---|")
     print(f"| deciding before each step | {sum(seconds[name] for name in GUARDS) / total:.2%} |")
-    print(f"| accuracies of each data set | {seconds['hits_of_heads'] / total:.2%} |")
+    print(f"| accuracies of each dataset | {seconds['hits_of_heads'] / total:.2%} |")
     print(f"| the log, every 10 steps | {sum(seconds[name] for name in LOGS) / total:.2%} |")
     print(f"| all | {sum(seconds.values()) / total:.2%} |")
     print(f"\n{arguments.steps} steps in {total:.1f} s")

@@ -49,7 +49,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 
-# Rows of an epoch: what the paper says of its data sets (section 4.1), ImageNet-1k's training split, and Kinetics-400's.
+# Rows of an epoch: what the paper says of its datasets (section 4.1), ImageNet-1k's training split, and Kinetics-400's.
 ROWS = {"k400": 240_000, "ssv2": 168_000, "mit": 791_000, "imagenet": 1_281_167}
 NUM_LABELS = {"k400": 400, "ssv2": 174, "mit": 305, "imagenet": 1000}
 IMAGES = "imagenet"

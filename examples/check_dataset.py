@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Look for what is wrong with the data sets of a recipe, before training does.
+"""Look for what is wrong with the datasets of a recipe, before training does.
 
     python examples/check_dataset.py RECIPE.yaml [--full] [--near_duplicates] [--output outputs/check_dataset.jsonl]
 
@@ -45,11 +45,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check(arguments: argparse.Namespace) -> Report:
-    """Check the data sets and write the findings.
+    """Check the datasets and write the findings.
 
     Raises:
         ValueError: for a mistake in the recipe, or data that cannot be read as it says.
-        OSError: if a data set vanishes, or the findings cannot be written.
+        OSError: if a dataset vanishes, or the findings cannot be written.
     """
     check_whole_number("--num_workers", arguments.num_workers)
     recipe = load_recipe(arguments.recipe)

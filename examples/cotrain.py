@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Co-train one model on the data sets of a recipe.
+"""Co-train one model on the datasets of a recipe.
 
     accelerate launch examples/cotrain.py RECIPE.yaml [--any_training_argument value]
 
@@ -22,7 +22,7 @@ happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit cod
 
 With `--push_to_hub --hub_model_id org/name` each save is published while training goes on, and the end with its model card.
 
-It leaves a checkpoint with a head for each data set in `output_dir`, and prints a table of each head's accuracy.
+It leaves a checkpoint with a head for each dataset in `output_dir`, and prints a table of each head's accuracy.
 """
 
 import sys

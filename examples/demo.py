@@ -313,7 +313,7 @@ def build_page(demo: Demo, title: str, uploads: Uploads) -> gradio.Blocks:
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# {title}\nOne video transformer with a head for each data set it was trained on. Drop a video, record one, or "
+            f"# {title}\nOne video transformer with a head for each dataset it was trained on. Drop a video, record one, or "
             f"drop a picture. Up to {uploads.room.file_bytes // 2**20} MB and {clock(MAX_SECONDS)}; files are deleted "
             f"{clock(uploads.room.kept_seconds)} after they were last used."
         )

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Evaluate a checkpoint on all data sets of a recipe, or on some of them, as the paper does: by the mean of 1x3 views.
+"""Evaluate a checkpoint on all datasets of a recipe, or on some of them, as the paper does: by the mean of 1x3 views.
 
     accelerate launch examples/evaluate.py --model outputs/quickstart --recipe examples/recipes/quickstart.yaml
     accelerate launch examples/evaluate.py --model ORG/NAME --recipe RECIPE --dataset ssv2 --views 4x3 --reverse_frames
 
-The recipe says where the data are; of each data set, the head of its name is evaluated. Prints a table, and writes into `--output`
-evaluation.json, confusion_<data set>.png and per_class_accuracy_<data set>.png; with several labels a row, there is
-per_class_average_precision_<data set>.png and no confusion matrix. A picture that cannot be drawn is named on stderr with the reason; the
+The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into `--output`
+evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row, there is
+per_class_average_precision_<dataset>.png and no confusion matrix. A picture that cannot be drawn is named on stderr with the reason; the
 figures are written before, and the exit code is of them alone. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
 listed in quarantine.jsonl there and count neither for nor against the model; with more than the recipe's `bad_files` allows, it stops.
 """
@@ -95,16 +95,16 @@ def chosen_datasets(recipe: Recipe, names: Sequence[str] | None, split: str) -> 
     """Those that are asked for; by default all that have the split.
 
     Raises:
-        ValueError: if the recipe has no such data set, or none has the split.
+        ValueError: if the recipe has no such dataset, or none has the split.
     """
     there = {dataset.name: dataset for dataset in recipe.datasets}
     if unknown := [name for name in names or () if name not in there]:
-        raise ValueError(f"the recipe has no data set '{unknown[0]}', but {', '.join(there)}")
+        raise ValueError(f"the recipe has no dataset '{unknown[0]}', but {', '.join(there)}")
     chosen = [there[name] for name in dict.fromkeys(names)] if names else list(there.values())
     if not names:
         chosen = [dataset for dataset in chosen if split in dataset.splits]
     if not chosen:
-        raise ValueError(f"no data set of the recipe has a split '{split}'")
+        raise ValueError(f"no dataset of the recipe has a split '{split}'")
     return chosen
 
 
@@ -127,10 +127,10 @@ def plain_message(error: Exception) -> str:
 
 
 def source_of_head(model: CoverForVideoClassification, dataset: DatasetRecipe, head: str, split: str) -> Source:
-    """The split of a data set, with the labels of the head.
+    """The split of a dataset, with the labels of the head.
 
     Raises:
-        ValueError: if there is no such split or head, the head is of another kind, or the data set has other classes.
+        ValueError: if there is no such split or head, the head is of another kind, or the dataset has other classes.
     """
     if head not in model.config.heads:
         raise ValueError(
@@ -148,7 +148,7 @@ def source_of_head(model: CoverForVideoClassification, dataset: DatasetRecipe, h
 
 
 def draw(figures: dict[str, Any], name: str, output: Path) -> None:
-    """The pictures of one data set."""
+    """The pictures of one dataset."""
     classes = figures["classes"]
     labels, rows = [entry["label"] for entry in classes], np.array([entry["rows"] for entry in classes])
     measure = "accuracy" if "confusion" in figures else "average_precision"
@@ -165,7 +165,7 @@ def draw(figures: dict[str, Any], name: str, output: Path) -> None:
         draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
 
 
-def table_of_figures(evaluations: dict[str, dict[str, Any]], of: str = "data set") -> str:
+def table_of_figures(evaluations: dict[str, dict[str, Any]], of: str = "dataset") -> str:
     """A line for each evaluation, with a column for each figure that one of them has."""
     keys = [key for key in SHOWN if any(key in figures for figures in evaluations.values())]
     lines = [[of, *(SHOWN[key] for key in keys)]]
@@ -187,7 +187,7 @@ def _cell(figures: dict[str, Any], key: str) -> str:
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Evaluate each data set, on all processes; the main one writes evaluation.json, draws the pictures and returns its content."""
+    """Evaluate each dataset, on all processes; the main one writes evaluation.json, draws the pictures and returns its content."""
     check_processes(accelerator.num_processes)
     views, output = Views.parse(options.views), options.output
     recipe = load_recipe(options.recipe)

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The experiments of the paper in miniature: does training on several data sets at once beat training on each alone?
+"""The experiments of the paper in miniature: does training on several datasets at once beat training on each alone?
 
     python examples/paper_in_miniature.py --output outputs/miniature
 
-It draws three small data sets from Fashion-MNIST's pictures (miniature/data.py), does all runs of miniature/plan.py for three seeds, and writes
+It draws three small datasets from Fashion-MNIST's pictures (miniature/data.py), does all runs of miniature/plan.py for three seeds, and writes
 outputs/miniature/report/paper_in_miniature.md with pictures: each table and figure of the paper beside its miniature. On 2 CPU cores that takes
 39 minutes. Killed and started again by the same command, it goes on where it was, to the same figures.
 
@@ -120,7 +120,7 @@ def _end_with(parent: int) -> None:
 
 def introduction(study: Study, hours: float) -> str:
     scale, (standard, small) = study.scale, (study.scale.inputs[name] for name in ("standard", "small"))
-    rows = [["data set", "stands for", "classes", "training files", "evaluated files", "rows in a step"], ["---"] * 6]
+    rows = [["dataset", "stands for", "classes", "training files", "evaluated files", "rows in a step"], ["---"] * 6]
     for name, files in scale.files_per_label.items():
         classes = len(LABELS[name])
         counts = (files["train"] * classes, files[study.split] * classes, scale.rows[name])
@@ -134,7 +134,7 @@ def introduction(study: Study, hours: float) -> str:
     return f"""# The paper in miniature
 
 Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits: {len(study.tasks())} runs, seeds
-{", ".join(map(str, study.seeds))}, {hours:.1f} hours of {"one GPU" if study.use_gpu else "one CPU core"} in all. Does training on several data sets at once beat training on each alone,
+{", ".join(map(str, study.seeds))}, {hours:.1f} hours of {"one GPU" if study.use_gpu else "one CPU core"} in all. Does training on several datasets at once beat training on each alone,
 as the paper finds? These are tiny models on made-up videos, so numbers are not to be compared with the paper's, but signs are.
 
 ![Frames of training clips, and images](paper_in_miniature/data.png)
@@ -145,8 +145,8 @@ Pictures of clothes from Fashion-MNIST, moved about in front of others; `outfits
 image; `examples/miniature/data.py` says how they are drawn. Few training clips, so that there is something to gain; garments of the {study.split} split
 were never trained on.
 
-- **The same number of updates.** A run has in each step as many rows of each of its data sets as a run on that data set alone, and both take
-  {updates["training"]} steps. So each data set has the same {updates["training"]} updates alone and together; together, a step costs more.
+- **The same number of updates.** A run has in each step as many rows of each of its datasets as a run on that dataset alone, and both take
+  {updates["training"]} steps. So each dataset has the same {updates["training"]} updates alone and together; together, a step costs more.
 - **Every run**, but one of Table 4, **starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
   Fine-tuning (Figure 3) takes {updates["transfer"]} steps more, with a new head. All have the same learning rate and schedule.
 - **A seed** has data, weights of heads and order of training of its own. ± is the standard deviation over seeds; a difference is between runs of one seed.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Turn a data set into a compact one, which holds just the frames that training samples: see docs/compact_data.md.
+"""Turn a dataset into a compact one, which holds just the frames that training samples: see docs/compact_data.md.
 
     python examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR [--num_frames 16] [--short_side 256]
     torchrun --nproc-per-node 1 --nnodes 4 ... examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR
@@ -19,7 +19,7 @@
 It runs on all cores; docs/compact_data.md has the figures. Killed, it goes on where it was when the
 same command is started again. With a launcher, each process takes its part of the shards. A file that cannot be read is
 left out and listed in failures.jsonl. It ends with a report and the entry of a recipe that reads the result. The exit code
-is 1 if too many files cannot be read, and 2 for a mistake in the recipe or a data set that is not there.
+is 1 if too many files cannot be read, and 2 for a mistake in the recipe or a dataset that is not there.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from modeling_cover.text import make_printable
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="the YAML file with the data set's entry")
+    parser.add_argument("recipe", help="the YAML file with the dataset's entry")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the entry's name")
     parser.add_argument("--output", required=True, metavar="DIR", help="where to write it")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="some of the entry's; default: all")
@@ -91,7 +91,7 @@ def settings_of(recipe: Recipe, dataset: DatasetRecipe, arguments: argparse.Name
 
 
 def entry_to_read(dataset: DatasetRecipe, folders: dict[str, str]) -> dict[str, Any]:
-    """The entry of a recipe that reads the compact data set, trained on as the original was."""
+    """The entry of a recipe that reads the compact dataset, trained on as the original was."""
     entry = {"name": dataset.name, "format": "webdataset", "modality": dataset.modality, "splits": folders}
     defaults = DatasetRecipe(**entry)
     for key in ("weight", "share", "horizontal_flip", "augmentation", "problem_type"):

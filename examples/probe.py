@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""See what an encoder knows of a data set without training it: nearest neighbours and a linear classifier on its features.
+"""See what an encoder knows of a dataset without training it: nearest neighbours and a linear classifier on its features.
 
     python examples/probe.py --model outputs/quickstart --recipe RECIPE --dataset gestures [--save outputs/with_gestures]
 
@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="write the checkpoint with the linear classifier as a head"
     )
-    parser.add_argument("--head", help="the name of that head; default: the data set's")
+    parser.add_argument("--head", help="the name of that head; default: the dataset's")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/probe"), help="the folder of features and figures"
     )
@@ -66,7 +66,7 @@ def read_both_splits(options: argparse.Namespace) -> tuple[dict[str, Source], fl
     """The train and the validation split, and the share of bad files that the recipe allows.
 
     Raises:
-        ValueError: if there is no such data set, it lacks a split, or is streamed.
+        ValueError: if there is no such dataset, it lacks a split, or is streamed.
     """
     recipe = load_recipe(options.recipe)
     (dataset,) = chosen_datasets(recipe, [options.dataset], "validation")

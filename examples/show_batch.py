@@ -129,7 +129,7 @@ def label_texts(target: int | torch.Tensor, labels: Sequence[str]) -> list[str]:
 
 
 def draw_sheet(rows: Sequence[Row], title: str) -> Image.Image:
-    """A row for each sample: data set, labels and file on the left, frames on the right in order of time."""
+    """A row for each sample: dataset, labels and file on the left, frames on the right in order of time."""
     columns = min(max(len(row.frames) for row in rows), FRAMES_A_LINE)
     native = rows[0].frames.shape[1]
     side = shown_side(native, columns)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""CoVeR for Hugging Face Transformers: one video transformer co-trained on many video and image data sets."""
+"""CoVeR for Hugging Face Transformers: one video transformer co-trained on many video and image datasets."""
 
 from . import _torchvision as _torchvision  # isort: skip  (before anything that imports torchvision)
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a check of data sets finds, on real files of every sort of fault."""
+"""What a check of datasets finds, on real files of every sort of fault."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def truncate(path: Path) -> None:
 
 
 def entry(folder: Path, modality: str = "video", **keys) -> dict:
-    """Of a data set of class folders."""
+    """Of a dataset of class folders."""
     splits = {split: str(folder / split) for split in ("train", "validation") if (folder / split).exists()}
     return {"name": folder.name, "format": "class_folders", "modality": modality, "splits": splits, **keys}
 
@@ -108,7 +108,7 @@ def only(report: Report, kind: str) -> Finding:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory) -> Path:
-    """Two data sets of videos, `a` and `b`, of two classes with two training rows and one validation row each."""
+    """Two datasets of videos, `a` and `b`, of two classes with two training rows and one validation row each."""
     folder = tmp_path_factory.mktemp("clean")
     for number, dataset in enumerate(("a", "b")):
         for index, label in enumerate(("left", "right")):

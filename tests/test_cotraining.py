@@ -70,7 +70,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def recipe(data) -> Recipe:
-    """Two data sets and small clips; nothing is said of the model."""
+    """Two datasets and small clips; nothing is said of the model."""
     actions = DatasetRecipe(
         name="actions", format="class_folders", modality="video", splits={"train": str(data / "actions")}
     )
@@ -89,13 +89,13 @@ def prepare(recipe: Recipe, **model):
 
 
 def listing(recipe: Recipe, labels: list[str]) -> Recipe:
-    """The recipe with the labels of its first data set listed."""
+    """The recipe with the labels of its first dataset listed."""
     first, *others = recipe.datasets
     return dataclasses.replace(recipe, datasets=(dataclasses.replace(first, labels=labels), *others))
 
 
 def renamed(recipe: Recipe, *names: str) -> Recipe:
-    """The recipe with other names for its data sets."""
+    """The recipe with other names for its datasets."""
     pairs = zip(recipe.datasets, names, strict=True)
     return dataclasses.replace(
         recipe, datasets=tuple(dataclasses.replace(dataset, name=name) for dataset, name in pairs)
@@ -301,7 +301,7 @@ class TestFromATimeSformer:
 
     def test_a_head_that_is_no_data_sets_is_named(self, recipe, tmp_path):
         save_timesformer(tmp_path)
-        with pytest.raises(ValueError, match=r"unknown head 'k400', the data sets are \['actions', 'objects'\]"):
+        with pytest.raises(ValueError, match=r"unknown head 'k400', the datasets are \['actions', 'objects'\]"):
             prepare(recipe, from_timesformer=str(tmp_path), head="k400")
 
     def test_a_head_with_another_number_of_classes_is_refused(self, recipe, tmp_path):

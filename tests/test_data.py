@@ -114,7 +114,7 @@ class TestTrainingSamples:
         assert dataset[reference("noise", 0, 0)]["head_ids"] == 3
 
     def test_a_data_set_without_a_head_is_named(self, sources, processor):
-        with pytest.raises(ValueError, match=r"no head for the data sets \['noise'\]: .*\['gradients', 'pictures'\]"):
+        with pytest.raises(ValueError, match=r"no head for the datasets \['noise'\]: .*\['gradients', 'pictures'\]"):
             CoTrainingDataset(sources, ["gradients", "pictures"], processor, seed=0)
 
     def test_sizes_are_those_of_the_data_sets(self, dataset):

@@ -69,7 +69,7 @@ def store():
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, hub, store) -> Path:
-    """A folder with the examples, a small quickstart, published as org/quickstart, and a data set of each layout."""
+    """A folder with the examples, a small quickstart, published as org/quickstart, and a dataset of each layout."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
     for _, language, code in BLOCKS:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints on their data sets: views, orders of frames, processes, and what examples/evaluate.py says and writes."""
+"""Checkpoints on their datasets: views, orders of frames, processes, and what examples/evaluate.py says and writes."""
 
 import json
 import os
@@ -259,7 +259,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--dataset", "kinetics"], "the recipe has no data set 'kinetics'"),
+            (["--dataset", "kinetics"], "the recipe has no dataset 'kinetics'"),
             (
                 ["--dataset", "others"],
                 "dataset 'others': the model has no head 'others', but motions, shapes, textures",
@@ -272,7 +272,7 @@ class TestTheCommand:
                 "classes 'circle', 'ring', 'star' are not among the labels",
             ),
             (["--dataset", "shapes", "--split", "test"], "there is no split 'test'"),
-            (["--split", "test"], "no data set of the recipe has a split 'test'"),
+            (["--split", "test"], "no dataset of the recipe has a split 'test'"),
             (["--dataset", "shapes", "--batch_size", "0"], "batch_size must be a positive whole number, got 0"),
             (["--dataset", "shapes", "--views", "1x5"], "views: expected 1 or 3 spatial crops, got 5"),
             (["--dataset", "shapes", "--views", "20x1"], "has 18 frames, too few for 20 temporal views that differ"),

@@ -155,7 +155,7 @@ class TestChangedRows:
         folder = run.parent
         (folder / "videos/class1/1.mp4").rename(folder / "videos/class1/renamed.mp4")
         message = (
-            "was written when datasets had other rows:\n  data set 'videos': files were renamed, moved or swapped\n"
+            "was written when datasets had other rows:\n  dataset 'videos': files were renamed, moved or swapped\n"
         )
         with pytest.raises(CheckpointError, match=message):
             make_trainer(folder, run).train(resume_from_checkpoint="auto")
@@ -169,7 +169,7 @@ class TestChangedRows:
 
     def test_so_are_files_of_a_stream(self, run):
         (run.parent / "images/1.parquet").rename(run.parent / "images/2.parquet")
-        with pytest.raises(CheckpointError, match="data set 'images': files were renamed"):
+        with pytest.raises(CheckpointError, match="dataset 'images': files were renamed"):
             make_trainer(run.parent, run).train(resume_from_checkpoint="auto")
 
     def test_a_folder_may_be_elsewhere(self, run, tmp_path):

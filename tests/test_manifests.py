@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files and labels of a data set: class folders, manifests, label spaces, and how what is wrong with them is named."""
+"""Files and labels of a dataset: class folders, manifests, label spaces, and how what is wrong with them is named."""
 
 import json
 import re

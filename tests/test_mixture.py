@@ -352,7 +352,7 @@ class _Letters:
 class TestBadInput:
     @pytest.mark.parametrize("sizes", [{}, {"k400": 0}, {"k400": 10, "ssv2": -1}])
     def test_there_is_a_data_set_and_each_has_rows(self, sizes):
-        with pytest.raises(ValueError, match="expected at least one data set, each with rows, got") as error:
+        with pytest.raises(ValueError, match="expected at least one dataset, each with rows, got") as error:
             MixtureSchedule(sizes, seed=0)
         assert repr(sizes) in str(error.value)
 
@@ -377,5 +377,5 @@ class TestBadInput:
     def test_shares_are_listed_for_all_data_sets_and_only_where_asked_for(self):
         with pytest.raises(ValueError, match="a list a share: set `sampling: shares`"):
             MixtureRecipe().shares({"a": 1, "b": 1}, {"a": 0.5})
-        with pytest.raises(ValueError, match="needs a share of each data set, missing: b"):
+        with pytest.raises(ValueError, match="needs a share of each dataset, missing: b"):
             MixtureRecipe(sampling="shares").shares({"a": 1, "b": 1}, {"a": 0.5, "b": None})

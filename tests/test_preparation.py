@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Compact data sets: what is read back is what training would have sampled, however the work was cut up or cut off."""
+"""Compact datasets: what is read back is what training would have sampled, however the work was cut up or cut off."""
 
 import csv
 import io
@@ -79,7 +79,7 @@ def folders(tmp_path_factory) -> Path:
 
 
 def compact(output: Path, **options) -> Source:
-    """The train split of a compact data set, read as any other."""
+    """The train split of a compact dataset, read as any other."""
     return read_sources(entry(output, "webdataset", **{"splits": {"train": str(output / "train")}} | options))["train"]
 
 

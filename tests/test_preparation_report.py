@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is said of a data set that was prepared, as text and as a picture."""
+"""What is said of a dataset that was prepared, as text and as a picture."""
 
 import numpy as np
 from modeling_cover.dataset_tools.preparation_report import draw_class_histogram, report_text

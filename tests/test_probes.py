@@ -243,7 +243,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--dataset", "kinetics"], "the recipe has no data set 'kinetics', but light, alone"),
+            (["--dataset", "kinetics"], "the recipe has no dataset 'kinetics', but light, alone"),
             (["--dataset", "alone"], "dataset 'alone': a probe needs a validation split, there is train"),
             (["--dataset", "light", "--views", "9x1"], "has 8 frames, too few for 9 temporal views that differ"),
         ],

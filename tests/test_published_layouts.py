@@ -34,7 +34,7 @@ def touch(tmp_path):
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a data set whose lists are given as text by their names; the first is the train split."""
+    """Reads a dataset whose lists are given as text by their names; the first is the train split."""
 
     def read(format: str, lists: dict[str, str], **options) -> dict:
         for name, content in lists.items():

@@ -140,7 +140,7 @@ class TestTheLimit:
     @pytest.mark.parametrize(
         ("size", "draws", "allowed"),
         [
-            (40, 1, 2),  # of all rows of a small data set
+            (40, 1, 2),  # of all rows of a small dataset
             (40, 4000, 2),
             (1000, 1, 50),
             (100_000, 1, 50),  # of the first thousand of a large one

@@ -37,7 +37,7 @@ IMAGENET = {"name": "imagenet", "format": "class_folders", "modality": "image", 
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads a recipe given as text, or as keys and values that are put beside a data set."""
+    """Loads a recipe given as text, or as keys and values that are put beside a dataset."""
 
     def load(text: str | None = None, **content) -> Recipe:
         path = tmp_path / "recipe.yaml"
@@ -178,7 +178,7 @@ class TestExamples:
 class TestExtending:
     @pytest.fixture
     def load_over(self, load, tmp_path):
-        """Loads a recipe that extends one of two data sets."""
+        """Loads a recipe that extends one of two datasets."""
         base = {
             "data_root": "/data",
             "model": {"from_image_checkpoint": "org/vit", "default_head": "k400", "drop_path_rate": 0.1},
@@ -303,8 +303,8 @@ class TestBadDatasets:
         ("datasets", "message"),
         [
             ([], "datasets: expected at least one"),
-            (None, "datasets: expected a list of data sets, got None"),
-            ({"k400": KINETICS}, "datasets: expected a list of data sets, got {'k400'"),
+            (None, "datasets: expected a list of datasets, got None"),
+            ({"k400": KINETICS}, "datasets: expected a list of datasets, got {'k400'"),
             (["k400"], "dataset 'number 1': expected keys and values, got 'k400'"),
             ([KINETICS, IMAGENET, KINETICS], "datasets: 'k400' is the name of the one in line . already"),
             ([{**KINETICS, "weight": 0}, {**IMAGENET, "weight": 0.0}], "every weight is 0, there is nothing to train"),
@@ -386,7 +386,7 @@ class TestOtherBadValues:
             ({"clips": {"sampling": "random"}}, "clips: sampling must be one of .*, got 'random'"),
             ({"clips": {"frame_stride": 2}}, "frame_stride is of no use with sampling 'uniform'"),
             ({"augmentation": {"mixup": 1}}, "dataset 'k400': augmentation: unknown key 'mixup', did you mean"),
-            ({"augmentation": {"horizontal_flip": False}}, "horizontal_flip is a key of the data set itself"),
+            ({"augmentation": {"horizontal_flip": False}}, "horizontal_flip is a key of the dataset itself"),
             ({"augmentation": {"short_side_range": [200, 300]}}, "begins below image_size"),
             ({"class_lists": {"sports": 5}}, "class_lists: sports: expected a file or a list of labels, got 5"),
         ],
@@ -409,5 +409,5 @@ class TestOtherBadValues:
 
     @pytest.mark.parametrize("value", [None, 5, ["k400"]])
     def test_the_default_head_is_a_name(self, load, value):
-        with pytest.raises(ValueError, match="model: default_head must be a data set's name, got"):
+        with pytest.raises(ValueError, match="model: default_head must be a dataset's name, got"):
             load(model={"default_head": value})

@@ -239,8 +239,8 @@ class TestBadInput:
         for difference in (
             "heads: 'more' is not in the checkpoint",
             "heads: 'videos' is only in the checkpoint",
-            "data sets: 'more' is not in the checkpoint",
-            "data set 'images': 12 rows in the checkpoint, 11 now",
+            "datasets: 'more' is not in the checkpoint",
+            "dataset 'images': 12 rows in the checkpoint, 11 now",
         ):
             assert error.match(difference)
 

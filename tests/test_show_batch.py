@@ -37,7 +37,7 @@ COLOURS = {"red": (220, 30, 40), "green": (20, 200, 60)}
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A data set `clips` of videos, whose frames are numbered, and one `pictures` of images of one colour each."""
+    """A dataset `clips` of videos, whose frames are numbered, and one `pictures` of images of one colour each."""
     for label in ("left", "right"):
         (tmp_path / "clips" / label).mkdir(parents=True)
         for number in range(4):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files and labels of a data set: class folders, manifests, label spaces, and how what is wrong with them is named."""
+"""Files and labels of a dataset: class folders, manifests, label spaces, and how what is wrong with them is named."""
 
 import pickle
 import re
@@ -241,7 +241,7 @@ class TestLabelsOfAnExistingHead:
         assert all(label in str(error.value) for label in named)
 
     def test_classes_on_either_side_are_told_apart(self, train):
-        message = "classes differ from those of head 'ssv2'. Only in the data set: 'pull'; only in the head: 'throw'"
+        message = "classes differ from those of head 'ssv2'. Only in the dataset: 'pull'; only in the head: 'throw'"
         with pytest.raises(ValueError, match=message):
             dataset = manifest(splits={"train": train}, labels=["lift", "pull", "push"])
             read_sources(dataset, head_labels=["push", "lift", "throw"])

@@ -53,7 +53,7 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Recipe:
-    """Two data sets of real files: 6 clips in 2 classes and 10 images in 3, each of random noise."""
+    """Two datasets of real files: 6 clips in 2 classes and 10 images in 3, each of random noise."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split in ("train", "validation"):
         for index in range(6):
@@ -125,7 +125,7 @@ def assert_same_direction_and_size(actual: dict[str, torch.Tensor], expected: di
 
 
 def logged_and_evaluated(trainer: CoverTrainer) -> dict[str, float]:
-    """What a step has left in the log about each data set, and an evaluation."""
+    """What a step has left in the log about each dataset, and an evaluation."""
     logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
     metrics = trainer.evaluate()
     kinds = ("_loss", "_top1", "_share", "_top5")
@@ -493,7 +493,7 @@ class TestBadInput:
     def test_weights_and_data_of_unknown_heads_are_named(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
         for arguments in ({"loss_weights": {"k400": 1.0}}, {"eval_dataset": {"k400": None}}):
-            with pytest.raises(ValueError, match=r"unknown data sets \['k400'\]: the model's heads are"):
+            with pytest.raises(ValueError, match=r"unknown datasets \['k400'\]: the model's heads are"):
                 CoverTrainer(model=trainer.model, args=trainer.args, **arguments)
 
     def test_training_data_made_for_other_heads_is_refused(self, recipe, tmp_path):

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Draws the data of examples/paper_in_miniature.py: pictures of clothes from Fashion-MNIST, moved about, as real H.264 and PNG files.
 
-Three data sets, each with a train, a validation and a test split:
+Three datasets, each with a train, a validation and a test split:
 
 - `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way; the class is the pair, of three tops
   and three shoes. How they move says nothing.
@@ -80,7 +80,7 @@ LABELS = {"outfits": tuple(OUTFITS), "moves": tuple(MOVES), "garments": KINDS, "
 IMAGE_DATASETS = ("garments", "wardrobe")
 MARKER = "miniature.json"
 
-FilesPerLabel = Mapping[str, Mapping[str, int]]  # data set -> split -> files of each class
+FilesPerLabel = Mapping[str, Mapping[str, int]]  # dataset -> split -> files of each class
 
 
 class FashionMNIST:
@@ -253,7 +253,7 @@ def _draw(samples: list[Sample], pictures: FashionMNIST, output: Path, seed: int
 def draw_miniature(
     output: str | os.PathLike, fashion_mnist: str | os.PathLike, files_per_label: FilesPerLabel, seed: int
 ) -> int:
-    """Draws the three data sets under `output`, and returns the number of files drawn: 0 where all is there already.
+    """Draws the three datasets under `output`, and returns the number of files drawn: 0 where all is there already.
 
     What an interrupted run left behind, or one of other numbers, is drawn anew.
 

@@ -23,14 +23,14 @@ from miniature.data import FilesPerLabel
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a study is. What is called an update of a data set is an optimizer step with `rows` of its rows.
+    """How large a study is. What is called an update of a dataset is an optimizer step with `rows` of its rows.
 
     Attributes:
-        files_per_label: of each data set and split.
+        files_per_label: of each dataset and split.
         encoders: fields of `CoverConfig` of each size.
         inputs: frames of a clip and side of the crop, in pixels, of each input setting.
-        rows: of each data set in a step.
-        updates: of every data set, in each stage.
+        rows: of each dataset in a step.
+        updates: of every dataset, in each stage.
         training: arguments of all runs.
     """
 
@@ -101,7 +101,7 @@ class Run:
         stage: "pretraining", "training" or "transfer", which decides the number of updates.
         encoder, input: of the scale's.
         backwards: whether clips are evaluated played backwards, too.
-        probes: data sets for which a linear classifier is fitted to the encoder's features, too.
+        probes: datasets for which a linear classifier is fitted to the encoder's features, too.
     """
 
     name: str

@@ -108,7 +108,7 @@ def _co_training(results: Results) -> Comparison:
     return Comparison(
         title="Tables 3 and 5: one model for all, or one for each",
         text="Table 5 (a), which starts from JFT-3B; Table 3, from ImageNet-21k, has K400 80.7 alone and 83.1 with SSv2, MiT and ImageNet, and "
-        "SSv2 62.4 and 64.2. The miniature has no third video data set.",
+        "SSv2 62.4 and 64.2. The miniature has no third video dataset.",
         paper={
             "alone": {"K400": 85.0, "SSv2": 67.2, "MiT": 44.9},
             "K400 + SSv2": {"K400": 86.4, "SSv2": 69.9},
@@ -131,7 +131,7 @@ def _pretraining(results: Results) -> Comparison:
     scratch, pretrained = results.row("together_from_scratch"), results.row("together")
     return Comparison(
         title="Table 4: more images to start from",
-        text="All data sets together, with K400. The paper's sets to pre-train on have 14 million images (Table 3), 300 million and 3 billion; the "
+        text="All datasets together, with K400. The paper's sets to pre-train on have 14 million images (Table 3), 300 million and 3 billion; the "
         "miniature's have none, or `wardrobe`'s.",
         paper={
             "ImageNet-21k": {"K400": 83.1, "SSv2": 64.2, "MiT": 41.3},
@@ -214,7 +214,7 @@ def _frozen_transfer(results: Results) -> Comparison:
 
 
 def _transfer(results: Results, target: str, gains: Mapping[str, float]) -> Comparison:
-    """`gains`: the paper's, by the data set that the encoder was trained on alone."""
+    """`gains`: the paper's, by the dataset that the encoder was trained on alone."""
 
     def of(source: str) -> np.ndarray:
         return results.top1(f"{source}_to_{target}", target)
@@ -234,7 +234,7 @@ def _transfer(results: Results, target: str, gains: Mapping[str, float]) -> Comp
     place = PAPER_NAMES[target]
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
-        text="The paper gives the gains of a co-trained encoder over one of a single data set. An encoder of the target's own clips, and one of all "
+        text="The paper gives the gains of a co-trained encoder over one of a single dataset. An encoder of the target's own clips, and one of all "
         "together, have been trained on the target before, so that the gain over one that has not is no wonder.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()
@@ -353,7 +353,7 @@ def write_report(comparisons: Sequence[Comparison], introduction: str, folder: P
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Bars of the means of each row, beside one another for each data set, with a dot for each seed; the paper's on the left."""
+    """Bars of the means of each row, beside one another for each dataset, with a dot for each seed; the paper's on the left."""
     with plain_text(comparison.miniature):
         figure = Figure(figsize=(11, 3.8), layout="constrained")
         FigureCanvasAgg(figure)

@@ -51,7 +51,7 @@ VIEWS = Views(1, 3)  # as the paper has them (section 4.1)
 
 
 def dataset_entry(name: str, split: str) -> dict[str, Any]:
-    """What a recipe says of a data set, whatever the run; `split` is the one that is evaluated."""
+    """What a recipe says of a dataset, whatever the run; `split` is the one that is evaluated."""
     return {
         "format": "class_folders",
         "modality": "image" if name in IMAGE_DATASETS else "video",
@@ -223,7 +223,7 @@ def _evaluate(
     processor: CoverVideoProcessor,
     sources: Mapping[str, Mapping[str, Source]],
 ) -> dict[str, dict[str, float]]:
-    """Top-1 of each data set; of videos also played backwards; and of a linear classifier of the frozen encoder's features."""
+    """Top-1 of each dataset; of videos also played backwards; and of a linear classifier of the frozen encoder's features."""
     top1, backwards = {}, {}
     for name in run.datasets:
         source = sources[name]["validation"]

@@ -84,7 +84,7 @@ def draw_short_side(augmentation: Augmentation, short_side: int, randomness: Sam
     """The short side that frames are resized to before they are cropped, in pixels; None: left as they are.
 
     Args:
-        augmentation: the data set's.
+        augmentation: the dataset's.
         short_side: what the recipe asks for.
         randomness: the sample's.
     """
@@ -229,7 +229,7 @@ class Mix:
 
 
 def draw_mix(augmentation: Augmentation, randomness: SampleRandomness) -> Mix | None:
-    """How to mix the sample with a partner, if at all. The partner is the caller's choice: another row of the data set."""
+    """How to mix the sample with a partner, if at all. The partner is the caller's choice: another row of the dataset."""
     if not augmentation.mixes:
         return None
     rng = randomness.of(Purpose.MIX)
@@ -247,10 +247,10 @@ def soft_targets(target: Any, partner_target: Any, share: float, num_labels: int
     """What a mixed clip is trained towards: a float vector (num_labels,).
 
     Args:
-        target: a class, or the vector (num_labels,) of a multi-label data set.
+        target: a class, or the vector (num_labels,) of a multi-label dataset.
         partner_target: likewise, of the partner.
         share: of `target`.
-        num_labels: of the data set.
+        num_labels: of the dataset.
 
     Raises:
         ValueError: if a target is neither.

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The order in which a mixture of data sets is drawn (section 4.1 of the paper).
+"""The order in which a mixture of datasets is drawn (section 4.1 of the paper).
 
-An epoch is as many draws as the data sets have rows. Every data set has its share of them, evenly spread: within any
-stretch of an epoch it is drawn as often as its share says, give or take a draw or two in a thousand. A data set is gone
+An epoch is as many draws as the datasets have rows. Every dataset has its share of them, evenly spread: within any
+stretch of an epoch it is drawn as often as its share says, give or take a draw or two in a thousand. A dataset is gone
 through in a shuffled order, every row once, and then again in another order. With proportional shares, an epoch holds
 every row once.
 
@@ -34,21 +34,21 @@ import torch
 
 
 # Separates the random streams that share the run's seed: the order of samples within a block, each sample's
-# augmentation, the rows that stand in for those that cannot be decoded, and the order of the rows of a data set.
+# augmentation, the rows that stand in for those that cannot be decoded, and the order of the rows of a dataset.
 ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM, ROW_STREAM = 0, 1, 2, 3
 
 # Draws of a block, about: what is shuffled at a time, and what shares are exact over, but for rounding. Epochs smaller
 # than that are taken several at a time, since what is rounded in each of them would add up.
 _BLOCK = 1024
 
-_ROUNDS = 12  # of the Feistel network: fewer leave a bias where a data set has but a few rows
+_ROUNDS = 12  # of the Feistel network: fewer leave a bias where a dataset has but a few rows
 
 
 class SampleReference(NamedTuple):
-    """A sample to be decoded: the `draw`-th of data set `dataset` and the `position`-th of the run, both from 0.
+    """A sample to be decoded: the `draw`-th of dataset `dataset` and the `position`-th of the run, both from 0.
 
     The position counts through all epochs. With the run's seed it decides everything random about the sample. `row` is
-    the row of the data set; a streamed data set, which has no rows to choose from, sends it along as it is `stored`,
+    the row of the dataset; a streamed dataset, which has no rows to choose from, sends it along as it is `stored`,
     and where samples are mixed, its `partner`.
     """
 
@@ -64,18 +64,18 @@ class MixtureSchedule:
     """What is drawn at each position of a run.
 
     Args:
-        sizes: rows of each data set, by name.
+        sizes: rows of each dataset, by name.
         seed: the run's.
-        shares: of each data set, adding up to 1; by default in proportion to the sizes.
+        shares: of each dataset, adding up to 1; by default in proportion to the sizes.
         when_exhausted: see [`MixtureRecipe`].
 
     Attributes:
         epoch_size: draws of an epoch: the sum of the sizes, or fewer with `when_exhausted="stop"`.
         round_size: draws of a round, over which shares are kept: an epoch, or several small ones.
-        quotas: draws of each data set in a round.
+        quotas: draws of each dataset in a round.
 
     Raises:
-        ValueError: if a data set is empty, or its share so small that a round does not draw it once.
+        ValueError: if a dataset is empty, or its share so small that a round does not draw it once.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class MixtureSchedule:
         when_exhausted: str = "repeat",
     ):
         if not sizes or any(size < 1 for size in sizes.values()):
-            raise ValueError(f"sizes: expected at least one data set, each with rows, got {dict(sizes)}")
-        # Sorted, so that the order in which data sets are listed carries no meaning.
+            raise ValueError(f"sizes: expected at least one dataset, each with rows, got {dict(sizes)}")
+        # Sorted, so that the order in which datasets are listed carries no meaning.
         self.names = sorted(sizes)
         self.seed = seed
         self._sizes = np.array([sizes[name] for name in self.names], dtype=np.int64)
@@ -95,7 +95,7 @@ class MixtureSchedule:
         if never := [name for name, quota in self.quotas.items() if quota < 1]:
             raise ValueError(f"mixture: the share of {', '.join(never)} is less than one draw of an epoch")
         self.round_size = int(self._quotas.sum())
-        # Of several small epochs, each is as large as the data sets together.
+        # Of several small epochs, each is as large as the datasets together.
         self.epoch_size = min(self.round_size, int(self._sizes.sum()))
         self._num_blocks = math.ceil(self.round_size / _BLOCK)
         blocks = np.arange(self._num_blocks + 1, dtype=np.int64)
@@ -108,7 +108,7 @@ class MixtureSchedule:
         return dict(zip(self.names, self._quotas.tolist(), strict=True))
 
     def _apportioned(self, shares: Mapping[str, float], when_exhausted: str) -> np.ndarray:
-        """Draws of each data set in a round: its share of them, in whole numbers."""
+        """Draws of each dataset in a round: its share of them, in whole numbers."""
         share = np.array([shares[name] for name in self.names])
         epoch_size = int(self._sizes.sum())
         if when_exhausted == "stop":
@@ -122,7 +122,7 @@ class MixtureSchedule:
         return quotas
 
     def _drawn_before_block(self, dataset: int, blocks: np.ndarray) -> np.ndarray:
-        """Draws of a data set before each block of a round: its quota, spread evenly and rounded."""
+        """Draws of a dataset before each block of a round: its quota, spread evenly and rounded."""
         return (blocks * self._quotas[dataset] + self._num_blocks // 2) // self._num_blocks
 
     def references(self, start: int = 0) -> Iterator[SampleReference]:
@@ -140,7 +140,7 @@ class MixtureSchedule:
                 turn, block = turn + 1, 0
 
     def _block(self, turn: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Data set, row and draw of each position of a block; `turn` counts the rounds."""
+        """Dataset, row and draw of each position of a block; `turn` counts the rounds."""
         edges = np.array([block, block + 1])
         firsts, ends = np.array([self._drawn_before_block(index, edges) for index in range(len(self.names))]).T
         counts = ends - firsts
@@ -148,7 +148,7 @@ class MixtureSchedule:
         draws = np.concatenate([np.arange(first, end) for first, end in zip(firsts, ends, strict=True)])
         draws += turn * self._quotas[datasets]
         rows = self._rows(datasets, draws)
-        # Within a block the data sets come in random order, each data set's draws in their own.
+        # Within a block the datasets come in random order, each dataset's draws in their own.
         places = np.random.default_rng([ORDER_STREAM, self.seed, turn, block]).permutation(datasets)
         order = np.empty(len(places), dtype=np.int64)
         order[np.argsort(places, kind="stable")] = np.arange(len(places))
@@ -156,12 +156,12 @@ class MixtureSchedule:
 
     def _rows(self, datasets: np.ndarray, draws: np.ndarray) -> np.ndarray:
         passes, offsets = np.divmod(draws, self._sizes[datasets])
-        # A key for each round and for each pass through the data set.
+        # A key for each round and for each pass through the dataset.
         keys = _mixed(self._keys[datasets].T + passes.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
         return permuted(offsets, self._sizes[datasets], keys)
 
     def draws_before(self, position: int) -> dict[str, int]:
-        """How often each data set is drawn before `position`."""
+        """How often each dataset is drawn before `position`."""
         turn, offset = divmod(position, self.round_size)
         block = int(np.searchsorted(self._block_starts, offset, side="right")) - 1
         datasets, _, _ = self._block(turn, block)
@@ -215,10 +215,10 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     Args:
         schedule: of the run.
         step_size: rows of an optimizer step, of all processes and accumulation steps together.
-        streams: by name, the data sets that are read in order: see [`~modeling_cover.data.sources.Stream`].
-        mixed: names of the data sets whose samples are mixed with a partner.
+        streams: by name, the datasets that are read in order: see [`~modeling_cover.data.sources.Stream`].
+        mixed: names of the datasets whose samples are mixed with a partner.
         batch_size: rows of a batch of one process; by default `step_size`.
-        costs: of a row of each data set, relative to each other. The rows of a step are dealt out to its batches so
+        costs: of a row of each dataset, relative to each other. The rows of a step are dealt out to its batches so
             that each costs about the same: processes wait for each other. By default they stay in order.
     """
 
@@ -260,7 +260,7 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
             yield from dealt_out(rows, [self.costs[row.dataset] for row in rows], self.batch_size)
 
     def references(self, start: int = 0) -> Iterator[SampleReference]:
-        """The references from position `start` on, without end, with the rows of data sets that are streamed."""
+        """The references from position `start` on, without end, with the rows of datasets that are streamed."""
         for reference in self.schedule.references(start):
             stream = self.streams.get(reference.dataset)
             if stream is None:

@@ -31,7 +31,7 @@ from typing import BinaryIO, NamedTuple
 from ..recipe.recipe import BadFilesRecipe
 
 
-# The share of bad files is taken of no fewer rows than this (or than the data set has): two bad ones among the first
+# The share of bad files is taken of no fewer rows than this (or than the dataset has): two bad ones among the first
 # ten say little.
 _FEWEST_ROWS = 1000
 _EXAMPLES = 3
@@ -43,7 +43,7 @@ class BadFile(NamedTuple):
     Attributes:
         dataset, path: whose, and what it is called.
         reason: what is wrong with it.
-        split: of the data set.
+        split: of the dataset.
         tried: rows of the split that were drawn until it was found, repeated ones counted again.
     """
 
@@ -59,7 +59,7 @@ class BadFile(NamedTuple):
 
 
 class TooManyBadFilesError(ValueError):
-    """More files of a data set cannot be decoded than its recipe allows."""
+    """More files of a dataset cannot be decoded than its recipe allows."""
 
 
 class Quarantine:
@@ -76,7 +76,7 @@ class Quarantine:
         self._forget()
 
     def _forget(self) -> None:
-        # By data set and split, by path.
+        # By dataset and split, by path.
         self._entries: dict[tuple[str, str], dict[str, BadFile]] = defaultdict(dict)
         self._bytes_read = 0
 
@@ -118,12 +118,12 @@ class Quarantine:
         return [entry for entries in self._entries.values() for entry in entries.values()]
 
     def counts(self) -> dict[str, int]:
-        """Bad files in the train split of each data set that has any."""
+        """Bad files in the train split of each dataset that has any."""
         self._read_on()
         return {name: len(entries) for (name, split), entries in self._entries.items() if split == "train" and entries}
 
     def clear(self, split: str | None = None) -> None:
-        """Forget all of them, or those of a split of each data set: a new run tries every file again."""
+        """Forget all of them, or those of a split of each dataset: a new run tries every file again."""
         kept = [] if split is None else [entry for entry in self.entries() if entry.split != split]
         if kept:
             self.path.write_bytes(b"".join(entry.to_line() for entry in kept))

@@ -101,22 +101,22 @@ def load_frames(
 
 
 class CoTrainingDataset(torch.utils.data.Dataset):
-    """Training samples of all data sets, indexed by [`SampleReference`]: clips (T, 3, H, W) of uint8, and their targets.
+    """Training samples of all datasets, indexed by [`SampleReference`]: clips (T, 3, H, W) of uint8, and their targets.
 
     By default a clip is resized to the processor's short side, cropped at a random place, the same in each of its
-    frames, and mirrored with probability 1/2 where the data set allows it (section 4.1 of the paper). What is random
+    frames, and mirrored with probability 1/2 where the dataset allows it (section 4.1 of the paper). What is random
     depends on (seed, position of the sample) alone, not on the worker or the process that decodes it.
 
-    With a quarantine, a file that cannot be decoded is written down there, and another row of the same data set, as
+    With a quarantine, a file that cannot be decoded is written down there, and another row of the same dataset, as
     much a function of (seed, position), stands in for it. Without, it is an error.
 
     Args:
-        sources: the train split of each data set.
-        head_names: `config.head_names`; a sample's head id is the index of its data set's name.
+        sources: the train split of each dataset.
+        head_names: `config.head_names`; a sample's head id is the index of its dataset's name.
         processor: its `crop_size` is the size of the crop.
         seed: the run's.
         clip_sampling: "uniform", "dense" (with the processor's `frame_stride`) or "segments": see [`ClipRecipe`].
-        augmentations: by data set; the default is the paper's.
+        augmentations: by dataset; the default is the paper's.
         quarantine: of files that cannot be decoded.
     """
 
@@ -132,7 +132,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
     ):
         self.sources = {source.name: source for source in sources}
         if missing := sorted(set(self.sources) - set(head_names)):
-            raise ValueError(f"no head for the data sets {missing}: the heads are {list(head_names)}")
+            raise ValueError(f"no head for the datasets {missing}: the heads are {list(head_names)}")
         self.head_ids = {name: index for index, name in enumerate(head_names)}
         self.processor = processor
         self.seed = seed
@@ -144,29 +144,29 @@ class CoTrainingDataset(torch.utils.data.Dataset):
 
     @property
     def mixed(self) -> list[str]:
-        """The data sets whose samples are mixed with a partner."""
+        """The datasets whose samples are mixed with a partner."""
         return [name for name, augmentation in self.augmentations.items() if augmentation.mixes]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Rows of each data set."""
+        """Rows of each dataset."""
         return {name: len(source) for name, source in self.sources.items()}
 
     @cached_property
     def row_hashes(self) -> dict[str, dict[str, str]]:
-        """What the rows of each data set are, in short, see [`Source.row_hashes`]."""
+        """What the rows of each dataset are, in short, see [`Source.row_hashes`]."""
         return {name: source.row_hashes() for name, source in self.sources.items()}
 
     @property
     def costs(self) -> dict[str, int]:
-        """Of training on a sample of each data set: its frames."""
+        """Of training on a sample of each dataset: its frames."""
         return {
             name: 1 if source.modality == "image" else self.processor.num_frames
             for name, source in self.sources.items()
         }
 
     def open_streams(self) -> dict[str, Stream]:
-        """The data sets that are read in order, by name."""
+        """The datasets that are read in order, by name."""
         return {
             name: source.open(self.seed) for name, source in self.sources.items() if isinstance(source, StreamedSource)
         }
@@ -304,7 +304,7 @@ def row_name(row: int) -> str:
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
-    """One split of one data set, in order: clips (T, 3, H, W) of uint8, the centre crop of each, and their targets.
+    """One split of one dataset, in order: clips (T, 3, H, W) of uint8, the centre crop of each, and their targets.
 
     A file that cannot be decoded is an error; or, with a quarantine, written down there: its row has labels of
     `UNREADABLE`, which count neither for nor against the model, and the evaluation tells how many they were.
@@ -359,7 +359,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
 
 
 def check_is_of_file(error: Exception, source: Source | StreamedSource) -> None:
-    """Raise an `OSError` if no file is to blame for what went wrong with one: the data set as a whole is gone, or this
+    """Raise an `OSError` if no file is to blame for what went wrong with one: the dataset as a whole is gone, or this
     machine may open no more files, or its disk is full."""
     check_still_there(source)
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
@@ -368,7 +368,7 @@ def check_is_of_file(error: Exception, source: Source | StreamedSource) -> None:
 
 
 def check_still_there(source: Source | StreamedSource) -> None:
-    """Raise a `FileNotFoundError` if the data set as a whole is gone: a drive that is no longer there, say.
+    """Raise a `FileNotFoundError` if the dataset as a whole is gone: a drive that is no longer there, say.
 
     Of a remote one it is the number of files that cannot be fetched which tells, see [`Quarantine.check`].
     """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is done to data sets before training: they are checked, and made small.
+"""What is done to datasets before training: they are checked, and made small.
 
 `checking` looks for what is wrong with them (`examples/check_dataset.py`), `preparation` writes compact copies of them
 (`examples/prepare_dataset.py`); both go through all rows with a `row_pool`.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a check of data sets has found: as JSON lines for programs, as tables and sentences for people."""
+"""What a check of datasets has found: as JSON lines for programs, as tables and sentences for people."""
 
 import os
 from collections import Counter
@@ -40,7 +40,7 @@ PROBLEMS = {
 }
 NOTES = {
     "unvalidated_class": "classes without a row in the validation split",
-    "shared": "data sets with files in common",
+    "shared": "datasets with files in common",
     "spelling": "classes that differ in their spelling alone",
     "left_out": "files that lie in no class's folder, or do not end as the dataset's do",
     "plain": "splits with rows too plain to be told apart by their pixels",
@@ -56,7 +56,7 @@ class Finding:
 
     Attributes:
         kind: a key of `PROBLEMS` or `NOTES`.
-        dataset, split: where; the split is None if it is about the data set as a whole.
+        dataset, split: where; the split is None if it is about the dataset as a whole.
         message: a sentence for people.
         details: for programs, JSON-able.
     """
@@ -151,7 +151,7 @@ class Report:
 
 
 _HEADER = [
-    "data set",
+    "dataset",
     "split",
     "rows",
     "bad files",

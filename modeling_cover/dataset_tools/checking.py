@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is wrong with the data sets of a mixture, found before it costs a training run.
+"""What is wrong with the datasets of a mixture, found before it costs a training run.
 
 Every row is read once, on all cores, as training reads it; what is kept of it is a hash of its file and, to find copies
 that were encoded anew or scaled, a fingerprint of its pixels. What is found is a list of [`Finding`]s, each a problem
@@ -44,7 +44,7 @@ from .spelling_findings import Sources, source_findings, spelling_findings
 # That the reading of one row may take, on the clock; and with every frame of it.
 _SECONDS, _SECONDS_IN_FULL = 300.0, 3600.0
 
-_MOST_COPIES = 5  # that a leak lists: some data sets have one "image not available" thousands of times
+_MOST_COPIES = 5  # that a leak lists: some datasets have one "image not available" thousands of times
 
 
 def check_datasets(
@@ -58,7 +58,7 @@ def check_datasets(
     """Read every row of every split, and look for what is wrong.
 
     Args:
-        sources: by data set and split, see [`~modeling_cover.data.sources.read_sources`].
+        sources: by dataset and split, see [`~modeling_cover.data.sources.read_sources`].
         processor: says which frames of a video are decoded, and at which size.
         num_workers: processes that decode.
         full: decode every frame of a video, not just those that training would.
@@ -66,7 +66,7 @@ def check_datasets(
         refusals: why training would not begin, each with the dataset that it is about.
 
     Raises:
-        FileNotFoundError: if a data set vanishes meanwhile.
+        FileNotFoundError: if a dataset vanishes meanwhile.
     """
     scan = _Scan(sources, processor, full, near_duplicates)
     splits = [
@@ -383,7 +383,7 @@ class _Copies:
         )
 
     def shared_findings(self) -> Iterator[Finding]:
-        """What data sets have in common beside leaks: no fault of either, but good to know."""
+        """What datasets have in common beside leaks: no fault of either, but good to know."""
         for (first, second, split, match), names in self._shared.items():
             message = (
                 f"{first} and {second}, {split}: {len(names)}, such as {names[0][0]} and {names[0][1]}{_HOW[match]}"

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Compact data sets: shards that hold, of each video, just the frames that training samples from it.
+"""Compact datasets: shards that hold, of each video, just the frames that training samples from it.
 
 The paper samples the same uniform frames of a video in each epoch. Decoded, scaled and encoded again once, they are
 all that training has to read:
@@ -21,7 +21,7 @@ all that training has to read:
     OUTPUT/train/train-00000.json    what is in the shard and what was left out, written last: the shard is whole
     OUTPUT/train/report.json, failures.jsonl, class_histogram.png
 
-Which rows a shard holds, and every byte of it, follow from the data set and the settings alone. So a shard is either
+Which rows a shard holds, and every byte of it, follow from the dataset and the settings alone. So a shard is either
 whole or written anew, by whichever process comes across it.
 """
 
@@ -219,7 +219,7 @@ def prepare_dataset(
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, dict[str, Any]] | None:
-    """Write a compact data set, or go on where an earlier call was stopped.
+    """Write a compact dataset, or go on where an earlier call was stopped.
 
     Any number of processes, on any machines that share a file system, each write their part of the shards. The one
     that finds all of them written adds the report.
@@ -228,7 +228,7 @@ def prepare_dataset(
         dataset: to read.
         output: the folder to write to.
         settings: what becomes of each row.
-        splits: some of the data set's, by default all.
+        splits: some of the dataset's, by default all.
         num_workers: processes that decode and encode, by default one for each core that this process may use.
         rank, world_size: the number of this process, and how many share the work.
 

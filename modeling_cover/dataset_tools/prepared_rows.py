@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One row of a compact data set: its file decoded, its frames sampled, scaled and encoded again.
+"""One row of a compact dataset: its file decoded, its frames sampled, scaled and encoded again.
 
 Axes: T frames, H height, W width.
 """
@@ -63,7 +63,7 @@ class PreparationSettings:
     """What becomes of each row.
 
     Attributes:
-        modality: of the data set, "video" or "image".
+        modality: of the dataset, "video" or "image".
         num_frames: of a clip, spread over the whole video, 16 by default; a shorter video keeps all it has. An image
             is one frame.
         short_side: of a frame, in pixels, to which larger ones are scaled down.
@@ -113,7 +113,7 @@ class PreparedRow(NamedTuple):
     """One row as it goes into a shard, or why it does not.
 
     Attributes:
-        row: its number in the data set.
+        row: its number in the dataset.
         path: what its file is called.
         content: the encoded clip or image; None if the file cannot be read.
         annotation: its .json member.
@@ -133,7 +133,7 @@ def prepare_row(source: Source, row: int, settings: PreparationSettings) -> Prep
     """Decode, sample, scale and encode one row. A file that cannot be read is no error.
 
     Raises:
-        OSError: if the data set as a whole is gone, or no more files may be open.
+        OSError: if the dataset as a whole is gone, or no more files may be open.
     """
     path = f"row {row}"
     try:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processes that work through the rows of a data set, and outlive a file that takes a decoder down or hangs it."""
+"""Processes that work through the rows of a dataset, and outlive a file that takes a decoder down or hangs it."""
 
 import multiprocessing
 import multiprocessing.connection

@@ -44,7 +44,7 @@ def source_findings(sources: Sources) -> Iterator[Finding]:
 
 
 def spelling_findings(sources: Sources) -> Iterator[Finding]:
-    """Classes of one data set, or of two, that are the same but for case, spaces and underscores."""
+    """Classes of one dataset, or of two, that are the same but for case, spaces and underscores."""
     labels = {name: splits["train"].labels for name, splits in sources.items()}
     for first, second in [*((name, name) for name in labels), *combinations(labels, 2)]:
         spelt = defaultdict(set)
@@ -55,7 +55,7 @@ def spelling_findings(sources: Sources) -> Iterator[Finding]:
             for label in labels[first]
             for other in spelt[plain_spelling(label)] - {label}
         }
-        # A data set that spells one class as another does has nothing to be told.
+        # A dataset that spells one class as another does has nothing to be told.
         pairs = sorted(pair for pair in pairs if first == second or pair[0] not in labels[second])
         if pairs:
             whose = f"within {first}" if first == second else f"in {first} and {second}"

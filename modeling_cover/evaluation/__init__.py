@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How well a model does on a data set: `views` of its rows, the `scores` of their classes, `metrics` and `pictures` of these."""
+"""How well a model does on a dataset: `views` of its rows, the `scores` of their classes, `metrics` and `pictures` of these."""

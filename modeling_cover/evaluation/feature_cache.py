@@ -87,7 +87,7 @@ def features_identity(model: CoverForVideoClassification, dataset: ViewsDataset)
     keys = ("num_frames", "frame_sampling", "frame_stride", "size", "crop_size", "image_mean", "image_std")
     identity = {
         "encoder": weights.hexdigest(),
-        "data set": [source.name, list(source.roots), len(source)],
+        "dataset": [source.name, list(source.roots), len(source)],
         "classes": [source.labels, targets.hexdigest()],
         "views": [str(dataset.views), dataset.frame_order, dataset.seed],
         "processor": {key: processor.get(key) for key in keys},

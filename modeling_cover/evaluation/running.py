@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Scores and features of every row of a data set, by any number of processes."""
+"""Scores and features of every row of a dataset, by any number of processes."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from .views import ViewsDataset
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """Of all rows of a data set, in order.
+    """Of all rows of a dataset, in order.
 
     Attributes:
         outputs: (rows, ...), what was asked for.
@@ -61,7 +61,7 @@ def score_rows(
     Args:
         model: in evaluation mode, on the device of the accelerator.
         dataset: of the head's label space.
-        head: by default the one that is called as the data set.
+        head: by default the one that is called as the dataset.
         accelerator: of all processes, which must all call this; by default of this one alone.
         batch_size: rows of a batch, whose views go through the model at once.
         num_workers: processes that decode, of each process.
@@ -88,7 +88,7 @@ def extract_features(
     """The features (rows, hidden_size) that heads see, the mean over the views of each row.
 
     Args:
-        model, dataset, accelerator, batch_size, num_workers: as of [`score_rows`]; the data set's classes may be any.
+        model, dataset, accelerator, batch_size, num_workers: as of [`score_rows`]; the dataset's classes may be any.
 
     Returns:
         The same on each process.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Several views of each row of a data set, as the paper evaluates (section 4.1), and frames in another order (Table 2).
+"""Several views of each row of a dataset, as the paper evaluates (section 4.1), and frames in another order (Table 2).
 
 Axes: V views of a row, the crops of its first clip, then those of the next   T frames   H, W height and width.
 """

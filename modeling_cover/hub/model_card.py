@@ -190,7 +190,7 @@ def _results(config: CoverConfig, summary: Mapping[str, Any] | None) -> list[Eva
             "dataset_config": origin.get("config_name"),
             "dataset_split": origin.get("validation_split") or "validation",
         }
-        # Two heads may be of one data set of the Hub, whose results come as one list: so each names its head.
+        # Two heads may be of one dataset of the Hub, whose results come as one list: so each names its head.
         results += [
             EvalResult(
                 **shared,
@@ -208,7 +208,7 @@ def _results(config: CoverConfig, summary: Mapping[str, Any] | None) -> list[Eva
 
 
 def _mirrored(summary: Mapping[str, Any] | None) -> list[str]:
-    """The data sets whose training samples were mirrored at random, as far as it is recorded."""
+    """The datasets whose training samples were mirrored at random, as far as it is recorded."""
     recipe = None if summary is None else summary["recipe"]
     entries = [] if recipe is None else recipe["datasets"]
     return [entry["name"] for entry in entries if entry.get("horizontal_flip", True)]

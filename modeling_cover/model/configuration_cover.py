@@ -76,7 +76,7 @@ class CoverConfig(PreTrainedConfig):
         The standard deviation of newly initialised time embeddings; `initializer_range` if not given. Without a
         checkpoint to start from, larger ones let motion be learnt sooner.
     heads (`dict[str, dict]`, *optional*):
-        The classification heads by name, one for each data set: `{"labels": [...], "modality": "video" | "image",
+        The classification heads by name, one for each dataset: `{"labels": [...], "modality": "video" | "image",
         "problem_type": "single_label_classification" | "multi_label_classification"}`; modality and problem type
         default to the first of each. Order carries no meaning. Without heads there is one, named `default_head` (or
         "default"), with the labels of `id2label` (or `num_labels` of them).

@@ -13,7 +13,7 @@
 # limitations under the License.
 """PyTorch CoVeR model (Zhang et al. 2021, "Co-training Transformer with Videos and Images Improves Action Recognition").
 
-A TimeSformer with divided space-time attention and one classification head for each data set; an image is a clip of
+A TimeSformer with divided space-time attention and one classification head for each dataset; an image is a clip of
 one frame. Axes, in the shapes below:
 
     B clips   T frames of a clip   N patches of a frame   D hidden_size
@@ -217,7 +217,7 @@ class CoverModel(CoverPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    The CoVeR encoder with one linear classification head for each data set on its class token.
+    The CoVeR encoder with one linear classification head for each dataset on its class token.
     """
 )
 class CoverForVideoClassification(CoverPreTrainedModel):

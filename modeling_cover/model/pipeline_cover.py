@@ -92,7 +92,7 @@ class CoverVideoClassificationPipeline(Pipeline):
         self.model.eval()
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Classify a video or an image, or each of a list, a generator or a data set of them.
+        """Classify a video or an image, or each of a list, a generator or a dataset of them.
 
         Args:
             inputs: a video: a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H, W);

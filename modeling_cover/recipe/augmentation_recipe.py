@@ -105,7 +105,7 @@ class RandomErasing:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """The augmentation of a data set: by default that of the paper, a random crop and a horizontal flip.
+    """The augmentation of a dataset: by default that of the paper, a random crop and a horizontal flip.
 
     Attributes:
         horizontal_flip: mirror half of the clips; false where left and right are different classes.
@@ -115,7 +115,7 @@ class Augmentation:
         color_jitter: change the colours.
         rand_augment: do RandAugment's operations, after the colour jitter.
         random_erasing: erase a box.
-        mixup_alpha: mix two clips of the data set, and their labels, in shares out of Beta(alpha, alpha) (Zhang et al.
+        mixup_alpha: mix two clips of the dataset, and their labels, in shares out of Beta(alpha, alpha) (Zhang et al.
             2018); 0 for none.
         cutmix_alpha: put a box of one clip into another, of an area out of Beta(alpha, alpha) (Yun et al. 2019); 0 for
             none. With mixup too, each is as likely.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One entry under `datasets` in a recipe: a data set, in which layout it comes, and how it is trained on."""
+"""One entry under `datasets` in a recipe: a dataset, in which layout it comes, and how it is trained on."""
 
 import os
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _STREAMING = frozenset(["streaming", "sizes", "shuffle_buffer"])
 _TABLE = _STREAMING | {"columns", "media_root", "missing_files", "problem_type"}
 _PUBLISHED = frozenset(["media_root", "missing_files"])
 
-# The keys beyond those of every data set that a format has a use for.
+# The keys beyond those of every dataset that a format has a use for.
 _OPTIONS = {
     "class_folders": frozenset(),
     "manifest": frozenset(["columns", "media_root", "missing_files", "label_separator", "problem_type"]),
@@ -56,10 +56,10 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecipe:
-    """One data set of the mixture.
+    """One dataset of the mixture.
 
     Attributes:
-        name: of the data set, of its head and of its metrics.
+        name: of the dataset, of its head and of its metrics.
         format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.data.sources.read_sources`] for each.
         modality: "video" or "image".
         splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of a
@@ -71,7 +71,7 @@ class DatasetRecipe:
         augmentation: of its training samples; not checked here.
         problem_type: "single_label_classification" or "multi_label_classification".
         columns: names of the columns, or of the keys of a JSON object: `label`; `start` and `end` of a segment, in
-            seconds; `path` in a manifest, `media` in Parquet files and data sets.
+            seconds; `path` in a manifest, `media` in Parquet files and datasets.
         label_separator: between the labels of a multi-label cell of text.
         media_root: the folder that paths start from, here or elsewhere; default: the manifest's.
         labels: the classes in order, or a file of them; default: the source's own, or the train split's, sorted.
@@ -114,7 +114,7 @@ class DatasetRecipe:
         if not isinstance(self.name, str) or not HEAD_NAME.fullmatch(self.name):
             raise ValueError(f"dataset name {self.name!r}: expected letters, digits, '_' and '-' (not at the start)")
         if self.name == "mean":
-            raise ValueError("dataset name 'mean': the mean over data sets is logged under that name")
+            raise ValueError("dataset name 'mean': the mean over datasets is logged under that name")
         try:
             self._check_values()
             self._check_splits()

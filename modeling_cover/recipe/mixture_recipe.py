@@ -26,15 +26,15 @@ WHEN_EXHAUSTED = ("repeat", "stop")
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureRecipe:
-    """How often each data set is drawn.
+    """How often each dataset is drawn.
 
     Attributes:
-        sampling: "proportional" to the data sets' sizes, as the paper does; "equal"; "temperature": proportional to
-            size ** (1 / temperature); or "shares": those that the data sets list, relative to their sum.
+        sampling: "proportional" to the datasets' sizes, as the paper does; "equal"; "temperature": proportional to
+            size ** (1 / temperature); or "shares": those that the datasets list, relative to their sum.
         temperature: 1 is proportional, infinity would be equal.
-        when_exhausted: a data set that is drawn more often than it has rows is by default gone through again,
-            reshuffled ("repeat"). With "stop", an epoch ends where the first data set would be exhausted, each being
-            drawn a whole number of times: of a data set of three rows, that may be far from its share.
+        when_exhausted: a dataset that is drawn more often than it has rows is by default gone through again,
+            reshuffled ("repeat"). With "stop", an epoch ends where the first dataset would be exhausted, each being
+            drawn a whole number of times: of a dataset of three rows, that may be far from its share.
     """
 
     sampling: str = "proportional"
@@ -49,11 +49,11 @@ class MixtureRecipe:
             raise ValueError(f"mixture: temperature {self.temperature} is of no use with sampling '{self.sampling}'")
 
     def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
-        """The share of each data set, adding up to 1.
+        """The share of each dataset, adding up to 1.
 
         Args:
-            sizes: rows of each data set.
-            listed: the shares that the data sets list; None where there is none.
+            sizes: rows of each dataset.
+            listed: the shares that the datasets list; None where there is none.
 
         Raises:
             ValueError: if shares are listed and not asked for, or some are missing.
@@ -63,7 +63,7 @@ class MixtureRecipe:
             raise ValueError(f"mixture: {', '.join(given)} list a share: set `sampling: shares`")
         if self.sampling == "shares" and (missing := [name for name in sizes if name not in given]):
             raise ValueError(
-                f"mixture: `sampling: shares` needs a share of each data set, missing: {', '.join(missing)}"
+                f"mixture: `sampling: shares` needs a share of each dataset, missing: {', '.join(missing)}"
             )
         if self.sampling == "shares":
             weights = {name: listed[name] for name in sizes}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A recipe: the data sets of a co-training run, the model it starts from, and training arguments, as a YAML file.
+"""A recipe: the datasets of a co-training run, the model it starts from, and training arguments, as a YAML file.
 
 data_root: data                       # what relative paths start from, a folder or an address (s3://bucket/data);
                                       # default: the current directory
@@ -19,7 +19,7 @@ data_root: data                       # what relative paths start from, a folder
 model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
   revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
-  default_head: k400                  # a data set's name; default: the first data set
+  default_head: k400                  # a dataset's name; default: the first dataset
   drop_path_rate: 0.1                 # any other field of CoverConfig
 clips:
   num_frames: 16                      # frames of a clip
@@ -29,15 +29,15 @@ clips:
                                       # start; segments: a random frame of each of num_frames equal segments
   frame_stride: 1                     # of dense sampling
 mixture:                              # see mixture_recipe.py
-  sampling: proportional              # to the data sets' sizes; or equal, temperature, shares
-  when_exhausted: repeat              # a data set that is drawn more often than it has rows; or stop
+  sampling: proportional              # to the datasets' sizes; or equal, temperature, shares
+  when_exhausted: repeat              # a dataset that is drawn more often than it has rows; or stop
 bad_files:
-  max_share: 0.05                     # of a data set: with more files that cannot be decoded, training stops
-augmentation: {}                      # of all data sets, see augmentation_recipe.py
-class_lists:                          # given once, named by the `labels` of several data sets
+  max_share: 0.05                     # of a dataset: with more files that cannot be decoded, training stops
+augmentation: {}                      # of all datasets, see augmentation_recipe.py
+class_lists:                          # given once, named by the `labels` of several datasets
   kinetics: labels/kinetics.txt
 datasets:                             # see dataset_recipe.py for the keys of each format
-  - name: k400                        # of the data set, of its head and of its metrics
+  - name: k400                        # of the dataset, of its head and of its metrics
     format: class_folders             # split/class/file
     modality: video                   # or image
     splits: {train: k400/train, validation: k400/val}
@@ -52,7 +52,7 @@ datasets:                             # see dataset_recipe.py for the keys of ea
     columns: {path: video, label: label}
     media_root: ssv2/videos           # what the manifest's paths start from; default: the manifest's folder
     horizontal_flip: false
-    augmentation: {mixup_alpha: 0.8}  # on top of those of all data sets
+    augmentation: {mixup_alpha: 0.8}  # on top of those of all datasets
 training:
   learning_rate: 5.0e-3               # any field of CoverTrainingArguments
 """
@@ -138,9 +138,9 @@ class Recipe:
     Attributes:
         model: the starting point, `default_head` and fields of `CoverConfig`.
         clips: what the model is fed.
-        datasets: the data sets of the mixture.
+        datasets: the datasets of the mixture.
         mixture: how often each of them is drawn.
-        augmentation: of the training samples of all data sets, fields of `Augmentation`.
+        augmentation: of the training samples of all datasets, fields of `Augmentation`.
         bad_files: what to do about files that cannot be decoded.
         training: fields of `CoverTrainingArguments`.
     """
@@ -173,13 +173,13 @@ class Recipe:
                 raise ValueError(f"model: revision must be that of a starting point on the Hub, got {revision!r}")
             check_revision(self.model[starts[0]], revision)
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
-            raise ValueError(f"model: default_head must be a data set's name, got {self.model['default_head']!r}")
+            raise ValueError(f"model: default_head must be a dataset's name, got {self.model['default_head']!r}")
         for augmentation in self.augmentations.values():
             augmentation.check(self.clips.image_size)
 
     @property
     def augmentations(self) -> dict[str, Augmentation]:
-        """Of each data set: what all have in common, and its own on top."""
+        """Of each dataset: what all have in common, and its own on top."""
         return {dataset.name: _build_augmentation(dataset, self.augmentation) for dataset in self.datasets}
 
 
@@ -222,7 +222,7 @@ def _read_content(path: Path, extended_by: tuple[Path, ...]) -> Any:
 
 
 def _check_names(node: yaml.Node | None) -> None:
-    """Raise a `ValueError` that names the lines if two data sets have one name."""
+    """Raise a `ValueError` that names the lines if two datasets have one name."""
     lines = {}
     for entry in _items(_values(node).get("datasets")):
         name = _values(entry).get("name")
@@ -262,7 +262,7 @@ def _build_recipe(content: Any) -> Recipe:
     data_root = data_root if is_address(data_root) else Path(data_root).expanduser()
     entries = content.get("datasets")
     if not isinstance(entries, list):
-        raise ValueError(f"datasets: expected a list of data sets, got {entries!r}")
+        raise ValueError(f"datasets: expected a list of datasets, got {entries!r}")
     class_lists = _class_lists(_section(content, "class_lists"))
     datasets = tuple(_build_dataset(entry, index, data_root, class_lists) for index, entry in enumerate(entries))
     return Recipe(
@@ -304,7 +304,7 @@ def _build_augmentation(dataset: DatasetRecipe, common: Mapping[str, Any]) -> Au
     where = f"dataset '{dataset.name}': augmentation"
     content = {**common, **dataset.augmentation}
     if "horizontal_flip" in content:
-        raise ValueError(f"{where}: horizontal_flip is a key of the data set itself")
+        raise ValueError(f"{where}: horizontal_flip is a key of the dataset itself")
     return Augmentation.from_recipe(where, content, dataset.horizontal_flip)
 
 

@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training: one model on a mixture of data sets, exactly, on any number of processes, stopped and resumed at any moment."""
+"""Training: one model on a mixture of datasets, exactly, on any number of processes, stopped and resumed at any moment."""

@@ -38,8 +38,8 @@ class CoverTrainingArguments(TrainingArguments):
     loss_reduction: str = field(
         default="per_dataset",
         metadata={
-            "help": "'per_dataset': the paper's loss, the sum over data sets of weight times the mean over the data "
-            "set's rows in the global batch; 'per_sample': the sum over rows of the weight of the row's data set "
+            "help": "'per_dataset': the paper's loss, the sum over datasets of weight times the mean over the data "
+            "set's rows in the global batch; 'per_sample': the sum over rows of the weight of the row's dataset "
             "times its loss, divided by all rows of the global batch.",
             "choices": LOSS_REDUCTIONS,
         },

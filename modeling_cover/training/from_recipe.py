@@ -77,7 +77,7 @@ class CoTraining:
 
 
 def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathLike | None = None) -> CoTraining:
-    """Read the data sets and build or load the model, with a head for each data set.
+    """Read the datasets and build or load the model, with a head for each dataset.
 
     Args:
         recipe: what to train on what.
@@ -122,7 +122,7 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
 
 
 def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, Source | StreamedSource]]:
-    """The splits of each data set, with the label spaces of the heads that the starting point brings.
+    """The splits of each dataset, with the label spaces of the heads that the starting point brings.
 
     Raises:
         ValueError: if the recipe names an unknown default head or field of the configuration, data cannot be read, or
@@ -170,8 +170,8 @@ def build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], 
 def _check_model_fields(recipe: Recipe) -> None:
     names = [dataset.name for dataset in recipe.datasets]
     if (default_head := recipe.model.get("default_head", names[0])) not in names:
-        raise ValueError(f"model: unknown default_head {default_head!r}, the data sets are {names}")
-    # Its own fields: labels and problem type, which the base class has, are the data sets'.
+        raise ValueError(f"model: unknown default_head {default_head!r}, the datasets are {names}")
+    # Its own fields: labels and problem type, which the base class has, are the datasets'.
     known = set(CoverConfig.__annotations__) - set(_SET_ELSEWHERE)
     known |= {*STARTING_POINTS, "revision", "head", "default_head"}
     for key in recipe.model:
@@ -218,7 +218,7 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
     head, path = recipe.model.get("head"), recipe.model.get("from_timesformer")
     names = [dataset.name for dataset in recipe.datasets]
     if head is not None and head not in names:
-        raise ValueError(f"model: unknown head {head!r}, the data sets are {names}")
+        raise ValueError(f"model: unknown head {head!r}, the datasets are {names}")
     if head is None:
         return {}
     if is_original_release(path):
@@ -252,7 +252,7 @@ def _build_model(
         )
     if path := recipe.model.get("from_timesformer"):
         head = recipe.model.get("head")
-        # The classifier of a checkpoint whose head is not named goes: it is added under a name that no data set has.
+        # The classifier of a checkpoint whose head is not named goes: it is added under a name that no dataset has.
         name = head or "-".join(["not", *sources])
         labels = None if head is None else sources[head].labels
         model = CoverForVideoClassification.from_timesformer(
@@ -285,7 +285,7 @@ def build_processor(recipe: Recipe) -> CoverVideoProcessor:
         "num_frames": clips.num_frames,
         "size": {"shortest_edge": clips.short_side},
         "crop_size": {"height": clips.image_size, "width": clips.image_size},
-        # Of a file; in training, the data set's clip_sampling says what is random about it.
+        # Of a file; in training, the dataset's clip_sampling says what is random about it.
         "frame_sampling": "dense" if clips.sampling == "dense" else "uniform",
         "frame_stride": clips.frame_stride,
     }

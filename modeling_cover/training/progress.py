@@ -32,7 +32,7 @@ _SMALL = 30  # points of a curve up to which each is marked
 
 
 class CoverProgressCallback(ProgressCallback):
-    """Beside the bar of steps, the newest loss of each data set, samples a second, and the share of waiting for data."""
+    """Beside the bar of steps, the newest loss of each dataset, samples a second, and the share of waiting for data."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         super().on_log(args, state, control, logs=logs, **kwargs)
@@ -72,7 +72,7 @@ def draw_training_curves(
 
     Args:
         log_history: of a Trainer's state.
-        names: of the data sets.
+        names: of the datasets.
         path: of the picture.
     """
     with plain_text(names):

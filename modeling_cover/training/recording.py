@@ -190,7 +190,7 @@ class RecordedTrainer(AveragingTrainer):
             tags: beside those that every card has.
             model_name: what the results are listed under.
             finetuned_from: an id of the Hub; by default the starting point's, if it has one.
-            dataset_tags: ids of the Hub; by default those of the data sets that come from there.
+            dataset_tags: ids of the Hub; by default those of the datasets that come from there.
         """
         if not self.is_world_process_zero():
             return

@@ -114,7 +114,7 @@ def _loaded_commit(place: str | None, file: str, revision: str | None, repo_type
 
 
 def dataset_origin(dataset: DatasetRecipe | None) -> dict[str, str | None]:
-    """How a data set is stored and licensed, and where it is on the Hub and the commit that was loaded, if it is; None where
+    """How a dataset is stored and licensed, and where it is on the Hub and the commit that was loaded, if it is; None where
     nothing says so."""
     if dataset is None:
         return dict.fromkeys(("format", "license", "hub_id", "commit", "config_name", "validation_split"))
@@ -206,11 +206,11 @@ def _as_arguments(value: Any) -> list[str]:
 def last_evaluations(
     log_history: Sequence[Mapping[str, Any]], rows: Mapping[str, int | None], step: int
 ) -> dict[str, dict[str, Any]]:
-    """The last evaluation of each data set up to an optimizer step, with what is finite of it.
+    """The last evaluation of each dataset up to an optimizer step, with what is finite of it.
 
     Args:
         log_history: of a Trainer's state.
-        rows: of each data set that is evaluated, unreadable ones among them; None if it is not known.
+        rows: of each dataset that is evaluated, unreadable ones among them; None if it is not known.
         step: of the weights.
     """
     found = {}

@@ -126,7 +126,7 @@ def _changed_rows(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is other about the rows of datasets, as far as the checkpoint says what they were."""
     what = {"names": "files were renamed, moved or swapped", "labels": "rows have other labels"}
     return [
-        f"data set '{name}': {change}"
+        f"dataset '{name}': {change}"
         for name, dataset in was["datasets"].items()
         for key, change in what.items()
         if key in dataset and dataset[key] != now["datasets"][name].get(key)
@@ -137,14 +137,14 @@ def _different(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for name in sorted({*was["datasets"], *now["datasets"]}):
         if name not in now["datasets"]:
-            found.append(f"data sets: '{name}' is only in the checkpoint")
+            found.append(f"datasets: '{name}' is only in the checkpoint")
         elif name not in was["datasets"]:
-            found.append(f"data sets: '{name}' is not in the checkpoint")
+            found.append(f"datasets: '{name}' is not in the checkpoint")
         else:
             for key, what in (("rows", "rows"), ("draws", "draws in a round of the mixture")):
                 before, after = was["datasets"][name][key], now["datasets"][name][key]
                 if before != after:
-                    found.append(f"data set '{name}': {before} {what} in the checkpoint, {after} now")
+                    found.append(f"dataset '{name}': {before} {what} in the checkpoint, {after} now")
     if was["seed"] != now["seed"]:
         found.append(f"seed: {was['seed']} in the checkpoint, {now['seed']} now")
     if was["rows_per_step"] != now["rows_per_step"]:

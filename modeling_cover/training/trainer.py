@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Co-training with transformers' Trainer: the weighted sum of per-data-set losses (section 3.3 of the paper)."""
+"""Co-training with transformers' Trainer: the weighted sum of per-dataset losses (section 3.3 of the paper)."""
 
 import math
 import time
@@ -116,37 +116,37 @@ def _metrics_of(name: str, metrics: Mapping[str, float], prefix: str) -> dict[st
 
 
 class CoverTrainer(OptimizingTrainer):
-    """A Trainer of one model on a mixture of data sets.
+    """A Trainer of one model on a mixture of datasets.
 
     The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
 
-        sum over data sets i of  weight_i * mean over the rows of data set i of their loss
+        sum over datasets i of  weight_i * mean over the rows of dataset i of their loss
 
     or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows. Its
     gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch is a whole number
     of steps: see [`MixtureSampler`].
 
-    The log has the mean loss (`<data set>_loss`), the top-1 on training samples (`<data set>_top1`), the share of the drawn samples (`<data set>_share`) and, if there are
-    any, the number of files that could not be decoded (`<data set>_bad_files`) of each data set, and the part of the
-    time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<data set>_top1`),
-    of a multi-label data set the mean average precision (`eval_<data set>_map`), and the means that [`mean_metrics`] has,
+    The log has the mean loss (`<dataset>_loss`), the top-1 on training samples (`<dataset>_top1`), the share of the drawn samples (`<dataset>_share`) and, if there are
+    any, the number of files that could not be decoded (`<dataset>_bad_files`) of each dataset, and the part of the
+    time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<dataset>_top1`),
+    of a multi-label dataset the mean average precision (`eval_<dataset>_map`), and the means that [`mean_metrics`] has,
     such as `eval_mean_score`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise.
-    Predictions are the five classes of largest logit, in order, of a multi-label data set the logits; with another
+    Predictions are the five classes of largest logit, in order, of a multi-label dataset the logits; with another
     `compute_metrics` they are logits.
 
     Args:
-        model: with a head for each data set, of the same name.
+        model: with a head for each dataset, of the same name.
         args: training arguments.
-        loss_weights: the weight of each data set's loss; 1 where none is given.
+        loss_weights: the weight of each dataset's loss; 1 where none is given.
         train_dataset: the training samples.
-        schedule: what is drawn at each position of the run; by default every data set in proportion to its size.
-        eval_dataset: by name of the data set, see [`EvaluationDataset`].
+        schedule: what is drawn at each position of the run; by default every dataset in proportion to its size.
+        eval_dataset: by name of the dataset, see [`EvaluationDataset`].
         processing_class: saved with the model; by default the processor that the samples are made with, which also
             normalises them, on the training device.
         kwargs: `recipe`, see [`RecordedTrainer`]; and as of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: if a weight is negative or its data set has no head, evaluation data has no head, the training data
+        ValueError: if a weight is negative or its dataset has no head, evaluation data has no head, the training data
             was made for other heads, or an argument is given that co-training has no use for.
     """
 
@@ -173,7 +173,7 @@ class CoverTrainer(OptimizingTrainer):
             _check_made_for(train_dataset, heads)
         named = {*(loss_weights or {}), *(eval_dataset if isinstance(eval_dataset, Mapping) else ())}
         if unknown := sorted(named - set(heads)):
-            raise ValueError(f"unknown data sets {unknown}: the model's heads are {heads}")
+            raise ValueError(f"unknown datasets {unknown}: the model's heads are {heads}")
         if negative := {name: weight for name, weight in (loss_weights or {}).items() if weight < 0}:
             raise ValueError(f"loss weights must not be negative, got {negative}")
         if args.should_save:
@@ -197,7 +197,7 @@ class CoverTrainer(OptimizingTrainer):
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
         self.loss_weights = torch.tensor(weights, device=args.device)
-        # On this process, each data set's sum of losses, its rows, and those classified rightly: since the last log, and
+        # On this process, each dataset's sum of losses, its rows, and those classified rightly: since the last log, and
         # of the step that is being computed.
         self._logged_sums = torch.zeros(3, len(heads), device=args.device)
         self._step_sums = torch.zeros_like(self._logged_sums)
@@ -416,7 +416,7 @@ class CoverTrainer(OptimizingTrainer):
     ) -> dict[str, float]:
         started, logged_at = time.perf_counter(), self._logged_at
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        # `data_wait` is a part of the time of training. Of several data sets, each is evaluated by a call of its own.
+        # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its own.
         self._logged_at = logged_at + time.perf_counter() - started
         data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(data_sets, Mapping):
@@ -425,7 +425,7 @@ class CoverTrainer(OptimizingTrainer):
         means = {f"{metric_key_prefix}_{key}": value for key, value in means.items()}
         if means:  # another compute_metrics may have none of them
             self.log(means)
-            # Callbacks such as early stopping look for the means; until now they have seen one data set at a time.
+            # Callbacks such as early stopping look for the means; until now they have seen one dataset at a time.
             metrics = {**metrics, **means}
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

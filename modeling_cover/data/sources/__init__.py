@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The rows of a data set: their files and their labels, read from the layouts that data sets come in.
+"""The rows of a dataset: their files and their labels, read from the layouts that datasets come in.
 
 `read_sources` takes an entry of a recipe to its splits. A module for each kind of layout reads it: `manifests` (folders of
 files, and lists of them), `published_layouts` (Kinetics, Something-Something, Moments in Time), `tar_shards` (WebDataset),

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The encoded files that the rows of a data set consist of, found without opening any."""
+"""The encoded files that the rows of a dataset consist of, found without opening any."""
 
 import hashlib
 import math

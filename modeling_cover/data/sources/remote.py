@@ -54,7 +54,7 @@ FETCH_SECONDS = "MODELING_COVER_FETCH_SECONDS"
 _DEFAULT_GIGABYTES = 10.0
 _DEFAULT_SECONDS = 240.0  # check_dataset.py and prepare_dataset.py end a process whose row takes 300
 
-# What the rows of a data set, which may be a stranger's, may name. "file" is what a plain path is.
+# What the rows of a dataset, which may be a stranger's, may name. "file" is what a plain path is.
 ROW_PROTOCOLS = ("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory", "file", "local")
 _LOCAL = ("file", "local")
 _ARCHIVES = ("zip",)  # which `datasets` names files in when it streams: zip://a.jpg::hf://datasets/org/name/x.zip
@@ -95,7 +95,7 @@ def check_address(address: str, is_row: bool = False) -> None:
 
     Args:
         address: of a file, or of a folder.
-        is_row: whether a row of a data set names it, and not the recipe.
+        is_row: whether a row of a dataset names it, and not the recipe.
 
     Raises:
         ValueError: if a row may not name such a file, the protocol is unknown, or its package is not installed.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The rows of a data set: their files and their labels, read from the layouts that data sets come in."""
+"""The rows of a dataset: their files and their labels, read from the layouts that datasets come in."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,10 +55,10 @@ _STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "datase
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One split of a data set, whose rows can be read in any order.
+    """One split of a dataset, whose rows can be read in any order.
 
     Attributes:
-        name: the data set's, and its head's.
+        name: the dataset's, and its head's.
         modality: "video" or "image".
         labels: the label space of the head.
         problem_type: of the head.
@@ -66,7 +66,7 @@ class Source:
         classes: (rows,) indices into `labels`, `NO_LABEL` of a row whose label, and so whose file, cannot be read;
             multi-label: those of all rows, one after another.
         class_starts: (rows + 1,) where each row's start in `classes`, multi-label only.
-        roots: the folders or files that must exist for the data set to be there.
+        roots: the folders or files that must exist for the dataset to be there.
         spellings: of a class whose name was found in several forms, these.
         left_out: files that are there and no row is made of.
     """
@@ -109,7 +109,7 @@ class Source:
 def read_sources(
     dataset: DatasetRecipe, head_labels: list[str] | None = None, splits: Collection[str] | None = None
 ) -> dict[str, Source | StreamedSource]:
-    """Read the splits of a data set.
+    """Read the splits of a dataset.
 
     The formats are
 
@@ -120,7 +120,7 @@ def read_sources(
         moments_in_time
         webdataset           .tar shards: a folder of them, or a pattern; labels in .cls, .json or .txt members
         parquet              .parquet files with embedded bytes: a file, a folder of them, or a pattern
-        dataset              any data set of the `datasets` library, on disk or on the Hub; the splits are its own
+        dataset              any dataset of the `datasets` library, on disk or on the Hub; the splits are its own
 
     Lists, shards, Parquet files and the files of rows may be elsewhere: see `remote`.
 
@@ -130,13 +130,13 @@ def read_sources(
 
     Args:
         dataset: where it is and in which layout.
-        head_labels: the label space of an existing head, in its order; the data set must have the same classes.
+        head_labels: the label space of an existing head, in its order; the dataset must have the same classes.
         splits: to read; by default all. Without the train split, which may not be there to evaluate a model, the classes
             are the head's, and a split may lack some.
 
     Raises:
         ValueError: if a path is missing or has no files, a list lacks a column or names a missing file, a shard is
-            damaged, or the classes of a split are not those of the label space. The message names the data set and
+            damaged, or the classes of a split are not those of the label space. The message names the dataset and
             the culprit.
     """
     with _naming(dataset):
@@ -173,7 +173,7 @@ def check_same_classes(name: str, labels: list[str], head_labels: list[str]) -> 
     if only_dataset or only_head:
         alike = next((found for label in only_dataset if (found := told_apart(label, only_head))), "")
         raise ValueError(
-            f"dataset '{name}': its classes differ from those of head '{name}'. Only in the data set: "
+            f"dataset '{name}': its classes differ from those of head '{name}'. Only in the dataset: "
             f"{some(only_dataset)}; only in the head: {some(only_head)}{alike}"
         )
 
@@ -228,7 +228,7 @@ def _read_split(dataset: DatasetRecipe, split: str) -> SplitRows | RowStream:
 def _found_labels(dataset: DatasetRecipe, rows: SplitRows | RowStream) -> list[str]:
     """The classes of a split that nothing lists."""
     if isinstance(rows, RowStream):
-        raise ValueError(f"{rows.place} does not list its classes: a streamed data set needs `labels`")
+        raise ValueError(f"{rows.place} does not list its classes: a streamed dataset needs `labels`")
     for code, value in enumerate(rows.labels.values):
         if not isinstance(value, str):
             place = rows.place(rows.labels.first_row_of(code))

@@ -78,12 +78,12 @@ class StreamedSource:
     """A train split that is only read in order.
 
     Attributes:
-        name: the data set's, and its head's.
+        name: the dataset's, and its head's.
         modality: "video" or "image".
         labels: the label space of the head.
         problem_type: of the head.
         size: rows of a pass, as the source or the recipe says.
-        roots: the folders or files that must exist for the data set to be there.
+        roots: the folders or files that must exist for the dataset to be there.
         shuffle_buffer: rows of the blocks in which it is shuffled.
         stream: the rows.
         label_space: which class a row's label means.
@@ -142,7 +142,7 @@ class StoredRow(NamedTuple):
 class _Pass:
     """Goes through all rows once, one shard after another.
 
-    The shards are opened one by one, each as an iterable data set of its own: then the order is ours, and the state
+    The shards are opened one by one, each as an iterable dataset of its own: then the order is ours, and the state
     within a shard is one that `datasets` restores exactly.
     """
 
@@ -248,7 +248,7 @@ class Stream:
         """Go to where `state_dict` was taken.
 
         Raises:
-            ValueError: if the state is of another seed, another shuffle buffer, or another data set.
+            ValueError: if the state is of another seed, another shuffle buffer, or another dataset.
         """
         own = self.state_dict(0)
         for key in ("seed", "shuffle_buffer", "num_shards"):

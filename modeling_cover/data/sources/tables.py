@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows of tables: Parquet files with embedded videos or images, and any data set of the `datasets` library.
+"""Rows of tables: Parquet files with embedded videos or images, and any dataset of the `datasets` library.
 
 `datasets` maps such tables into memory: a row is read when it is asked for, and processes share the pages.
 """
@@ -41,7 +41,7 @@ from .streams import RowStream
 
 _FEATURES = {"video": datasets.Video, "image": datasets.Image}
 _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-_MAX_DISK_SHARDS = 64  # of a data set on disk that is streamed: pieces whose order is shuffled
+_MAX_DISK_SHARDS = 64  # of a dataset on disk that is streamed: pieces whose order is shuffled
 
 
 @dataclass(frozen=True)
