@@ -28,10 +28,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from evaluate import chosen_datasets, load_checkpoint, plain_message, table_of_figures
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
 from modeling_cover.data.quarantine import Quarantine
 from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.evaluation.checkpoint_scores import (
+    chosen_datasets,
+    load_checkpoint,
+    plain_message,
+    table_of_scores,
+)
 from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable
 from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neighbour_scores
 from modeling_cover.evaluation.running import RowOutputs, extract_features
@@ -159,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if accelerator.is_main_process:
         print(
-            table_of_figures(figures, "probe"),
+            table_of_scores(figures, "probe"),
             f"features and probe_{options.dataset}.json in {options.output}",
             sep="\n",
         )

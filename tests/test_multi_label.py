@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import check_dataset
 import cotrain
-import evaluate
+import evaluate_checkpoint
 
 
 LISTS = {
@@ -163,7 +163,7 @@ class TestEvaluate:
         recipe = write_recipe(folder, tmp_path / "recipe.yaml", tags(validation="none"), CLASSES)
         run(monkeypatch, recipe, tmp_path / "run")
         arguments = ["--model", str(tmp_path / "run"), "--recipe", str(recipe), "--output", str(tmp_path / "found")]
-        assert evaluate.main([*arguments, "--num_workers", "0"]) == 0
+        assert evaluate_checkpoint.main([*arguments, "--num_workers", "0"]) == 0
         found = read_json(tmp_path / "found" / "evaluation.json")["datasets"]
         assert "map" not in found["tags"]
         assert [entry["average_precision"] for entry in found["tags"]["classes"]] == [None] * 3

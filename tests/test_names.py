@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import check_dataset
 import cotrain
-import evaluate
+import evaluate_checkpoint
 import explain
 import predict
 import prepare_dataset
@@ -98,7 +98,7 @@ def run(monkeypatch, script, *arguments: str | Path) -> int | None:
 
 def run_evaluation(folder: Path, model: Path, output: Path) -> int:
     arguments = ["--model", model, "--recipe", folder / "recipe.yaml", "--output", output, "--num_workers", "0"]
-    return evaluate.main(list(map(str, arguments)))
+    return evaluate_checkpoint.main(list(map(str, arguments)))
 
 
 def test_a_run_whose_curves_cannot_be_drawn_ends_with_all_else(model):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints on their datasets: views, orders of frames, processes, and what examples/evaluate.py says and writes."""
+"""Checkpoints on their datasets: views, orders of frames, processes, and what examples/evaluate_checkpoint.py says and writes."""
 
 import json
 import os
@@ -44,7 +44,7 @@ from transformers import pipeline
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
-import evaluate  # noqa: E402
+import evaluate_checkpoint  # noqa: E402
 
 
 RECIPE = """
@@ -196,7 +196,7 @@ class TestViews:
 class TestTheCommand:
     def run(self, folder: Path, output: Path, capsys, *arguments: str) -> tuple[int, str, str]:
         given = ["--model", folder / "model", "--recipe", folder / "recipe.yaml", "--output", output, *arguments]
-        code = evaluate.main(list(map(str, [*given, "--num_resamples", 20])))
+        code = evaluate_checkpoint.main(list(map(str, [*given, "--num_resamples", 20])))
         return code, *capsys.readouterr()
 
     def test_the_data_sets_that_have_the_split_are_evaluated_in_one_run(self, folder, tmp_path, capsys):
@@ -233,7 +233,7 @@ class TestTheCommand:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             given = ["--model", folder / "model", "--recipe", folder / "recipe.yaml", "--output", output]
             given += ["--dataset", "shapes", "--dataset", "textures", "--batch_size", 2]
-            command = [sys.executable, *launcher, ROOT / "examples" / "evaluate.py", *given]
+            command = [sys.executable, *launcher, ROOT / "examples" / "evaluate_checkpoint.py", *given]
             environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
             finished = subprocess.run(
                 list(map(str, command)), env=environment, capture_output=True, text=True, timeout=200, check=False

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Evaluate a checkpoint on all datasets of a recipe, or on some of them, as the paper does: by the mean of 1x3 views.
 
-    accelerate launch examples/evaluate.py --model outputs/quickstart --recipe examples/recipes/quickstart.yaml
-    accelerate launch examples/evaluate.py --model ORG/NAME --recipe RECIPE --dataset ssv2 --views 4x3 --reverse_frames
+    accelerate launch examples/evaluate_checkpoint.py --model outputs/quickstart --recipe examples/recipes/quickstart.yaml
+    accelerate launch examples/evaluate_checkpoint.py --model ORG/NAME --recipe RECIPE --dataset ssv2 --views 4x3 --reverse_frames
 
 The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into `--output`
 evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row, there is
@@ -30,34 +30,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
+from modeling_cover import load_recipe
 from modeling_cover.data.quarantine import Quarantine
 from modeling_cover.data.samples import EVALUATED
-from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.evaluation.checkpoint_scores import (
+    chosen_datasets,
+    load_checkpoint,
+    plain_message,
+    source_of_head,
+    table_of_scores,
+)
 from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.scores import evaluate_scores
 from modeling_cover.evaluation.views import Views, ViewsDataset, resized_processor
 from modeling_cover.files import write_json
 from modeling_cover.fonts import told_if_not_drawn
-from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-from modeling_cover.recipe.recipe import Recipe
-from modeling_cover.text import make_printable, table
+from modeling_cover.text import make_printable
 from modeling_cover.training.launching import check_processes
-
-
-SHOWN = {
-    "rows": "rows",
-    "unreadable": "unreadable",
-    "top1": "top-1",
-    "top5": "top-5",
-    "mean_class_accuracy": "mean of classes",
-    "map": "mAP",
-    "ece": "ECE",
-    "rows_per_second": "rows/s",
-}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -91,62 +82,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def chosen_datasets(recipe: Recipe, names: Sequence[str] | None, split: str) -> list[DatasetRecipe]:
-    """Those that are asked for; by default all that have the split.
-
-    Raises:
-        ValueError: if the recipe has no such dataset, or none has the split.
-    """
-    there = {dataset.name: dataset for dataset in recipe.datasets}
-    if unknown := [name for name in names or () if name not in there]:
-        raise ValueError(f"the recipe has no dataset '{unknown[0]}', but {', '.join(there)}")
-    chosen = [there[name] for name in dict.fromkeys(names)] if names else list(there.values())
-    if not names:
-        chosen = [dataset for dataset in chosen if split in dataset.splits]
-    if not chosen:
-        raise ValueError(f"no dataset of the recipe has a split '{split}'")
-    return chosen
-
-
-def load_checkpoint(place: str, device: torch.device) -> tuple[CoverForVideoClassification, CoverVideoProcessor]:
-    """A model in evaluation mode and its processor, of a folder or Hub id.
-
-    Raises:
-        ValueError: if there is none, or of another architecture.
-    """
-    try:
-        model = CoverForVideoClassification.from_pretrained(place).eval().to(device)
-        return model, CoverVideoProcessor.from_pretrained(place)
-    except OSError as error:  # transformers' for one that is not there
-        raise ValueError(f"{place} cannot be loaded: {error}") from error
-
-
-def plain_message(error: Exception) -> str:
-    """That of a data loader's worker is at the end of its traceback."""
-    return str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip()
-
-
-def source_of_head(model: CoverForVideoClassification, dataset: DatasetRecipe, head: str, split: str) -> Source:
-    """The split of a dataset, with the labels of the head.
-
-    Raises:
-        ValueError: if there is no such split or head, the head is of another kind, or the dataset has other classes.
-    """
-    if head not in model.config.heads:
-        raise ValueError(
-            f"dataset '{dataset.name}': the model has no head '{head}', but {', '.join(model.config.head_names)}"
-        )
-    description = model.config.get_head(head)
-    if description["problem_type"] != dataset.problem_type:
-        raise ValueError(
-            f"dataset '{dataset.name}' is of {dataset.problem_type}, and the head '{head}' of {description['problem_type']}"
-        )
-    source = read_sources(dataset, head_labels=description["labels"], splits=[split])[split]
-    if not isinstance(source, Source):
-        raise ValueError(f"dataset '{dataset.name}': its {split} split is streamed, and cannot be evaluated in order")
-    return source
-
-
 def draw(figures: dict[str, Any], name: str, output: Path) -> None:
     """The pictures of one dataset."""
     classes = figures["classes"]
@@ -163,27 +98,6 @@ def draw(figures: dict[str, Any], name: str, output: Path) -> None:
     path = output / f"per_class_{measure}_{name}.png"
     with told_if_not_drawn(path):
         draw_scores_of_classes(values, rows, labels, name, measure.replace("_", " "), path)
-
-
-def table_of_figures(evaluations: dict[str, dict[str, Any]], of: str = "dataset") -> str:
-    """A line for each evaluation, with a column for each figure that one of them has."""
-    keys = [key for key in SHOWN if any(key in figures for figures in evaluations.values())]
-    lines = [[of, *(SHOWN[key] for key in keys)]]
-    lines += [[name, *(_cell(figures, key) for key in keys)] for name, figures in evaluations.items()]
-    return table(lines)
-
-
-def _cell(figures: dict[str, Any], key: str) -> str:
-    value = figures.get(key)
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return str(value)
-    if key == "rows_per_second":
-        return f"{value:.3g}"
-    interval = figures["intervals"].get(key)
-    between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    return f"{value:.3f}" if key == "ece" else f"{value:.1%}{between}"
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
@@ -244,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(plain_message(error), file=sys.stderr)
         return 1
     if accelerator.is_main_process:
-        print(table_of_figures(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")
+        print(table_of_scores(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")
     accelerator.end_training()
     return 0
 
