@@ -11,12 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Top-k accuracy and mean average precision."""
+"""Top-k accuracy and mean average precision: as metrics of the `evaluate` library, and as functions of arrays.
+
+The metrics are local: they load nothing from the Hub, and keep what they are given in memory.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
+import evaluate
 import numpy as np
 import torch
+from datasets import Features, Sequence, Value
 from transformers import EvalPrediction
 
 from ..data.samples import UNREADABLE
@@ -27,6 +33,58 @@ TOP_K = (1, 5)
 # What one number says of a dataset: of one label a row, and of several.
 MAIN_METRICS = ("top1", "map")
 MEAN_METRICS = ("top1", "top5", "map")
+
+
+class _LocalMetric(evaluate.Metric):
+    def __init__(self, **kwargs: Any):
+        # Of several processes, evaluate gathers what each has written into a file.
+        super().__init__(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})
+
+    def _described(self, inputs: str, features: Features) -> evaluate.MetricInfo:
+        info = evaluate.MetricInfo(self.__doc__, citation="", inputs_description=inputs, features=features)
+        # Rows are of one length, of which `datasets` makes one array. MetricInfo takes the format with single values only.
+        info.format = "numpy"
+        return info
+
+
+class TopKAccuracy(_LocalMetric):
+    """The share of rows whose class is the first, or among the first five, of the classes predicted.
+
+    ```python
+    >>> TopKAccuracy().compute(predictions=[[3, 1, 0], [2, 0, 1]], references=[3, 0])
+    {'top1': 0.5, 'top5': 1.0}
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = Features({"predictions": Sequence(Value("int64")), "references": Value("int64")})
+        return self._described(
+            "predictions: (rows, up to 5), the classes of largest logit, in order. references: (rows,), the classes.",
+            features,
+        )
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return top_k_accuracy(predictions, references)
+
+
+class MeanAveragePrecision(_LocalMetric):
+    """The mean over labels of the average precision, of rows with several labels each; see [`mean_average_precision`].
+
+    ```python
+    >>> MeanAveragePrecision().compute(predictions=[[0.9, 0.2], [0.1, 0.4]], references=[[True, True], [False, False]])
+    {'map': 0.75}
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = Features({"predictions": Sequence(Value("float32")), "references": Sequence(Value("bool"))})
+        return self._described(
+            "predictions: (rows, labels), scores, such as logits. references: (rows, labels), whether a row has a label.",
+            features,
+        )
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"map": mean_average_precision(predictions, references)}
 
 
 def top_k_accuracy(best: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -97,9 +155,9 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     predictions, labels = prediction.predictions[readable], labels[readable]
     metrics = {}
     if labels.ndim == 1:
-        metrics = top_k_accuracy(predictions, labels)
+        metrics = TopKAccuracy().compute(predictions=predictions, references=labels)
     elif (has_label := labels > 0.5).any():
-        metrics = {"map": mean_average_precision(predictions, has_label)}
+        metrics = MeanAveragePrecision().compute(predictions=predictions, references=has_label)
     return metrics if readable.all() else {**metrics, "unreadable": int((~readable).sum())}
 
 
