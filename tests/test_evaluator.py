@@ -191,6 +191,11 @@ class TestBadInput:
         ):
             VideoClassificationEvaluator().compute(str(checkpoint), labelled(clips, [0] * 6), head="tags")
 
+    def test_a_name_that_the_model_does_not_know(self, checkpoint, clips):
+        data = Dataset.from_dict({"video": clips, "label": ["up"] * 5 + ["over"]})
+        with pytest.raises(ValueError, match="the dataset has the label 'over', and the model 'down', 'left'"):
+            VideoClassificationEvaluator().compute(str(checkpoint), data)
+
     def test_a_pipeline_for_something_else(self, checkpoint, clips):
         classify = pipeline("cover-video-classification", model=str(checkpoint))
         classify.task = "image-classification"

@@ -91,7 +91,7 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
             `latency_in_seconds`.
 
         Raises:
-            ValueError: a column is not there, or the pipeline gives a label that the dataset does not know.
+            ValueError: a column is not there, there are no rows, or pipeline and dataset do not have the same labels.
             VideoDecodingError: a file cannot be read.
         """
         data = self.load_data(data, subset, split)
@@ -200,7 +200,10 @@ def _indices_of_labels(kind: Any, pipe: Pipeline, options: Mapping[str, Any]) ->
 
 def _reference(label: Any, indices: Mapping[str, int], is_multi_label: bool) -> Any:
     """A row's class index; of several labels a row, whether it has each."""
-    found = [indices[name] if isinstance(name, str) else name for name in (label if is_multi_label else [label])]
+    labels = label if is_multi_label else [label]
+    if unknown := [name for name in labels if isinstance(name, str) and name not in indices]:
+        raise ValueError(f"the dataset has the label '{unknown[0]}', and the model {some(sorted(indices))}")
+    found = [indices[name] if isinstance(name, str) else name for name in labels]
     return np.isin(np.arange(len(indices)), found) if is_multi_label else found[0]
 
 
