@@ -22,10 +22,9 @@ from transformers.trainer_utils import SchedulerType
 
 from ..recipe.checks import check_choice, check_number, check_positive
 from .launching import check_processes
+from .loss import LOSS_REDUCTIONS
 from .parameter_groups import TRAINED_PARTS
 
-
-LOSS_REDUCTIONS = ("per_dataset", "per_sample")
 
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
 BEST_METRIC = "eval_mean_score"
@@ -38,8 +37,8 @@ class CoverTrainingArguments(TrainingArguments):
     loss_reduction: str = field(
         default="per_dataset",
         metadata={
-            "help": "'per_dataset': the paper's loss, the sum over datasets of weight times the mean over the data "
-            "set's rows in the global batch; 'per_sample': the sum over rows of the weight of the row's dataset "
+            "help": "'per_dataset': the paper's loss, the sum over datasets of weight times the mean over the "
+            "dataset's rows in the global batch; 'per_sample': the sum over rows of the weight of the row's dataset "
             "times its loss, divided by all rows of the global batch.",
             "choices": LOSS_REDUCTIONS,
         },

@@ -14,8 +14,8 @@
 """Co-training with transformers' Trainer: the weighted sum of per-dataset losses (section 3.3 of the paper)."""
 
 import math
-import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,16 +29,17 @@ from ..data.samples import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationD
 from ..evaluation.metrics import MEAN_METRICS, compute_metrics, mean_metrics, metric_inputs, readable_rows
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
-from ..recipe.dataset_recipe import MULTI_LABEL
 from .arguments import CoverTrainingArguments
 from .best_metric import check_best_metric, warn_of_unmeasurable
 from .checkpoints import check_writable
 from .generators import kept_generators
 from .labels import hits_of_heads, row_losses, smoothed_labels
+from .loss import step_loss
 from .optimizing import OptimizingTrainer
 from .parameter_groups import freeze_all_but
 from .progress import CoverProgressCallback, CurvesCallback
 from .sharding import configure_sharding, is_sharded, with_equal_groups
+from .step_metrics import StepMetrics
 from .zero import check_options
 
 
@@ -51,7 +52,7 @@ class _MixtureCallback(TrainerCallback):
         self.is_resumed = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.start_the_clock()
+        self.trainer.step_metrics.start_clock(state.global_step)
         self.trainer.has_begun = True
         self.is_resumed = state.global_step > 0
         quarantine = self.trainer.train_dataset.quarantine
@@ -62,7 +63,7 @@ class _MixtureCallback(TrainerCallback):
         self.trainer.take_up_log()
         self.trainer.log_if_due()
         self.trainer.evaluate_if_due()
-        self.trainer.start_the_clock()
+        self.trainer.step_metrics.start_clock(state.global_step)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         sampler = self.trainer.train_sampler
@@ -197,16 +198,12 @@ class CoverTrainer(OptimizingTrainer):
         self.head_names = heads
         weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
         self.loss_weights = torch.tensor(weights, device=args.device)
-        # On this process, each dataset's sum of losses, its rows, and those classified rightly: since the last log, and
-        # of the step that is being computed.
-        self._logged_sums = torch.zeros(3, len(heads), device=args.device)
-        self._step_sums = torch.zeros_like(self._logged_sums)
+        self.step_metrics = StepMetrics({name: model.config.get_head(name) for name in heads}, args.device)
         self._config, self._patch_size = model.config, model.cover.embeddings.patch_size
         self._pixel_processor = made_with or self.processing_class
         # Of an evaluation: the sum of losses of the rows that could be read, and their number.
         self._evaluated = torch.zeros(2, dtype=torch.float64, device=args.device)
         self.has_begun = False  # to train or to evaluate
-        self.start_the_clock()
         if train_dataset is not None:
             schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
             _check_same_seed(args, schedule.seed, train_dataset.seed)
@@ -233,19 +230,19 @@ class CoverTrainer(OptimizingTrainer):
 
     def step_begins(self) -> None:
         super().step_begins()
-        self._step_sums.zero_()
+        self.step_metrics.begin_step()
 
     def step_is_taken(self) -> None:
         super().step_is_taken()
-        self._logged_sums += self._step_sums
+        self.step_metrics.take_step()
 
     def take_up_log(self) -> None:
-        self._logged_sums.zero_()
+        self.step_metrics.sums.zero_()
         super().take_up_log()
         self._logged_step = self._globalstep_last_logged
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
-        return {**super().sums_since_log(), "data_sets": self._logged_sums}
+        return {**super().sums_since_log(), "data_sets": self.step_metrics.sums}
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -255,18 +252,12 @@ class CoverTrainer(OptimizingTrainer):
             batches = with_equal_groups(batches, self.accelerator, self._patch_size)
         return batches, counts
 
-    def start_the_clock(self) -> None:
-        """Count the time spent waiting for data and the steps of this session from now on, until they are logged."""
-        self._clock_step = self.state.global_step
-        self._waited, self._logged_at = 0.0, time.perf_counter()
-
     def _timed(self, batches: Iterator) -> Iterator:
         """The batches, with the time that they keep the training loop waiting added up."""
         while True:
             self.note("waiting for data")
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - started
+            with self.step_metrics.waiting():
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch
@@ -319,11 +310,10 @@ class CoverTrainer(OptimizingTrainer):
         outputs = model(**inputs)
         losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
         rows = self._rows_of_heads(inputs["head_ids"])
-        sums = losses * rows
-        hits = hits_of_heads(self._config, outputs.head_logits, labels, inputs["head_ids"])
-        self._step_sums += torch.stack([sums.detach(), rows, hits]).to(self._step_sums)
-        divisor = num_items_in_batch.sum() if self.args.loss_reduction == "per_sample" else num_items_in_batch
-        loss = (self.loss_weights * sums / divisor.clamp(min=1)).sum()
+        self.step_metrics.add(
+            losses, rows, hits_of_heads(self._config, outputs.head_logits, labels, inputs["head_ids"])
+        )
+        loss = step_loss(losses, rows, num_items_in_batch, self.loss_weights, self.args.loss_reduction)
         # Gradients are averaged over processes, and this is a sum over them.
         loss = loss * self.accelerator.num_processes
         if self.is_deepspeed_enabled:
@@ -376,28 +366,16 @@ class CoverTrainer(OptimizingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            seconds, steps = time.perf_counter() - self._logged_at, self.state.global_step - self._clock_step
-            logs.update(self._data_set_logs())
+            step = self.state.global_step
+            clock = self.step_metrics.clock_logs(step, self.rows_per_step)
+            logs.update(self.step_metrics.dataset_logs(partial(self.accelerator.reduce, reduction="sum")))
+            if self.train_dataset.quarantine is not None:
+                counts = self.train_dataset.quarantine.counts()
+                logs |= {f"{name}_bad_files": count for name, count in counts.items()}
             self._leave_out_skipped_steps(logs)
-            if steps:  # none where a run goes on with a log that was due
-                logs["samples_per_second"] = steps * self.rows_per_step / seconds
-                logs["data_wait"] = self._waited / seconds
-            self.start_the_clock()
+            logs |= clock
+            self.step_metrics.start_clock(step)
         super().log(logs, start_time)
-
-    def _data_set_logs(self) -> dict[str, float]:
-        sums, rows, hits = self.accelerator.reduce(self._logged_sums, reduction="sum").tolist()
-        self._logged_sums.zero_()
-        logs = {}
-        for name, loss, count, right in zip(self.head_names, sums, rows, hits, strict=True):
-            if count:
-                logs[f"{name}_loss"] = loss / count
-                if self._config.heads[name]["problem_type"] != MULTI_LABEL:
-                    logs[f"{name}_top1"] = right / count
-                logs[f"{name}_share"] = count / sum(rows)
-        if self.train_dataset.quarantine is not None:
-            logs |= {f"{name}_bad_files": count for name, count in self.train_dataset.quarantine.counts().items()}
-        return logs
 
     def _leave_out_skipped_steps(self, logs: dict[str, float]) -> None:
         """Make the mean loss one over the steps that were taken."""
@@ -414,14 +392,13 @@ class CoverTrainer(OptimizingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        started, logged_at = time.perf_counter(), self._logged_at
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its own.
-        self._logged_at = logged_at + time.perf_counter() - started
-        data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(data_sets, Mapping):
+        with self.step_metrics.clock_stopped():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(datasets, Mapping):
             return metrics
-        means = mean_metrics({name: _metrics_of(name, metrics, metric_key_prefix) for name in data_sets})
+        means = mean_metrics({name: _metrics_of(name, metrics, metric_key_prefix) for name in datasets})
         means = {f"{metric_key_prefix}_{key}": value for key, value in means.items()}
         if means:  # another compute_metrics may have none of them
             self.log(means)
