@@ -1,4 +1,5 @@
-# `make quickstart` and `make test` need nothing but Python 3.11 or newer, pip and make.
+# `make quickstart` and `make test` need nothing but Python 3.11 or newer, pip and make. The first installs what training
+# and predicting need, the second the extras and what the tests need as well.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: quickstart test test-slow quality style benchmark clean
 
 # One thread: the data loader's worker has the second core, and two threads that share a core wait for one another.
-quickstart: $(VENV)/installed
+quickstart: $(VENV)/base
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process 1 examples/cotrain.py
 	$(BIN)/python examples/quickstart_report.py
@@ -31,8 +32,12 @@ style: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python examples/benchmark.py
 
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/base: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed: $(VENV)/base
 	$(BIN)/python -m pip install --constraint constraints.txt --editable .[test,quality]
 	touch $@
 
