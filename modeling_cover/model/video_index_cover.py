@@ -34,7 +34,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from .video_opening_cover import packets_of
-from .video_order_cover import is_idr, order_reader, pictures_of
+from .video_order_cover import MAX_REORDER_DEPTH, is_idr, order_reader, pictures_of, reorder_depth
 from .video_times_cover import UNKNOWN, Announced, Clock, TimeLine, rate_of, time_line
 
 
@@ -64,10 +64,6 @@ _HAVE_FRAME_DURATIONS = (_AVI, "gif", "apng")
 # Codecs of which each packet is one frame that is displayed, and which decode a keyframe and what follows it as if there
 # had been nothing before.
 _SEEKABLE_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
-
-
-# The most that a decoder of H.264 knows.
-_MAX_REORDER_DEPTH = 16
 
 
 class BrokenPromise(Exception):
@@ -326,7 +322,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
         packets=scan.packets,
         clock=clock,
         # A guess of FFmpeg's, of AVI whose pictures do not tell.
-        reorder_depth=_MAX_REORDER_DEPTH if name == _AVI and not is_exact else reorder_depth(timestamps),
+        reorder_depth=MAX_REORDER_DEPTH if name == _AVI and not is_exact else reorder_depth(timestamps),
         is_exact=is_exact and _ascend(timestamps[display_order]),
         is_skippable=_is_skippable(stream),
     )
@@ -345,16 +341,6 @@ def _line(
     announced = _announced(container, stream, _column(scan.shown), int(told[0]))
     usual = _ticks_a_frame(stream.average_rate or stream.guessed_rate, stream.time_base)
     return time_line(told, parts[display_order], scan.durations[last] if is_told else 0, announced, usual)
-
-
-def reorder_depth(timestamps: np.ndarray) -> int:
-    """Of packets with these timestamps (N,): how many, at most, precede one that is displayed before them."""
-    if UNKNOWN in timestamps:
-        return _MAX_REORDER_DEPTH
-    ranks = np.empty(len(timestamps), dtype=np.int64)
-    ranks[np.argsort(timestamps, kind="stable")] = np.arange(len(timestamps))
-    # Of the one that most precede, none that follows is displayed earlier, so all of its steps are such.
-    return min(_MAX_REORDER_DEPTH, int((np.arange(len(timestamps)) - ranks).max(initial=0)))
 
 
 def in_place(display_order: np.ndarray, told: np.ndarray, num_packets: int) -> np.ndarray:

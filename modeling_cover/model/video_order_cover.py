@@ -29,6 +29,8 @@ import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from .video_times_cover import UNKNOWN
+
 
 _START = b"\0\0\1"
 # Of MPEG-4: a picture ("video object plane") follows, or the head of a sequence.
@@ -47,6 +49,8 @@ _SIMPLE = (1, 17)
 
 # No picture that is not coded has more bytes. (FFmpeg takes 19 for the most, `MAX_NVOP_SIZE`.)
 _MAX_NOT_CODED = 32
+
+MAX_REORDER_DEPTH = 16  # that a decoder of H.264 knows
 
 # Of a slice, the bytes in which what is asked about lies; of a parameter set, all.
 _HEADER_BYTES = 64
@@ -127,6 +131,16 @@ def packet_of(data: bytes, presented: int | None, decoded: int | None) -> Packet
     packet.update(data)
     packet.pts, packet.dts = presented, decoded
     return packet
+
+
+def reorder_depth(timestamps: np.ndarray) -> int:
+    """Of packets with these timestamps (N,): how many, at most, precede one that is displayed before them."""
+    if UNKNOWN in timestamps:
+        return MAX_REORDER_DEPTH
+    ranks = np.empty(len(timestamps), dtype=np.int64)
+    ranks[np.argsort(timestamps, kind="stable")] = np.arange(len(timestamps))
+    # Of the one that most precede, none that follows is displayed earlier, so all of its steps are such.
+    return min(MAX_REORDER_DEPTH, int((np.arange(len(timestamps)) - ranks).max(initial=0)))
 
 
 class Mpeg4Order(OrderReader):
