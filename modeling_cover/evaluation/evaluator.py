@@ -29,7 +29,7 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
     ```python
     evaluator = VideoClassificationEvaluator()
     evaluator.compute("org/cover-base", dataset, head="k400")  # or another's model, or a pipeline
-    # {'top1': 0.79, 'top5': 0.94, 'total_time_in_seconds': ..., 'samples_per_second': ..., 'latency_in_seconds': ...}
+    # {'top1': ..., 'top5': ..., 'total_time_in_seconds': ..., 'samples_per_second': ..., 'latency_in_seconds': ...}
     ```
 
     Raises:
