@@ -91,7 +91,7 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
         pipe = self.prepare_pipeline(model_or_pipeline, device=device)
         indices = label_mapping or _indices_of_labels(kind.feature if is_multi_label else kind, pipe, pipeline_options)
         options = {"top_k": len(indices) if is_multi_label else min(max(TOP_K), len(indices)), **pipeline_options}
-        references = [_reference(label, indices, is_multi_label) for label in data[label_column]]
+        references = [_reference(row, label, indices, is_multi_label) for row, label in enumerate(data[label_column])]
         answers, times = self.call_pipeline(pipe, data, input_column, **options)
         inputs = {**self.predictions_processor(answers, indices, is_multi_label), "references": references}
         if metric is None:
@@ -186,12 +186,15 @@ def _indices_of_labels(kind: Any, pipe: Pipeline, options: Mapping[str, Any]) ->
     return {name: index for index, name in enumerate(names)}
 
 
-def _reference(label: Any, indices: Mapping[str, int], is_multi_label: bool) -> Any:
+def _reference(row: int, label: Any, indices: Mapping[str, int], is_multi_label: bool) -> Any:
     """A row's class index; of several labels a row, whether it has each."""
-    labels = label if is_multi_label else [label]
-    if unknown := [name for name in labels if isinstance(name, str) and name not in indices]:
-        raise ValueError(f"the dataset has the label '{unknown[0]}', and the model {some(sorted(indices))}")
-    found = [indices[name] if isinstance(name, str) else name for name in labels]
+    labels, known = label if is_multi_label else [label], set(indices.values())
+    found = [indices.get(name) if isinstance(name, str) else name for name in labels]
+    if unknown := [name for name, index in zip(labels, found, strict=True) if index not in known]:
+        # Beside other names: -1, which test splits have on the Hub where labels are kept back.
+        raise ValueError(
+            f"row {row} of the dataset has the label {unknown[0]!r}, and the model {some(sorted(indices))}"
+        )
     return np.isin(np.arange(len(indices)), found) if is_multi_label else found[0]
 
 

@@ -28,6 +28,10 @@ class _LocalMetric(evaluate.Metric):
         # Of several processes, evaluate gathers what each has written into a file.
         super().__init__(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})
 
+    def _build_data_dir(self) -> str:
+        # evaluate makes the folder of its files also where it writes none, and a home may be read-only.
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
     def _described(self, inputs: str, features: Features) -> evaluate.MetricInfo:
         info = evaluate.MetricInfo(self.__doc__, citation="", inputs_description=inputs, features=features)
         # Rows are of one length, of which `datasets` makes one array. MetricInfo takes the format with single values only.
