@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every snippet of the README runs, as a reader would run it, on small stand-ins for what it names."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import save_quickstart
+from clips import write_clip
+from packageless import run_without_package
+from PIL import Image
+from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTModel
+
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64, "patch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with all that the README names: checkpoints by their Hub ids, the quickstart's, and one's own files."""
+    folder, rng = tmp_path_factory.mktemp("readme"), np.random.default_rng(0)
+    (folder / "examples").symlink_to(ROOT / "examples")
+
+    save_quickstart(folder / "outputs" / "quickstart")
+    ViTModel(ViTConfig(**SIZES, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
+    timesformer = TimesformerForVideoClassification(TimesformerConfig(**SIZES, image_size=32, num_labels=400))
+    timesformer.save_pretrained(folder / "facebook" / "timesformer-base-finetuned-k400")
+
+    def clip(path: str) -> None:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write_clip(folder / path, rng.integers(0, 256, (8, 48, 64, 3), dtype=np.uint8))
+
+    clip("data/quickstart/motions/videos/00000.mp4")
+    clip("data/quickstart/shapes/val/ring/0.mp4")
+    (folder / "data" / "quickstart" / "motions" / "val.csv").write_text("video,label\nvideos/00000.mp4,growing\n")
+    (folder / "data" / "quickstart" / "images" / "val" / "dots").mkdir(parents=True)
+    picture = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    picture.save(folder / "data" / "quickstart" / "images" / "val" / "dots" / "0.png")
+    for split in ("train", "val"):
+        for name in ("wave", "point"):
+            clip(f"my_videos/{split}/{name}.mp4")
+            (folder / "my_images" / split / name).mkdir(parents=True)
+            picture = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+            picture.save(folder / "my_images" / split / name / "0.jpg")
+        (folder / "my_videos" / f"{split}.csv").write_text(
+            f"video,label\n{split}/wave.mp4,wave\n{split}/point.mp4,point\n"
+        )
+    for language, code in BLOCKS:
+        if language == "yaml":
+            (folder / re.match(r"# (\S+)\n", code)[1]).write_text(code)
+    return folder
+
+
+def test_there_are_snippets():
+    assert [language for language, _ in BLOCKS].count("python") >= 5
+
+
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
+def test_a_python_snippet_runs(workspace, code):
+    if "trust_remote_code" in code:
+        finished = run_without_package(code, workspace)
+    else:
+        finished = subprocess.run(
+            [sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True, timeout=120
+        )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+# The two commands with `make` are run by .ci/run.
+@pytest.mark.parametrize(
+    "code", [code for language, code in BLOCKS if language == "bash" and not code.startswith("make ")]
+)
+def test_a_command_runs(workspace, code):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(
+        ["bash", "-euc", code], cwd=workspace, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert len(local) >= 4
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_no_placeholder_is_left(path):
+    assert re.findall(r"\b(?:BENCH|TODO|TBD|FIXME|XXX|QUICKSTART_\w+)\b", path.read_text(encoding="utf-8")) == []

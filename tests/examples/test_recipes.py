@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes that come with the package, each trained for a step on stand-ins for its files and its starting point."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import save_quickstart
+from clips import write_clip
+from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.recipe.recipe import ClipRecipe, Recipe
+from modeling_cover.training.parameter_groups import is_new
+from PIL import Image
+from transformers import ViTConfig, ViTModel
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+import cotrain  # noqa: E402
+
+
+RECIPES = sorted((EXAMPLES / "recipes").rglob("*.yaml"))
+PAPER = [path for path in RECIPES if path.parent.name == "paper"]
+TRANSFERS = [path for path in RECIPES if path.stem.startswith("transfer_")]
+CLASSES = ("first", "second")
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
+
+
+def write_files(dataset: DatasetRecipe) -> None:
+    """Two files of each class for each split, where and as the recipe says."""
+    rng = np.random.default_rng(0)
+    for split, place in dataset.splits.items():
+        lines = [f"{dataset.column('path')},{dataset.column('label')}"]
+        for label in CLASSES:
+            for index in range(2):
+                suffix = "png" if dataset.modality == "image" else "mp4"
+                name = f"{split}_{label}_{index}.{suffix}"
+                if dataset.format == "class_folders":
+                    path = Path(place) / label / name
+                else:
+                    path = Path(dataset.media_root or Path(place).parent) / name
+                    lines.append(f"{name},{label}")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 256, (4, 48, 64, 3), dtype=np.uint8)
+                if dataset.modality == "image":
+                    Image.fromarray(pixels[0]).save(path)
+                else:
+                    write_clip(path, pixels)
+        if dataset.format == "manifest":
+            Path(place).write_text("\n".join(lines))
+
+
+def small(recipe: Recipe, folder: Path) -> Recipe:
+    """The same with a model and clips of a size to be tested, from a starting point that is here."""
+    model = {key: value for key, value in recipe.model.items() if key not in SIZES}
+    if "from_image_checkpoint" in model:
+        ViTModel(ViTConfig(**SIZES, image_size=16)).save_pretrained(folder / "vit")
+        model["from_image_checkpoint"] = str(folder / "vit")
+    elif "from_pretrained" in model:
+        save_quickstart(folder / "cover")
+        model["from_pretrained"] = str(folder / "cover")
+    else:
+        model |= SIZES
+    clips = ClipRecipe(num_frames=2, image_size=16, short_side=20, sampling=recipe.clips.sampling)
+    return dataclasses.replace(recipe, model=model, clips=clips)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_takes_its_first_step(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(path)
+    for dataset in recipe.datasets:
+        write_files(dataset)
+    overrides = {"max_steps": 1, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 2, "bf16": False}
+    overrides |= {
+        "warmup_steps": 0,
+        "dataloader_num_workers": 0,
+        "use_cpu": True,
+        "output_dir": "out",
+        "report_to": "none",
+        "logging_steps": 1,
+    }
+    command = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
+    args = cotrain.parse_training_arguments(recipe, command)
+    cotraining = prepare_cotraining(small(recipe, tmp_path), args.seed, args.output_dir)
+    before = {name: weight.clone() for name, weight in cotraining.model.state_dict().items()}
+    trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    (logged,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert math.isfinite(logged["loss"])
+    names = {dataset.name for dataset in recipe.datasets}
+    assert {name for name in names if f"{name}_loss" in logged} == names
+    changed = {name for name, weight in trainer.model.state_dict().items() if not torch.equal(weight, before[name])}
+    heads = {name for name in changed if name.startswith("classifiers.")}
+    assert {name.split(".")[1] for name in heads} == names
+    part = recipe.training.get("trained_part", "all")
+    if part == "heads":
+        assert changed == heads
+    elif part == "temporal_and_heads":
+        assert all(is_new(name) for name in changed)
+        assert changed > heads
+    else:
+        assert any("attention" in name and not is_new(name) for name in changed)
+
+
+@pytest.mark.parametrize("path", TRANSFERS, ids=lambda path: path.stem)
+def test_a_transfer_is_called_by_its_target_and_by_what_it_trains(path):
+    recipe = load_recipe(path)
+    (dataset,) = recipe.datasets
+    target, part = path.stem.removeprefix("transfer_").split("_", maxsplit=1)
+    assert (dataset.name, recipe.model["default_head"], recipe.training["trained_part"]) == (target, target, part)
+    assert dataset.horizontal_flip == (target != "ssv2")
+    assert f"examples/recipes/{path.name} " in path.read_text()
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_run_of_the_paper_is_called_by_its_data_sets_and_its_table_is_on_the_page(path):
+    recipe, text = load_recipe(path), path.read_text()
+    names = [dataset.name for dataset in recipe.datasets]
+    assert path.stem.split("_")[: len(names)] == names
+    variant = path.stem.removeprefix("_".join(names)).removeprefix("_")
+    assert recipe.model["default_head"] == names[0]
+    assert (recipe.clips.num_frames, recipe.clips.image_size) == ((8, 224) if "8x224" in variant else (16, 448))
+    weights = {dataset.name: dataset.weight for dataset in recipe.datasets}
+    assert weights.get("imagenet", 0.5) == (0.75 if variant == "weight_0.75" else 0.5)
+    start = (
+        f"jft-{variant.removeprefix('jft')}"
+        if "jft" in variant
+        else "base"
+        if "base" in variant
+        else "large-patch16-224-in21k"
+    )
+    assert start in recipe.model["from_image_checkpoint"]
+    assert f"examples/recipes/paper/{path.name} " in text
+    assert "To expect: " in text
+    assert f"`{path.stem}`" in (EXAMPLES.parent / "docs" / "paper.md").read_text()
