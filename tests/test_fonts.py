@@ -3,7 +3,6 @@
 
 import os
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,6 +17,7 @@ from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_o
 from modeling_cover.fonts import draw_text, find_fonts, text_width, told_if_not_drawn
 from modeling_cover.training.progress import draw_training_curves
 from PIL import Image, ImageDraw, ImageFont
+from python_server import python
 
 
 LABELS = ["cash $$", "pay $5 or $10", "walk", "_hidden", r"$\frac{1}$", "<b>x</b>", "9%", r"\$ a_b^c", "走る", "ركض"]
@@ -107,7 +107,7 @@ class TestFonts:
         write_font(tmp_path / "share" / "fonts" / "blocks.ttf", NOWHERE)
         (tmp_path / "share" / "fonts" / "text.ttf").write_text("no font")
         environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "share")}
-        command = [sys.executable, "-c", WITH_A_FONT]
+        command = [python(), "-c", WITH_A_FONT]
         finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr
         assert "no installed font" not in finished.stderr and "Glyph" not in finished.stderr

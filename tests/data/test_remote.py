@@ -4,7 +4,6 @@
 import json
 import os
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from modeling_cover.data.sources.remote import RemoteError, RemoteFile, local_co
 from modeling_cover.model.addresses_cover import is_address, joined_file, parent, public_name, without_secrets
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
+from python_server import python
 from remote_servers import FileServer, closed_port
 from torch.utils.data import DataLoader
 
@@ -107,7 +107,7 @@ class TestAddresses:
             "except ValueError as error:\n"
             "    print(error)\n"
         )
-        finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        finished = subprocess.run([python(), "-c", program], capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr[-2000:]
         protocol = address.partition(":")[0]
         assert finished.stdout.splitlines()[-1] == (
@@ -237,7 +237,7 @@ class TestFetching:
         )
         with HubServer() as hub:
             environment = hub.environment(tmp_path / "home")
-            finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+            finished = subprocess.run([python(), "-c", program], capture_output=True, text=True, env=environment)
         assert finished.returncode == 0, finished.stderr[-2000:]
         expected = "hf://datasets/org/clips/a/x.tarx cannot be fetched: there is no such file True"
         assert finished.stdout.splitlines()[-1] == expected

@@ -3,7 +3,6 @@
 import io
 import json
 import subprocess
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
 from modeling_cover import VideoDecodingError
 from modeling_cover.data.sources import Example, Source, Stream, StreamedSource, read_sources, streams
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from python_server import python
 
 
 ROWS = 50  # in shards of 13, 13, 13 and 11; row i is the bytes of "i", of class i % 3
@@ -218,7 +218,7 @@ class TestStates:
         )
         arguments = [str(folder / "parquet"), str(tmp_path / "state.json"), str(tmp_path / "cache")]
         output = subprocess.run(
-            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+            [python(), "-c", program, *arguments], capture_output=True, text=True, check=True
         ).stdout
         assert json.loads(output.splitlines()[-1]) == expected[75:]
 

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from modeling_cover.evaluation.probes import choose_l2, fit_linear, nearest_neig
 from modeling_cover.evaluation.running import RowOutputs, extract_features
 from modeling_cover.evaluation.views import Views, ViewsDataset
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from python_server import python
 from safetensors.numpy import load_file
 
 
@@ -245,9 +245,9 @@ class TestTheCommand:
 def test_the_benchmark_trains_the_same_head_both_ways(folder, tmp_path):
     recipe = (folder / "recipe.yaml").read_text().replace("train: train", "train: val")
     (tmp_path / "recipe.yaml").write_text(recipe)
-    command = [sys.executable, ROOT / "examples" / "benchmark_probe.py", "--model", folder / "model"]
+    command = [python(), ROOT / "examples" / "benchmark_probe.py", "--model", folder / "model"]
     command += ["--recipe", tmp_path / "recipe.yaml", "--dataset", "light", "--steps", "40"]
-    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200, check=False)
+    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     slow, fast = re.findall(r"ms a step.*top-1 (.*)", finished.stdout)
     assert slow == fast  # one pass through the data after the other, the same rows: the same head

@@ -21,7 +21,7 @@ from modeling_cover import load_recipe
 from modeling_cover.data.sources import read_sources
 from packageless import run_without_package
 from PIL import Image
-from python_server import PythonServer
+from python_server import python
 from remote_servers import s3_server
 
 
@@ -69,7 +69,7 @@ def workspace(tmp_path_factory, hub, store) -> Path:
     _write_layouts(folder / "my_data")
     _write_remote(store, folder / "my_data")
     write_fashion_mnist(folder / "data" / "fashion-mnist")
-    run(hub, folder, sys.executable, "examples/publish.py", "outputs/quickstart", "org/quickstart", "--private")
+    run(hub, folder, python(), "examples/publish.py", "outputs/quickstart", "org/quickstart", "--private")
     return folder
 
 
@@ -167,7 +167,7 @@ def test_the_python_snippets_of_a_page_run(hub, workspace, page):
     run(
         hub,
         workspace,
-        sys.executable,
+        python(),
         "-c",
         "import json, sys\n"
         "for number, code in enumerate(json.loads(sys.argv[1]), 1):\n"
@@ -188,25 +188,13 @@ def _is_of_a_stranger(code: str) -> bool:
 @pytest.mark.parametrize(
     "code", [block for block in blocks("bash") if not re.match(r".*(benchmark|/demo\.py)", block.values[0])]
 )
-def test_a_command_runs(hub, workspace, python, code):
-    run(hub, workspace, "bash", "-euc", code, first_in_path=python.folder)
+def test_a_command_runs(hub, workspace, code):
+    run(hub, workspace, "bash", "-euc", code)
 
 
-@pytest.fixture(scope="module")
-def python(hub, workspace):
-    """Scripts are run by a process that has imported already. (The README's are run as they are.)"""
-    server = PythonServer(workspace / "bin", environment_of(hub, workspace))
-    yield server
-    server.close()
-
-
-def environment_of(hub: HubServer, workspace: Path, *first_in_path: Path) -> dict[str, str]:
-    path = os.pathsep.join([*map(str, first_in_path), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**hub.environment(workspace / "home"), "PATH": path, "ACCELERATE_USE_CPU": "true"}
-
-
-def run(hub: HubServer, workspace: Path, *command: str, first_in_path: Path | None = None) -> None:
-    environment = environment_of(hub, workspace, *([first_in_path] if first_in_path else []))
+def run(hub: HubServer, workspace: Path, *command: str) -> None:
+    path = os.pathsep.join([str(Path(python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**hub.environment(workspace / "home"), "PATH": path, "ACCELERATE_USE_CPU": "true"}
     finished = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-3000:]
 

@@ -13,6 +13,7 @@ from checkpoints import save_quickstart
 from clips import write_clip
 from packageless import run_without_package
 from PIL import Image
+from python_server import python
 from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTModel
 
 
@@ -68,9 +69,7 @@ def test_a_python_snippet_runs(workspace, code):
     if "trust_remote_code" in code:
         finished = run_without_package(code, workspace)
     else:
-        finished = subprocess.run(
-            [sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True, timeout=120
-        )
+        finished = subprocess.run([python(), "-c", code], cwd=workspace, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
@@ -79,10 +78,10 @@ def test_a_python_snippet_runs(workspace, code):
     "code", [code for language, code in BLOCKS if language == "bash" and not code.startswith("make ")]
 )
 def test_a_command_runs(workspace, code):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(Path(python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true"}
     finished = subprocess.run(
-        ["bash", "-euc", code], cwd=workspace, env=environment, capture_output=True, text=True, timeout=120
+        ["bash", "-euc", code], cwd=workspace, env=environment, capture_output=True, text=True, timeout=600
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
 

@@ -9,6 +9,8 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,19 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def prepare() -> None:
-    """To be called before the first run: it is what the others are forked from."""
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    here = str(Path(__file__).parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    _CONTEXT.set_forkserver_preload(["killed_runs"])
+def _ensure_server() -> None:
+    """Start the process that the others are forked from, which has one thread and finds the helpers."""
+    before, here = dict(os.environ), str(Path(__file__).parent)
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+    }
+    try:
+        _CONTEXT.set_forkserver_preload(["killed_runs"])
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class ForkedRun:
@@ -38,6 +47,10 @@ class ForkedRun:
 
     poll = returncode.fget
 
+    def send_signal(self, number: int) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
+
     def wait(self, timeout: float | None = None) -> int:
         end = None if timeout is None else time.monotonic() + timeout
         for process in self.processes:
@@ -49,28 +62,40 @@ class ForkedRun:
 
 def start(folder: Path, output_dir: Path, processes: int = 1, **options: Any) -> ForkedRun:
     """As `killed_runs.start`."""
-    environment = {}
+    # Told by accelerate's variable to use CPUs, it would train with DDP.
+    on_cpu = {"DS_ACCELERATOR": "cpu"} if options.get("deepspeed") else {"ACCELERATE_USE_CPU": "true"}
+    return start_processes(_train, processes, output_dir.with_suffix(".log"), on_cpu, folder, output_dir, options)
+
+
+def start_processes(
+    function: Callable, processes: int, log: Path, environment: dict[str, str], *arguments: Any
+) -> ForkedRun:
+    """Call a function in each of some processes that train together. What they print is added to the log."""
+    _ensure_server()
     if processes > 1:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             port = taken.getsockname()[1]
         sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **sizes}
-    arguments = [
-        (folder, output_dir, {**environment, **({"RANK": rank, "LOCAL_RANK": rank} if environment else {})}, options)
-        for rank in range(processes)
+        environment = {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **sizes}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {} for rank in range(processes)]
+    started = [
+        _CONTEXT.Process(target=_call, args=(function, log, {**environment, **rank}, arguments)) for rank in ranks
     ]
-    started = [_CONTEXT.Process(target=_run, args=entry) for entry in arguments]
     for process in started:
         process.start()
     return ForkedRun(started)
 
 
-def _run(folder: Path, output_dir: Path, environment: dict[str, Any], options: dict[str, Any]) -> None:
+def _call(function: Callable, log: Path, environment: dict[str, Any], arguments: tuple) -> None:
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 2)
+    os.dup2(file, 1)
+    function(*arguments)
+
+
+def _train(folder: Path, output_dir: Path, options: dict[str, Any]) -> None:
     import killed_runs
 
-    os.environ |= {name: str(value) for name, value in environment.items()}
-    log = os.open(output_dir.with_suffix(".log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     killed_runs.train(folder, output_dir, **options)

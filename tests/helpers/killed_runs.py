@@ -411,7 +411,6 @@ def main() -> None:
     # Which imports this module.
     import forked_runs
 
-    forked_runs.prepare()
     processes, launch = arguments.processes, forked_runs.start
     folder, failed, kills = Path(tempfile.mkdtemp()), 0, 0
     try:

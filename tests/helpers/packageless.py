@@ -3,19 +3,14 @@
 
 import os
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from python_server import python_without_package
 
-MEND = Path(__file__).parents[2] / "modeling_cover" / "_torchvision.py"
 
-# Where the wheels of torch and torchvision do not go together, transformers' pipelines cannot be imported at all, with
-# or without this package; only there does the first line do anything.
-PREAMBLE = f"""
-import importlib.util, runpy
-mend = runpy.run_path({str(MEND)!r})
+PREAMBLE = """
+import importlib.util
 assert importlib.util.find_spec("modeling_cover") is None, "the package must not be importable here"
 """
 
@@ -23,18 +18,12 @@ assert importlib.util.find_spec("modeling_cover") is None, "the package must not
 def run_without_package(
     code: str, folder: Path, environment: Mapping[str, str] = os.environ
 ) -> subprocess.CompletedProcess:
-    """Run `code` in `folder`. Packages are found on PYTHONPATH, where no .pth file brings in an editable install."""
-    environment = {
-        **environment,
-        "PYTHONPATH": sysconfig.get_path("purelib"),
-        "HF_MODULES_CACHE": str(folder / "hf_modules"),
-    }
-    interpreter = Path(sys._base_executable).resolve()
+    """Run `code` in `folder`, where nothing brings in an editable install."""
     return subprocess.run(
-        [str(interpreter), "-S", "-c", PREAMBLE + code],
+        [python_without_package(), "-c", PREAMBLE + code],
         cwd=folder,
-        env=environment,
+        env={**environment, "HF_MODULES_CACHE": str(folder / "hf_modules")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )

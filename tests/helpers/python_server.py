@@ -1,103 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
 """A `python` that has imported everything already, for tests of many commands: each would import for ten seconds.
 
-A server imports once, and for each command forks a process that runs the script as `python` would. What is called `python`
-in [`PythonServer.folder`] asks it, with its own arguments, folder, environment and open files; `accelerate launch` of a
-script without options, which starts one process, does, too.
+[`python`] is the path of a program that takes the place of `sys.executable` before a script, `-c` or `-m`. It asks a server,
+with its own arguments, folder, environment and open files. The server has imported the large libraries. For each set of the
+variables that Hugging Face's libraries read as they are imported it forks a process that imports these, and that forks one
+for each command. What a command does, prints and exits with is what it would with a `python` of its own; signals do not reach it.
 """
 
 import atexit
+import functools
 import json
 import os
+import random
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Mapping
+import types
 from pathlib import Path
+from typing import Any
 
 
-CLIENT = """#!{python} -ES
+_CLIENT = """#!{python} -ES
 import json, os, socket, sys
-arguments = sys.argv[1:]
-if os.path.basename(sys.argv[0]) == "accelerate":
+arguments, name = sys.argv[1:], os.path.basename(sys.argv[0])
+if name == "accelerate":
     if arguments[0] != "launch" or not arguments[1].endswith(".py"):
         os.execv({accelerate!r}, [{accelerate!r}, *arguments])
     arguments = arguments[1:]
-elif not arguments or not arguments[0].endswith(".py"):
+elif not arguments or not (arguments[0] in ("-c", "-m") or arguments[0].endswith(".py")):
     os.execv({python!r}, [{python!r}, *arguments])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = dict(arguments=arguments, folder=os.getcwd(), environment=dict(os.environ))
+request = dict(arguments=arguments, folder=os.getcwd(), environment=dict(os.environ), has_package=name != "stranger")
 data = json.dumps(request).encode()
 socket.send_fds(server, [len(data).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(data)
 answer = server.recv(1)
 sys.exit(answer[0] if answer else 1)
 """
+# Variables that are read as modules are imported. Whoever sets another one is forked from another process.
+_READ_BY_IMPORTS = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "HOME", "XDG_", "MPL", "PYTHON")
 
 
-class PythonServer:
-    """
-    Args:
-        folder: where `python` and the server's socket are put.
-        environment: of the server, which reads some of it as it imports.
-    """
+def python() -> str:
+    """The path of the program. It is called `python`, and lies beside an `accelerate` that launches a script alike."""
+    return str(_started() / "python")
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]):
-        self.folder, address = folder, str(folder / "socket")
-        folder.mkdir(parents=True)
-        accelerate = str(Path(sys.executable).with_name("accelerate"))
-        for name in ("python", "accelerate"):
-            client = folder / name
-            client.write_text(CLIENT.format(python=sys.executable, accelerate=accelerate, address=address))
-            client.chmod(0o755)
-        environment = {**environment, "OMP_NUM_THREADS": "1"}  # a pool of threads would not outlive a fork
-        self._process = subprocess.Popen([sys.executable, __file__, address], env=environment)
-        while not os.path.exists(address):
-            if self._process.poll() is not None:
-                raise RuntimeError("the server has ended")
-            time.sleep(0.1)
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def python_without_package() -> str:
+    """The path of one whose processes have all of the libraries and not this package."""
+    return str(_started() / "stranger")
+
+
+@functools.cache
+def _started() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="python"))
+    atexit.register(shutil.rmtree, folder)
+    address, accelerate = str(folder / "socket"), str(Path(sys.executable).with_name("accelerate"))
+    for name in ("python", "accelerate", "stranger"):
+        client = folder / name
+        client.write_text(_CLIENT.format(python=sys.executable, accelerate=accelerate, address=address))
+        client.chmod(0o755)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a pool of threads would not outlive a fork
+    server = subprocess.Popen([sys.executable, __file__, address], env=environment, start_new_session=True)
+    atexit.register(_end, server)
+    while not os.path.exists(address):
+        if server.poll() is not None:
+            raise RuntimeError("the server has ended")
+        time.sleep(0.1)
+    return folder
+
+
+def _end(server: subprocess.Popen) -> None:
+    """All processes of the server, which are its group, end; it is waited for, so that its time is known as ours."""
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait()
+
+
+def _end_with_children(*_: Any) -> None:
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        os._exit(0)
 
 
 def serve(address: str) -> None:
-    import datasets  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import modeling_cover.evaluation.evaluator
-    import modeling_cover.hub.publishing
-    import modeling_cover.training.from_recipe
-    import modeling_cover.training.trainer  # noqa: F401
-
+    signal.signal(signal.SIGTERM, _end_with_children)
+    _import_libraries()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen()
     os.rename(f"{address}.new", address)
-    children = set()
+    parents: dict[tuple, socket.socket] = {}
     while True:
         connection, _ = listener.accept()
-        children -= {child for child in children if os.waitpid(child, os.WNOHANG)[0]}
-        child = os.fork()
-        if child == 0:
-            listener.close()
-            _run(connection)
-        children.add(child)
+        request, files = _receive(connection)
+        read = {name: value for name, value in request["environment"].items() if name.startswith(_READ_BY_IMPORTS)}
+        key = (request["has_package"], *sorted(read.items()))
+        if key not in parents:
+            parents[key], theirs = socket.socketpair()
+            if os.fork() == 0:
+                for inherited in (listener.detach(), connection.detach(), *files):
+                    os.close(inherited)
+                _fork_for_each(theirs, request)
+            theirs.close()
+        _send(parents[key], request, [connection.fileno(), *files])
+        for file in files:
+            os.close(file)
         connection.close()
 
 
-def _run(connection: socket.socket) -> None:
-    """Runs a script as `python` does, in a process of its own, and tells its exit code."""
-    size, files, _, _ = socket.recv_fds(connection, 8, 3)
-    data = b""
-    while len(data) < int.from_bytes(size, "big"):
-        data += connection.recv(2**16)
-    request = json.loads(data)
+def _import_libraries() -> None:
+    """What reads none of the variables."""
+    import pandas  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.utils.data  # noqa: F401
+
+
+def _fork_for_each(requests: socket.socket, first: dict[str, Any]) -> None:
+    """Import what reads the variables, and fork a process for each request."""
+    os.environ.clear()
+    os.environ.update({**first["environment"], "OMP_NUM_THREADS": "1"})
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if first["has_package"]:
+        import datasets  # noqa: F401
+        import matplotlib.figure  # noqa: F401
+        import modeling_cover.evaluation.evaluator
+        import modeling_cover.hub.publishing
+        import modeling_cover.training.from_recipe
+        import modeling_cover.training.trainer  # noqa: F401
+    else:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+        # Where the wheels of torch and torchvision do not go together, transformers' pipelines cannot be imported at all,
+        # with or without this package; only there does this do anything, as long as it is kept.
+        mended = runpy.run_path(str(Path(__file__).parents[2] / "modeling_cover" / "_torchvision.py"))  # noqa: F841
+        import transformers.pipelines  # noqa: F401
+    children = set()
+    while True:
+        request, (connection, *files) = _receive(requests)
+        children -= {child for child in children if os.waitpid(child, os.WNOHANG)[0]}
+        child = os.fork()
+        if child == 0:
+            requests.close()
+            _run(request, socket.socket(fileno=connection), files)
+        children.add(child)
+        for file in (connection, *files):
+            os.close(file)
+
+
+def _send(to: socket.socket, request: dict[str, Any], files: list[int]) -> None:
+    data = json.dumps(request).encode()
+    socket.send_fds(to, [len(data).to_bytes(8, "big")], files)
+    to.sendall(data)
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    size, files, _, _ = socket.recv_fds(connection, 8, 4)
+    data, length = b"", int.from_bytes(size, "big")
+    while len(data) < length:
+        data += connection.recv(min(2**16, length - len(data)))
+    return json.loads(data), files
+
+
+def _run(request: dict[str, Any], connection: socket.socket, files: list[int]) -> None:
+    """Run a script or code as `python` does, and tell the exit code."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -106,12 +183,12 @@ def _run(connection: socket.socket) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    script = os.path.abspath(request["arguments"][0])
-    sys.argv, sys.path[0] = request["arguments"], os.path.dirname(script)
+    random.seed()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        _run_main(request["arguments"])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
@@ -119,11 +196,26 @@ def _run(connection: socket.socket) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     connection.sendall(bytes([code]))
     os._exit(code)
+
+
+def _run_main(arguments: list[str]) -> None:
+    what, *rest = arguments
+    if what == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)  # noqa: S102
+    elif what == "-m":
+        sys.argv, sys.path[0] = rest, os.getcwd()
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = arguments, os.path.dirname(os.path.abspath(what))
+        runpy.run_path(os.path.abspath(what), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -13,6 +12,7 @@ from hub_server import CUT, DROPPED, UNAVAILABLE, HubServer
 from huggingface_hub import CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
+from python_server import python
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ loaded = CoverForVideoClassification.from_pretrained("org/name")
 torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 """
     environment = {**hub.environment(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    command = [python(), "-c", code]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert {"config.json", "model.safetensors"} <= set(hub.files("org/name"))
 

@@ -27,6 +27,7 @@ from modeling_cover.hub.model_card import (
 )
 from modeling_cover.hub.run_record import read_summary, write_summary
 from packageless import run_without_package
+from python_server import python
 from test_training_summary import make_recipe, make_trainer
 
 
@@ -280,9 +281,9 @@ class TestTheHub:
         cards = [write_model_card(trained, "org/mine", license="apache-2.0"), *WRITTEN_CARDS]
         code = "import sys; from huggingface_hub import ModelCard; [ModelCard.load(card).validate() for card in sys.argv[1:]]"
         with HubServer() as hub:
-            command = [sys.executable, "-c", code, *map(str, cards)]
+            command = [python(), "-c", code, *map(str, cards)]
             finished = subprocess.run(
-                command, env=hub.environment(tmp_path), capture_output=True, text=True, timeout=60
+                command, env=hub.environment(tmp_path), capture_output=True, text=True, timeout=600
             )
             answered = [request.status for request in hub.requests if request.path == "/api/validate-yaml"]
         assert finished.returncode == 0, finished.stderr[-3000:]

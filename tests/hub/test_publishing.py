@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from modeling_cover.hub.publishing import (
     with_patience,
 )
 from modeling_cover.training.background_publisher import BackgroundPublisher
+from python_server import python
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVideoClassification
 
@@ -246,10 +246,10 @@ class TestInTheBackground:
 
 
 def publish_by_command(hub: HubServer, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "examples" / "publish.py", *arguments]
+    command = [python(), ROOT / "examples" / "publish.py", *arguments]
     environment = hub.environment(folder / "home")
     return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100, check=False
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -3,7 +3,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from modeling_cover.data.sources import read_sources
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.recipe.recipe import load_recipe
 from PIL import Image
+from python_server import python
 
 
 TRAIN = """
@@ -84,9 +84,9 @@ def write_recipe(path: Path, model: str | None, dataset: str | None) -> Path:
 
 
 def run(hub: HubServer, folder: Path, recipe: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", TRAIN, str(recipe), str(folder / "outputs")]
+    command = [python(), "-c", TRAIN, str(recipe), str(folder / "outputs")]
     return subprocess.run(
-        command, env=hub.environment(folder / "home"), capture_output=True, text=True, timeout=300, check=False
+        command, env=hub.environment(folder / "home"), capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -22,6 +22,7 @@ from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.training.folder_lock import LOCK_NAME
 from packageless import run_without_package
 from PIL import Image
+from python_server import python
 from safetensors.torch import load_file
 
 
@@ -75,12 +76,12 @@ def folder(tmp_path) -> Path:
 def run(hub: HubServer, folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**hub.environment(folder / "home"), "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *arguments],
+        [python(), ROOT / "examples" / script, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 
