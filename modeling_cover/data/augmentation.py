@@ -3,69 +3,24 @@
 
 Everything drawn is a function of the run's seed and of the sample's position alone, each kind of augmentation from a
 random stream of its own: switching one on does not change what another draws. All frames of a clip are treated alike;
-an image is a clip of one frame.
+an image is a clip of one frame. What the paper does not have is torchvision's.
 
 Axes: T frames of a clip   C, H, W channels, height and width of a frame.
 """
 
-import math
-from dataclasses import dataclass, replace
-from enum import IntEnum
-from typing import Any, NamedTuple
+from dataclasses import asdict
 
 import numpy as np
 import torch
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..recipe.augmentation_recipe import Augmentation, ColorJitter, RandomErasing, RandomResizedCrop
-from .mixture import SAMPLE_STREAM
-from .rand_augment import rand_augmented
+from ..recipe.augmentation_recipe import MAX_MAGNITUDE, Augmentation, RandAugment, RandomResizedCrop
+from .randomness import Purpose, SampleRandomness
 
 
-# A box of a drawn area and shape may not fit into the frame; this many are tried.
-_BOX_TRIALS = 10
-
-
-class Purpose(IntEnum):
-    """What random numbers are drawn for. Another number for a purpose would change every run, so they stay."""
-
-    # From 1, since a zero at the end of numpy's seeds means nothing: [1, 2, 0] seeds as [1, 2] does.
-    FRAMES = 1
-    SHORT_SIDE = 2
-    CROP = 3
-    FLIP = 4
-    COLOR = 5
-    RAND_AUGMENT = 6
-    ERASING = 7
-    MIX = 8
-    PARTNER = 9
-
-
-@dataclass(frozen=True)
-class SampleRandomness:
-    """The random streams of the sample at a position of a run, or of the partner that it is mixed with."""
-
-    seed: int
-    position: int
-    is_partner: bool = False
-
-    def of(self, purpose: Purpose) -> np.random.Generator:
-        """A new generator, at the start of the stream for one purpose."""
-        branch = [Purpose.PARTNER] if self.is_partner else []
-        return np.random.default_rng([SAMPLE_STREAM, self.seed, self.position, *branch, purpose])
-
-    def of_partner(self) -> "SampleRandomness":
-        """The streams for the crop, the colours and so on of the clip that the sample is mixed with."""
-        return replace(self, is_partner=True)
-
-
-class Box(NamedTuple):
-    """A rectangle of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+# torchvision's magnitudes are whole numbers of a scale that may have any length: this many for one of the recipe's.
+_STEPS = 100
 
 
 def draw_short_side(augmentation: Augmentation, short_side: int, randomness: SampleRandomness) -> int | None:
@@ -97,25 +52,17 @@ def augment_frames(
     if augmentation.random_resized_crop is None:
         frames = random_crop(frames, height, width, randomness.of(Purpose.CROP))
     else:
-        box = draw_crop(augmentation.random_resized_crop, *frames.shape[-2:], randomness.of(Purpose.CROP))
-        frames = F.resized_crop(frames, *box, size=[height, width], antialias=True)
+        with randomness.seeding_torch(Purpose.CROP):
+            frames = random_resized_crop(frames, augmentation.random_resized_crop, height, width)
     if augmentation.horizontal_flip and randomness.of(Purpose.FLIP).random() < 0.5:
         frames = F.horizontal_flip(frames)
     if augmentation.color_jitter is not None:
-        frames = jittered(frames, augmentation.color_jitter, randomness.of(Purpose.COLOR))
+        with randomness.seeding_torch(Purpose.COLOR):
+            frames = v2.ColorJitter(**asdict(augmentation.color_jitter))(frames)
     if augmentation.rand_augment is not None:
-        frames = rand_augmented(frames, augmentation.rand_augment, randomness.of(Purpose.RAND_AUGMENT))
+        with randomness.seeding_torch(Purpose.RAND_AUGMENT):
+            frames = rand_augment(frames, augmentation.rand_augment)
     return frames
-
-
-def draw_crop(crop: RandomResizedCrop, height: int, width: int, rng: np.random.Generator) -> Box:
-    """What to cut out of frames of `height` x `width`; their middle, in the nearest shape, if nothing drawn fits."""
-    if (box := _draw_box(height, width, crop.scale, crop.ratio, rng)) is not None:
-        return box
-    ratio = min(max(width / height, crop.ratio[0]), crop.ratio[1])
-    crop_height = max(1, min(height, round(width / ratio)))
-    crop_width = max(1, min(width, round(height * ratio)))
-    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def random_crop(frames: torch.Tensor, height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
@@ -132,37 +79,27 @@ def random_crop(frames: torch.Tensor, height: int, width: int, rng: np.random.Ge
     return F.crop(frames, top, left, height, width).contiguous()
 
 
-_COLOR_ADJUSTMENTS = {
-    "brightness": F.adjust_brightness,
-    "contrast": F.adjust_contrast,
-    "saturation": F.adjust_saturation,
-    "hue": F.adjust_hue,
-}
+def random_resized_crop(frames: torch.Tensor, crop: RandomResizedCrop, height: int, width: int) -> torch.Tensor:
+    """Frames (T, C, H, W) cropped and resized to `height` x `width`, drawn from torch's generator."""
+    transform = v2.RandomResizedCrop((height, width), scale=crop.scale, ratio=crop.ratio)
+    box = transform.make_params([frames])
+    # Of a frame a pixel wide, torchvision takes none at all where the shape asked for is a narrower one.
+    box |= {side: max(1, box[side]) for side in ("height", "width")}
+    return transform.transform(frames, box)
 
 
-def draw_colors(jitter: ColorJitter, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """What to adjust, in this order, each with its factor; of hue, the part of the circle."""
-    strengths = {name: getattr(jitter, name) for name in ("brightness", "contrast", "saturation")}
-    ranges = {name: (max(0.0, 1.0 - strength), 1.0 + strength) for name, strength in strengths.items()}
-    ranges["hue"] = (-jitter.hue, jitter.hue)
-    # Factors of all four, so that each is the same whichever others are on.
-    factors = {name: rng.uniform(*bounds) for name, bounds in ranges.items()}
-    names = rng.permutation(list(factors)).tolist()
-    return [(name, factors[name]) for name in names if getattr(jitter, name) > 0]
+def rand_augment(frames: torch.Tensor, augment: RandAugment) -> torch.Tensor:
+    """Frames (T, 3, H, W), uint8, after the operations of RandAugment (Cubuk et al. 2020) drawn from torch's generator.
 
-
-def jittered(frames: torch.Tensor, jitter: ColorJitter, rng: np.random.Generator) -> torch.Tensor:
-    """Frames (T, 3, H, W), uint8, in other colours."""
-    for name, factor in draw_colors(jitter, rng):
-        frames = _COLOR_ADJUSTMENTS[name](frames, factor)
+    torchvision does one operation of one strength at a time; that strengths deviate, and that an operation may be left
+    out, is timm's.
+    """
+    for _ in range(augment.num_ops):
+        deviation = augment.magnitude_std * torch.randn(()).item()
+        magnitude = min(max(augment.magnitude + deviation, 0), MAX_MAGNITUDE)
+        operation = v2.RandAugment(1, round(_STEPS * magnitude), num_magnitude_bins=_STEPS * MAX_MAGNITUDE + 1)
+        frames = v2.RandomApply([operation], p=augment.probability)(frames)
     return frames
-
-
-def draw_erased(erasing: RandomErasing, height: int, width: int, rng: np.random.Generator) -> Box | None:
-    """What to erase from frames of `height` x `width`, if anything."""
-    if rng.random() >= erasing.probability:
-        return None
-    return _draw_box(height, width, erasing.scale, erasing.ratio, rng)
 
 
 def erase(
@@ -173,102 +110,10 @@ def erase(
     The colour is `mean_color` (C, 1, 1), which normalising makes zero, as in torchvision, and no noise: it would be a
     texture, or flicker, that no video has.
     """
-    if augmentation.random_erasing is None:
+    if (erasing := augmentation.random_erasing) is None:
         return clip
-    box = draw_erased(augmentation.random_erasing, *clip.shape[-2:], randomness.of(Purpose.ERASING))
-    return clip if box is None else F.erase(clip, *box, v=mean_color)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """How a clip is mixed with a partner.
-
-    Attributes:
-        share: of the clip; the partner has the rest.
-        centre: of CutMix's box, as parts of height and width; None for mixup.
-    """
-
-    share: float
-    centre: tuple[float, float] | None = None
-
-    def apply(self, clip: torch.Tensor, partner: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """The mixed clip (T, C, H, W), uint8 as both are, and the share of the label of `clip` in it.
-
-        With CutMix the share is that of the pixels: the part of the box beyond the border does not count.
-
-        Raises:
-            ValueError: if the clips are of different shapes.
-        """
-        if clip.shape != partner.shape:
-            raise ValueError(f"clips to be mixed must have one shape, got {tuple(clip.shape)}, {tuple(partner.shape)}")
-        if self.centre is None:
-            mixed = torch.lerp(partner.float(), clip.float(), self.share)
-            return mixed.round_().to(torch.uint8), self.share
-        box = self.box(*clip.shape[-2:])
-        mixed = F.erase(clip, *box, v=F.crop(partner, *box))
-        return mixed, 1 - box.height * box.width / (clip.shape[-2] * clip.shape[-1])
-
-    def box(self, height: int, width: int) -> Box:
-        """What comes from the partner, in frames of `height` x `width`, with CutMix."""
-        side = math.sqrt(1 - self.share)
-        top, bottom = _cut(int(self.centre[0] * height), int(side * height / 2), height)
-        left, right = _cut(int(self.centre[1] * width), int(side * width / 2), width)
-        return Box(top, left, bottom - top, right - left)
-
-
-def draw_mix(augmentation: Augmentation, randomness: SampleRandomness) -> Mix | None:
-    """How to mix the sample with a partner, if at all. The partner is the caller's choice: another row of the dataset."""
-    if not augmentation.mixes:
-        return None
-    rng = randomness.of(Purpose.MIX)
-    # The share last, since how many numbers it takes differs: so all else is the same whatever the alphas are.
-    is_mixed, is_cutmix = rng.random() < augmentation.mix_probability, rng.random() < 0.5
-    centre = (rng.random(), rng.random())
-    if not is_mixed:
-        return None
-    if augmentation.mixup_alpha == 0 or (is_cutmix and augmentation.cutmix_alpha > 0):
-        return Mix(share=rng.beta(augmentation.cutmix_alpha, augmentation.cutmix_alpha), centre=centre)
-    return Mix(share=rng.beta(augmentation.mixup_alpha, augmentation.mixup_alpha))
-
-
-def soft_targets(target: Any, partner_target: Any, share: float, num_labels: int) -> torch.Tensor:
-    """What a mixed clip is trained towards: a float vector (num_labels,).
-
-    Args:
-        target: a class, or the vector (num_labels,) of a multi-label dataset.
-        partner_target: likewise, of the partner.
-        share: of `target`.
-        num_labels: of the dataset.
-
-    Raises:
-        ValueError: if a target is neither.
-    """
-    vectors = [_target_vector(target, num_labels), _target_vector(partner_target, num_labels)]
-    return share * vectors[0] + (1 - share) * vectors[1]
-
-
-def _target_vector(target: Any, num_labels: int) -> torch.Tensor:
-    target = torch.as_tensor(target)
-    if target.shape == (num_labels,):
-        return target.float()
-    if target.ndim > 0 or target.is_floating_point() or not 0 <= target < num_labels:
-        raise ValueError(f"expected a class from 0 to {num_labels - 1} or a vector of {num_labels}, got {target}")
-    return torch.nn.functional.one_hot(target.long(), num_labels).float()
-
-
-def _cut(centre: int, half: int, size: int) -> tuple[int, int]:
-    return max(0, centre - half), min(size, centre + half)
-
-
-def _draw_box(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> Box | None:
-    """A box of an area drawn uniformly, a log-uniform width / height, at a place drawn uniformly."""
-    for _ in range(_BOX_TRIALS):
-        area = height * width * rng.uniform(*scale)
-        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        box_height, box_width = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
-        if 0 < box_height <= height and 0 < box_width <= width:
-            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-            return Box(int(top), int(left), box_height, box_width)
-    return None
+    # torchvision's ratio is height / width.
+    ratio = (1 / erasing.ratio[1], 1 / erasing.ratio[0])
+    transform = v2.RandomErasing(erasing.probability, erasing.scale, ratio, value=mean_color.flatten().tolist())
+    with randomness.seeding_torch(Purpose.ERASING):
+        return transform(clip)

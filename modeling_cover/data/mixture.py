@@ -20,10 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .randomness import ORDER_STREAM, ROW_STREAM
 
-# Separates the random streams that share the run's seed: the order of samples within a block, each sample's
-# augmentation, the rows that stand in for those that cannot be decoded, and the order of the rows of a dataset.
-ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM, ROW_STREAM = 0, 1, 2, 3
 
 # Draws of a block, about: what is shuffled at a time, and what shares are exact over, but for rounding. Epochs smaller
 # than that are taken several at a time, since what is rounded in each of them would add up.

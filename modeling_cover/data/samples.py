@@ -25,19 +25,13 @@ from ..model.image_reading_cover import read_image_tensor
 from ..model.video_decoding_cover import VideoDecodingError
 from ..model.video_opening_cover import MACHINE_ERRORS, work_limit
 from ..model.video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
+from ..recipe.augmentation_recipe import Augmentation
 from ..recipe.dataset_recipe import MULTI_LABEL
-from .augmentation import (
-    Augmentation,
-    Purpose,
-    SampleRandomness,
-    augment_frames,
-    draw_mix,
-    draw_short_side,
-    erase,
-    soft_targets,
-)
-from .mixture import REPLACEMENT_STREAM, SampleReference
+from .augmentation import augment_frames, draw_short_side, erase
+from .mixing import draw_mix, soft_targets
+from .mixture import SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
+from .randomness import REPLACEMENT_STREAM, Purpose, SampleRandomness
 from .sources import Source, StreamedSource
 from .sources.media import Media
 from .sources.streams import Example, StoredRow, Stream

@@ -20,14 +20,12 @@ from datasets import IterableDataset
 from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
+from ..randomness import BLOCK_STREAM, SHARD_STREAM
 from .label_lists import LabelSpace
 from .media import Media, hash_of
 
 
 logger = logging.get_logger(__name__)
-
-# Separates these random streams from one another and from those of mixture.py.
-_SHARD_STREAM, _BLOCK_STREAM = 10, 11
 
 _REMEMBERED_DRAWS = 10_000  # how far back the stream can be taken without starting from its beginning
 _DRAWS_PER_MARK = 100
@@ -269,7 +267,7 @@ class Stream:
         self._block_start = mark.draw
 
     def _open_pass(self, index: int, state: Mapping[str, Any] | None = None) -> _Pass:
-        order = np.random.default_rng([_SHARD_STREAM, self.seed, index]).permutation(self._num_shards)
+        order = np.random.default_rng([SHARD_STREAM, self.seed, index]).permutation(self._num_shards)
         return _Pass(self.source.stream.rows, order, state)
 
     def _read_block(self) -> None:
@@ -280,7 +278,7 @@ class Stream:
             mark = _Mark(mark.draw, mark.pass_index + 1, 0, mark.draw, None)
             self._pass = self._open_pass(mark.pass_index)
             rows = self._read_rows()
-        order = np.random.default_rng([_BLOCK_STREAM, self.seed, mark.pass_index, mark.block]).permutation(len(rows))
+        order = np.random.default_rng([BLOCK_STREAM, self.seed, mark.pass_index, mark.block]).permutation(len(rows))
         self._block = [rows[index] for index in order]
         self._block_start = mark.draw
         self._remember(mark)
