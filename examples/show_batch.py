@@ -22,7 +22,6 @@ import torch
 from modeling_cover import CoTrainingDataset, CoverTrainingArguments, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.data.mixture import MixtureSampler, SampleReference
 from modeling_cover.data.quarantine import Quarantine
-from modeling_cover.data.samples import row_name
 from modeling_cover.data.sources import Source, StreamedSource
 from modeling_cover.fonts import draw_text, find_fonts, text_width
 from modeling_cover.text import make_printable, printable
@@ -98,12 +97,11 @@ def read_row(dataset: CoTrainingDataset, reference: SampleReference) -> Row:
 
 def file_name(source: Source | StreamedSource, reference: SampleReference) -> str:
     """What the file of a sample is called, as it is in the quarantine if it is bad."""
+    row = reference.stored or reference.row
     try:
-        if reference.stored is not None:
-            return source.example(reference.stored).media.key
-        return source.media[reference.row].key
+        return source.example(row).media.key
     except (VideoDecodingError, OSError):
-        return row_name(reference.row) if reference.stored is None else source.place(reference.stored)
+        return source.place(row)
 
 
 def label_texts(target: int | torch.Tensor, labels: Sequence[str]) -> list[str]:

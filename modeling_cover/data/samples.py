@@ -188,27 +188,27 @@ class CoTrainingDataset(torch.utils.data.Dataset):
 
     def _candidates(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
         """The row that is referred to, and then those that may stand in for it."""
-        yield _stored_row(source, reference.stored) if reference.stored else _indexed_row(source, reference.row)
+        yield _candidate(source, reference.stored or reference.row)
         rng = np.random.default_rng([REPLACEMENT_STREAM, self.seed, reference.position])
         yield from self._replacements(source, rng)
 
     def _partners(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
         """The rows that a sample may be mixed with: a stream sends one along, of others any will do."""
         if reference.partner:
-            yield _stored_row(source, reference.partner)
+            yield _candidate(source, reference.partner)
         rng = SampleRandomness(self.seed, reference.position).of(Purpose.PARTNER)
         yield from self._replacements(source, rng)
 
     def _replacements(self, source: Source | StreamedSource, rng: np.random.Generator) -> Iterator[Candidate]:
         for _ in range(_MOST_REPLACEMENTS):
             if isinstance(source, Source):
-                yield _indexed_row(source, int(rng.integers(len(source))))
+                yield _candidate(source, int(rng.integers(len(source))))
             else:
                 # A stream has no rows to choose from, but for those that it begins with.
                 if source.name not in self._pools:
                     self._pools[source.name] = source.open(self.seed).sample_pool()
                 pool = self._pools[source.name]
-                yield _stored_row(source, pool[int(rng.integers(len(pool)))])
+                yield _candidate(source, pool[int(rng.integers(len(pool)))])
 
     def _load(
         self,
@@ -272,17 +272,8 @@ def _mean_color(processor: CoverVideoProcessor) -> torch.Tensor:
     return mean.round().clamp(0, 255).to(torch.uint8)[:, None, None]
 
 
-def _indexed_row(source: Source, row: int) -> Candidate:
-    return row_name(row), lambda: Example(source.media[row], source.target(row))
-
-
-def _stored_row(source: StreamedSource, row: StoredRow) -> Candidate:
+def _candidate(source: Source | StreamedSource, row: int | StoredRow) -> Candidate:
     return source.place(row), lambda: source.example(row)
-
-
-def row_name(row: int) -> str:
-    """What to call a row of a table or a shard that cannot even be read."""
-    return f"row {row}"
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
@@ -308,7 +299,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
 
     def _load(self, row: int) -> torch.Tensor | None:
         """The clip of a row; None if it cannot be decoded."""
-        name = row_name(row)
+        name = self.source.place(row)
         if self._is_bad(name):
             return None
         try:

@@ -6,8 +6,6 @@ image, twice. Encoding anew, scaling and a change of brightness or contrast leav
 those of different pictures agree by chance, in half of them. A mirrored, cropped or trimmed copy is another picture.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
@@ -48,72 +46,39 @@ def _lowest_frequencies(count: int) -> np.ndarray:
     return np.argsort(vertical**2 + horizontal**2, kind="stable")[1 : count + 1]
 
 
-def equal_groups(keys: np.ndarray) -> Iterator[np.ndarray]:
-    """The indices of each two or more rows of `keys` (N, K) that are equal."""
-    if not len(keys):
-        return
-    order = np.lexsort(keys.T[::-1])
-    starts = _starts(keys[order])
-    ends = np.append(starts[1:], len(keys))
-    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-        yield np.sort(order[start:end])
-
-
-def near_groups(fingerprints: np.ndarray) -> list[np.ndarray]:
-    """The indices of fingerprints (N, 4) that belong together: each differs from another by `TOLERANCE` bits or fewer.
+def near_groups(fingerprints: np.ndarray) -> np.ndarray:
+    """The group (N,) of each of the fingerprints (N, 4), by its first: one differs from another by `TOLERANCE` bits or fewer.
 
     Two that differ in 15 bits are equal in one of 16 parts of 16 bits (Norouzi et al. 2012, Fast Search in Hamming
     Space with Multi-Index Hashing): so each part is sorted, and only those equal in it are compared. Time goes with the
-    square of the number that share a part, memory with the number of all. Of equal ones, which share them all, one stands
-    for the others.
+    square of the number that share a part, memory with the number of all. Of equal ones, which share them all, the first
+    stands for the others.
     """
-    if not len(fingerprints):
-        return []
-    distinct, distinct_of = np.unique(fingerprints, axis=0, return_inverse=True)
-    labels = np.arange(len(distinct))
-    for group in _near_groups_of_distinct(distinct):
-        labels[group] = group[0]
-    return list(equal_groups(labels[distinct_of.reshape(-1), None]))
+    distinct, firsts, distinct_of = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
+    # In their order, not in that of their bits: so the first of a group is the first of all its fingerprints.
+    order = np.argsort(firsts)
+    groups = firsts[order][_near_groups_of_distinct(distinct[order])]
+    return groups[np.argsort(order)[distinct_of.reshape(-1)]]
 
 
-def _near_groups_of_distinct(fingerprints: np.ndarray) -> list[np.ndarray]:
-    group_of = _Groups(len(fingerprints))
+def _near_groups_of_distinct(fingerprints: np.ndarray) -> np.ndarray:
+    """The index (N,) of the first of each one's group."""
+    first_of = np.arange(len(fingerprints))
+
+    def root(index: int) -> int:
+        while (parent := first_of[index]) != index:
+            first_of[index] = index = first_of[parent]
+        return index
+
     for part in np.ascontiguousarray(fingerprints).view(np.uint16).T:
         order = np.argsort(part, kind="stable")
-        starts = _starts(part[order, None])
-        ends = np.repeat(np.append(starts[1:], len(part)), np.diff(np.append(starts, len(part))))
+        ends = np.searchsorted(part[order], part[order], side="right")
         places, apart = np.arange(len(part)), 1
         while len(places := places[places + apart < ends[places]]):
             first, second = order[places], order[places + apart]
             differing = np.bitwise_count(fingerprints[first] ^ fingerprints[second]).sum(axis=1, dtype=np.int64)
             for pair in zip(first[differing <= TOLERANCE], second[differing <= TOLERANCE], strict=True):
-                group_of.join(*pair)
+                one, other = sorted(map(root, pair))
+                first_of[other] = one
             apart += 1
-    return group_of.of_several()
-
-
-def _starts(ordered: np.ndarray) -> np.ndarray:
-    """Where runs of equal rows start in `ordered` (N, K)."""
-    is_new = np.ones(len(ordered), dtype=bool)
-    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return np.flatnonzero(is_new)
-
-
-class _Groups:
-    """Indices that are joined pair by pair: each knows another of its group, and in the end the first."""
-
-    def __init__(self, count: int):
-        self._parents = np.arange(count)
-
-    def join(self, first: int, second: int) -> None:
-        first, second = sorted((self._root(first), self._root(second)))
-        self._parents[second] = first
-
-    def _root(self, index: int) -> int:
-        while (parent := self._parents[index]) != index:
-            self._parents[index] = index = self._parents[parent]
-        return index
-
-    def of_several(self) -> list[np.ndarray]:
-        roots = np.array([self._root(index) for index in range(len(self._parents))], dtype=np.int64)
-        return list(equal_groups(roots[:, None]))
+    return np.array([root(index) for index in range(len(first_of))], dtype=np.int64)

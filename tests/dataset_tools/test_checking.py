@@ -6,23 +6,31 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
-import torch
-import yaml
+from checked_datasets import (
+    PROCESSOR,
+    check,
+    copy,
+    entry,
+    kinds,
+    only,
+    scene,
+    truncate,
+    write_clean,
+    write_picture,
+    write_recipe,
+    write_scene,
+)
 from clips import write_clip
-from modeling_cover import CoverVideoProcessor, load_recipe, prepare_cotraining, read_video
+from modeling_cover import load_recipe, prepare_cotraining, read_video
 from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.data.sources.media import Media
-from modeling_cover.dataset_tools.check_report import Finding, Report, new_file
+from modeling_cover.dataset_tools.check_report import new_file
 from modeling_cover.dataset_tools.checking import check_datasets
-from modeling_cover.dataset_tools.duplicates import TOLERANCE, equal_groups, fingerprint, near_groups
 from modeling_cover.dataset_tools.file_inspection import inspect_file
-from PIL import Image
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -30,87 +38,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 import check_dataset  # noqa: E402
 
 
-PROCESSOR = CoverVideoProcessor(num_frames=4, size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32})
-
-
-def scene(seed: int, num_frames: int = 12, height: int = 108, width: int = 144) -> np.ndarray:
-    """uint8 (T, H, W, 3): clouds, others for each seed, which drift to one side and fade. As of photographs, what is
-    twice as small is half as strong."""
-    rng = np.random.default_rng(seed)
-    clouds = torch.full((3, height, width), 128.0)
-    for octave in range(5):
-        blobs = torch.from_numpy(rng.normal(0, 50 / 2**octave, (1, 3, 3 * 2**octave, 4 * 2**octave))).float()
-        clouds += torch.nn.functional.interpolate(blobs, (height, width), mode="bicubic")[0]
-    clouds = clouds.clamp(0, 255).permute(1, 2, 0).numpy()
-    return np.stack([np.roll(clouds, 3 * t, axis=1) * (1 - t / 40) for t in range(num_frames)]).astype(np.uint8)
-
-
-def write_scene(path: Path, seed: int, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(path, scene(seed), **options)
-    return path
-
-
-def write_picture(path: Path, seed: int, side: int = 192, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(scene(seed, num_frames=1, height=192)[0]).resize((side, side)).save(path, **options)
-    return path
-
-
-def copy(source: Path, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, path)
-    return path
-
-
-def truncate(path: Path) -> None:
-    """Cut a file in half whose header is at its front."""
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def entry(folder: Path, modality: str = "video", **keys) -> dict:
-    """Of a dataset of class folders."""
-    splits = {split: str(folder / split) for split in ("train", "validation") if (folder / split).exists()}
-    return {"name": folder.name, "format": "class_folders", "modality": modality, "splits": splits, **keys}
-
-
-def write_recipe(path: Path, *entries: dict) -> Path:
-    path.write_text(yaml.safe_dump({"datasets": list(entries), "clips": {"num_frames": 4, "image_size": 32}}))
-    return path
-
-
-def check(tmp_path: Path, *entries: dict, **options) -> Report:
-    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", *entries))
-    return check_datasets({dataset.name: read_sources(dataset) for dataset in recipe.datasets}, PROCESSOR, **options)
-
-
-def kinds(report: Report) -> list[str]:
-    return [finding.kind for finding in report.findings]
-
-
-def only(report: Report, kind: str) -> Finding:
-    assert kinds(report) == [kind]
-    return report.findings[0]
-
-
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory) -> Path:
-    """Two datasets of videos, `a` and `b`, of two classes with two training rows and one validation row each."""
-    folder = tmp_path_factory.mktemp("clean")
-    for number, dataset in enumerate(("a", "b")):
-        for index, label in enumerate(("left", "right")):
-            seed = 100 * number + 10 * index
-            write_scene(folder / dataset / "train" / label / "0.mp4", seed)
-            write_scene(folder / dataset / "train" / label / "1.mp4", seed + 1)
-            write_scene(folder / dataset / "validation" / label / "2.mp4", seed + 2)
-    return folder
+    return write_clean(tmp_path_factory.mktemp("clean"))
 
 
 @pytest.fixture
 def folder(clean, tmp_path) -> Path:
-    """A copy of `clean` to be spoilt."""
-    shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
-    return tmp_path
+    """Clean datasets to be spoilt."""
+    return Path(shutil.copytree(clean, tmp_path, dirs_exist_ok=True))
 
 
 class TestFiles:
@@ -237,186 +173,6 @@ class _Deadly:
 
     def __fspath__(self) -> str:
         os._exit(1)
-
-
-class TestCopies:
-    def test_a_validation_row_of_one_data_set_that_another_trains_on_is_a_leak(self, folder):
-        copy(folder / "b/validation/left/2.mp4", folder / "a/train/right/7.mp4")
-        report = check(folder, entry(folder / "a"), entry(folder / "b"))
-        leak = only(report, "leak")
-        assert leak.is_problem
-        assert (leak.dataset, leak.split, leak.details["row"]) == ("b", "validation", 0)
-        assert leak.details["train_of"] == ["a"]
-        assert leak.details["copies"] == [
-            {"dataset": "a", "name": str(folder / "a/train/right/7.mp4"), "labels": ["right"]}
-        ]
-        assert (
-            "THE VALIDATION OF b IS CONTAMINATED: 1 of its 2 rows (50.0%) are training rows of a." in report.summary()
-        )
-
-    def test_a_validation_row_of_its_own_training_split_is_a_leak(self, folder):
-        copy(folder / "a/validation/left/2.mp4", folder / "a/train/left/7.mp4")
-        report = check(folder, entry(folder / "a"))
-        assert only(report, "leak").details["train_of"] == ["a"]
-        assert "1 of its 2 rows (50.0%) are training rows of its own." in report.summary()
-
-    def test_a_file_that_a_split_has_twice_is_a_duplicate(self, folder):
-        copy(folder / "a/train/left/0.mp4", folder / "a/train/left/8.mp4")
-        names = only(check(folder, entry(folder / "a")), "duplicate").details["names"]
-        assert names == [str(folder / "a/train/left/0.mp4"), str(folder / "a/train/left/8.mp4")]
-
-    def test_a_file_with_two_labels_is_a_mismatch(self, folder):
-        copy(folder / "a/train/left/0.mp4", folder / "a/train/right/8.mp4")
-        report = check(folder, entry(folder / "a"))
-        assert kinds(report) == ["duplicate", "label_mismatch"]
-        assert [row["labels"] for row in report.findings[1].details["rows"]] == [["left"], ["right"]]
-
-    def test_other_labels_in_another_data_set_are_no_mismatch_and_shared_training_files_are_but_noted(self, folder):
-        copy(folder / "a/train/left/0.mp4", folder / "b/train/right/8.mp4")
-        note = only(check(folder, entry(folder / "a"), entry(folder / "b")), "shared")
-        assert not note.is_problem
-        assert (note.details["datasets"], note.split, note.details["num_files"]) == (["a", "b"], "train", 1)
-
-    def test_files_in_a_table_are_compared_with_files_on_disk(self, folder):
-        content = (folder / "a/validation/left/2.mp4").read_bytes()
-        other = write_scene(folder / "other.mp4", 77).read_bytes()
-        rows = {"video": [other, content], "label": ["up", "down"]}
-        datasets.Dataset.from_dict(rows).to_parquet(folder / "table.parquet")
-        table = {
-            "name": "t",
-            "format": "parquet",
-            "modality": "video",
-            "splits": {"train": str(folder / "table.parquet")},
-        }
-        leak = only(check(folder, entry(folder / "a"), table), "leak")
-        assert (leak.dataset, leak.details["train_of"]) == ("a", ["t"])
-        assert "row 1" in leak.details["copies"][0]["name"]
-
-    @pytest.mark.parametrize("size", [2, 3])
-    def test_a_streamed_split_is_read_to_its_end_and_compared(self, folder, size):
-        content = (folder / "a/validation/left/2.mp4").read_bytes()
-        other = write_scene(folder / "other.mp4", 77).read_bytes()
-        rows = {"video": [content, other], "label": ["up", "down"]}
-        datasets.Dataset.from_dict(rows).to_parquet(folder / "table.parquet")
-        table = {
-            "name": "t",
-            "format": "parquet",
-            "modality": "video",
-            "splits": {"train": str(folder / "table.parquet")},
-        }
-        stream = {**table, "streaming": True, "sizes": {"train": size}, "labels": ["down", "up", "sideways"]}
-        report = check(folder, entry(folder / "a"), stream, num_workers=2)
-        assert kinds(report) == ["row_count"] * (size == 3) + ["empty_class", "leak"]
-        assert report.findings[-2].message == "t: 'sideways' has no row in train"
-        assert report.findings[-1].details["copies"][0]["labels"] == ["up"]
-        assert report.splits[2].class_counts.tolist() == [1, 1, 0]
-
-    def test_segments_of_one_file_are_copies_where_they_are_the_same_and_leaks_where_they_overlap(self, tmp_path):
-        write_clip(tmp_path / "long.mp4", np.concatenate([scene(0), scene(1), scene(2)]), fps=12)
-        (tmp_path / "train.csv").write_text(
-            "video,label,start,end\nlong.mp4,x,0,1\nlong.mp4,x,1,2\nlong.mp4,x,1,2\n", encoding="utf-8"
-        )
-        (tmp_path / "validation.csv").write_text(
-            "video,label,start,end\nlong.mp4,x,2,3\nlong.mp4,x,1.5,2.5\n", encoding="utf-8"
-        )
-        manifest = {
-            "name": "m",
-            "format": "manifest",
-            "modality": "video",
-            "splits": {split: str(tmp_path / f"{split}.csv") for split in ("train", "validation")},
-            "columns": {"path": "video", "start": "start", "end": "end"},
-        }
-        report = check(tmp_path, manifest)
-        assert kinds(report) == ["duplicate", "leak"]
-        duplicate, leak = report.findings
-        assert duplicate.details["rows"] == [1, 2]
-        assert leak.details["row"] == 1
-        assert "from 1.5 to 2.5 s (x)" in leak.message
-
-
-class TestNearDuplicates:
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"crf": "35"},
-            {"crf": "23", "side": 72},
-            {"crf": "23", "side": 216},
-            {"codec": "libvpx-vp9", "suffix": "webm"},
-            {"crf": "23", "brighter": 25},
-        ],
-        ids=["encoded anew", "scaled down", "scaled up", "in another codec", "brighter"],
-    )
-    def test_a_copy_that_looks_the_same_is_found_if_asked_for(self, folder, change):
-        frames, _ = read_video(folder / "b/validation/left/2.mp4", lambda metadata: range(metadata.total_num_frames))
-        path = folder / f"a/train/left/7.{change.pop('suffix', 'mp4')}"
-        side = change.pop("side", 108)
-        clip = torch.from_numpy(frames).permute(0, 3, 1, 2).float() * 0.8 + change.pop("brighter", 0)
-        clip = torch.nn.functional.interpolate(clip, (side, side * 4 // 3), mode="bilinear", antialias=True)
-        quality = {"qp": "35"} if change.pop("crf", None) == "35" else {}
-        write_clip(path, clip.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy(), **change, **quality)
-        entries = entry(folder / "a"), entry(folder / "b")
-        assert check(folder, *entries).findings == []
-        leak = only(check(folder, *entries, near_duplicates=True), "leak")
-        assert (leak.dataset, leak.details["match"]) == ("b", "pixels")
-        assert leak.details["copies"][0]["name"] == str(path)
-
-    def test_a_copy_of_an_image_is_found_and_other_images_are_not(self, tmp_path):
-        for index in range(20):
-            write_picture(tmp_path / "c/train" / "ab"[index % 2] / f"{index}.png", index)
-        write_picture(tmp_path / "c/validation/a/copy.jpg", 4, side=128, quality=60)
-        write_picture(tmp_path / "c/validation/b/new.jpg", 50, side=128, quality=60)
-        leak = only(check(tmp_path, entry(tmp_path / "c", "image"), near_duplicates=True), "leak")
-        assert leak.details["name"].endswith("copy.jpg")
-        assert leak.details["copies"][0]["name"].endswith("4.png")
-        assert leak.details["num_copies"] == 1
-
-    def test_the_same_scene_backwards_or_mirrored_is_another_clip(self):
-        frames = torch.from_numpy(scene(0)).permute(0, 3, 1, 2)
-        code = fingerprint(frames, is_video=True)
-        for other in (frames.flip(0), frames.flip(-1)):
-            assert np.bitwise_count(code ^ fingerprint(other, is_video=True)).sum() > 4 * TOLERANCE
-
-    def test_a_row_that_is_exactly_there_is_not_found_twice(self, folder):
-        path = copy(folder / "b/validation/left/2.mp4", folder / "a/train/left/7.mp4")
-        frames, _ = read_video(path, lambda metadata: range(metadata.total_num_frames))
-        write_clip(folder / "a/train/left/8.mp4", frames, qp="30")
-        report = check(folder, entry(folder / "a"), entry(folder / "b"), near_duplicates=True)
-        assert [(finding.kind, finding.details["match"]) for finding in report.findings] == [
-            ("leak", "bytes"),
-            ("duplicate", "pixels"),
-        ]
-
-    def test_plain_clips_have_no_fingerprint_and_are_noted(self, folder):
-        for label, grey in (("left", 100), ("right", 101)):
-            write_clip(folder / "a/train" / label / "7.mp4", np.full((4, 48, 64, 3), grey, dtype=np.uint8))
-        note = only(check(folder, entry(folder / "a"), near_duplicates=True), "plain")
-        assert (note.is_problem, note.details["rows"]) == (False, 2)
-
-    def test_the_search_finds_what_comparing_all_with_all_finds(self):
-        rng = np.random.default_rng(0)
-        codes = rng.integers(0, 2**64, (400, 4), dtype=np.uint64)
-        for copied in range(200):  # each at some distance to one before it, some beyond the tolerance
-            bits = np.unpackbits(codes[copied].view(np.uint8))
-            bits[rng.choice(256, rng.integers(2 * TOLERANCE), replace=False)] ^= 1
-            codes[200 + copied] = np.packbits(bits).view(np.uint64)
-        distances = np.bitwise_count(codes[:, None] ^ codes[None]).sum(axis=-1, dtype=int)
-        pairs = [(i, j) for i, j in zip(*np.nonzero(distances <= TOLERANCE), strict=True) if i < j]
-        assert 20 < len(pairs) < 180
-        assert sorted(map(tuple, near_groups(codes))) == pairs
-
-    def test_thousands_of_equal_ones_take_no_time(self):
-        codes = np.random.default_rng(0).integers(2**64, size=(50, 4), dtype=np.uint64)
-        codes = np.concatenate([np.repeat(codes[:2], 3000, axis=0), codes[2:], codes[:1] ^ np.uint64(1)])
-        started = time.perf_counter()
-        first, second = sorted(near_groups(codes), key=lambda group: group[0])
-        assert time.perf_counter() - started < 5  # 0.01 s; compared pair by pair, some minutes
-        assert first.tolist() == [*range(3000), 6048] and second.tolist() == list(range(3000, 6000))
-        assert near_groups(codes[:0]) == []
-
-    def test_equal_keys_are_grouped_in_their_order(self):
-        keys = np.array([[1, 2], [3, 4], [1, 2], [1, 5], [3, 4], [1, 2]], dtype=np.uint64)
-        assert [group.tolist() for group in equal_groups(keys)] == [[0, 2, 5], [1, 4]]
-        assert list(equal_groups(keys[:0])) == []
 
 
 class TestClasses:

@@ -15,7 +15,7 @@ from .media import Identified, Media, hash_of
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
 from .remote import check_address
 from .spelling import PathForms, normal_name, told_apart
-from .streams import RowStream, StreamedSource
+from .streams import Example, RowStream, StreamedSource
 from .tables import read_table, stream_table
 from .tar_shards import read_shards, stream_shards
 
@@ -78,6 +78,22 @@ class Source:
         if self.class_starts is None:
             return int(self.classes[row])
         return multi_hot(self.classes[self.class_starts[row] : self.class_starts[row + 1]], len(self.labels))
+
+    def rows(self) -> range:
+        """All rows in order, as `example` takes them."""
+        return range(len(self))
+
+    def place(self, row: int) -> str:
+        """What to call a row before it is read, and where its shard or table is damaged."""
+        return f"row {row}"
+
+    def example(self, row: int) -> Example:
+        """A row.
+
+        Raises:
+            VideoDecodingError, OSError: if the table or the shard that it is in cannot be read.
+        """
+        return Example(self.media[row], self.target(row))
 
     def row_hashes(self) -> dict[str, str]:
         """A hash of the `names` of all rows in order, where they have any, and one of their `labels`.

@@ -11,7 +11,7 @@ it goes, has no such place: what is in it when a run stops is lost.
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,6 +97,13 @@ class StreamedSource:
     def open(self, seed: int) -> "Stream":
         """The endless stream of one run."""
         return Stream(self, seed)
+
+    def rows(self) -> Iterator["StoredRow"]:
+        """All rows of a pass, as they are stored and `example` takes them."""
+        rows = self.stream.rows
+        for shard in range(rows.num_shards):
+            for row, content in enumerate(rows.shard(num_shards=rows.num_shards, index=shard)):
+                yield StoredRow(shard, row, content)
 
     def place(self, row: "StoredRow") -> str:
         """What to call a row before it is read."""
