@@ -5,7 +5,10 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 from modeling_cover.dataset_tools.row_pool import RowPool
 
@@ -38,6 +41,33 @@ def test_an_error_in_a_task_is_raised():
     with pytest.raises(TypeError):
         list(pool.map([1, "two"]))
     pool.close()
+
+
+def test_a_process_that_is_killed_leaves_no_workers_behind(tmp_path):
+    child = os.fork()
+    if child == 0:
+        list(RowPool(_leave_pid_and_hang, str, num_workers=2).map([tmp_path] * 2))
+    workers = _soon(lambda: [int(path.name) for path in tmp_path.iterdir()], lambda pids: len(pids) == 2)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert _soon(lambda: list(filter(_is_alive, workers)), lambda alive: not alive) == []
+
+
+def _soon(look: Callable[[], list], is_there: Callable[[list], bool]) -> list:
+    """What is seen once it is there, or after a minute."""
+    deadline = time.monotonic() + 60
+    while not is_there(seen := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return seen
+
+
+def _is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def _leave_pid_and_hang(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(1000)
 
 
 def _square_or_hang(number: int) -> int:
