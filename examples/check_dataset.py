@@ -12,9 +12,10 @@ import argparse
 import sys
 
 from modeling_cover import load_recipe
-from modeling_cover.dataset_tools.check_report import Report, new_file
+from modeling_cover.dataset_tools.check_report import Report
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.row_pool import usable_cores
+from modeling_cover.files import replacing
 from modeling_cover.recipe.checks import check_whole_number
 from modeling_cover.text import make_printable
 from modeling_cover.training.from_recipe import build_processor, read_recipe_sources, training_refusals
@@ -42,7 +43,7 @@ def check(arguments: argparse.Namespace) -> Report:
     check_whole_number("--num_workers", arguments.num_workers)
     recipe = load_recipe(arguments.recipe)
     sources, processor = read_recipe_sources(recipe), build_processor(recipe)
-    with new_file(arguments.output) as file:
+    with replacing(arguments.output) as file:
         report = check_datasets(
             sources,
             processor,
@@ -51,7 +52,7 @@ def check(arguments: argparse.Namespace) -> Report:
             arguments.near_duplicates,
             training_refusals(recipe, sources),
         )
-        file.writelines(f"{finding.to_json()}\n" for finding in report.findings)
+        file.writelines(finding.to_json() for finding in report.findings)
     return report
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import modeling_cover as modeling_cover
 import torch
-from modeling_cover.evaluation.heat_maps import explanation_sheet, overlay, save_gif, shown_frames
+from modeling_cover.evaluation.heat_maps import draw_explanation, overlay, save_gif, shown_frames
 from modeling_cover.evaluation.rollout import attention_rollout
 from modeling_cover.model.pipeline_cover import head_scores
 from modeling_cover.text import make_printable
@@ -57,7 +57,7 @@ def explain(
     times = inputs["video_metadata"][0].timestamps if is_video else None
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{stem_of(video)}.png"]
-    explanation_sheet(frames, heated, title, note, times).save(paths[0])
+    draw_explanation(frames, heated, title, note, paths[0], times)
     if is_video:
         paths.append(paths[0].with_suffix(".gif"))
         save_gif(heated, paths[1])

@@ -25,7 +25,7 @@ from modeling_cover.hub.publishing import (
     publish,
     with_patience,
 )
-from modeling_cover.text import make_printable
+from modeling_cover.text import byte_size, make_printable
 from space import check_space, write_space
 
 
@@ -50,21 +50,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def readable_size(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 def print_plan(folder: Path, files: dict[str, Path | bytes], repository: HubRepository) -> None:
     visibility = ", private" if repository.private else ""
     print(f"To {repository.repo_id}, branch {repository.revision or 'main'}{visibility}:")
     for name, file in files.items():
         size = len(file) if isinstance(file, bytes) else file.stat().st_size
         written = "  (written for the upload)" if isinstance(file, bytes) else ""
-        print(f"  {readable_size(size):>8}  {name}{written}")
+        print(f"  {byte_size(size):>8}  {name}{written}")
     print(f"Not uploaded: {', '.join(left_here(folder, files)) or 'nothing'}")
 
 

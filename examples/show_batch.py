@@ -11,6 +11,7 @@ that seed draws from that position on. No weights are loaded; it takes some seco
 import argparse
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import islice
@@ -19,22 +20,31 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from modeling_cover import CoTrainingDataset, CoverTrainingArguments, Recipe, VideoDecodingError, load_recipe
 from modeling_cover.data.mixture import MixtureSampler, SampleReference
 from modeling_cover.data.quarantine import Quarantine
 from modeling_cover.data.sources import Source, StreamedSource
-from modeling_cover.fonts import draw_text, find_fonts, text_width
-from modeling_cover.text import make_printable, printable
+from modeling_cover.fonts import plain_text
+from modeling_cover.text import display_width, make_printable, printable
 from modeling_cover.training.from_recipe import build_processor, build_schedule, read_recipe_sources
-from PIL import Image, ImageDraw
+from PIL import Image
 
 
 FRAMES_A_LINE, LINE_WIDTH = 16, 1000  # at most, of a row; its width in pixels
 LARGEST_FRAME, SMALLEST_FRAME = 112, 56  # on the sheet, in pixels
 TEXT_WIDTH, MARGIN, GAP = 300, 16, 4
 MOST_LINES = 6  # of a row's labels
-INK, GREY, RED, PAPER, RULE = "#1a1a1a", "#6b6b6b", "#b00020", "#ffffff", "#dddddd"
+DPI = 100
+LETTER_WIDTH = 0.62  # of a letter of DejaVu Sans, as a rule, at a size of 1
+INK, GREY, RED, RULE = "#1a1a1a", "#6b6b6b", "#b00020", "#dddddd"
 DATASET_COLOURS = ("#0b5cad", "#a04000", "#1e7d32", "#7b1fa2", "#00796b", "#5d4037", "#c2185b", "#455a64")
+
+
+Line = tuple[str, int, str]  # of text: with its size in pixels, and its colour
 
 
 class Row(NamedTuple):
@@ -114,30 +124,39 @@ def label_texts(target: int | torch.Tensor, labels: Sequence[str]) -> list[str]:
     return [f"{share:.0%} {label}" for label, share in sorted(shares.items(), key=lambda item: -item[1])]
 
 
-def draw_sheet(rows: Sequence[Row], title: str) -> Image.Image:
+def draw_sheet(rows: Sequence[Row], title: str) -> Figure:
     """A row for each sample: dataset, labels and file on the left, frames on the right in order of time."""
     columns = min(max(len(row.frames) for row in rows), FRAMES_A_LINE)
     native = rows[0].frames.shape[1]
     side = shown_side(native, columns)
     names = sorted({row.dataset for row in rows})
-    find_fonts(name for row in rows for name in (*row.labels, row.file))
     width = TEXT_WIDTH + max(columns * (side + GAP), LINE_WIDTH // 2)
     scale = "as they are" if side == native else f"drawn at {side} x {side}"
     note = (
         f"Each row is a sample as it goes into the model: its pixel_values, {native} x {native} pixels ({scale}), after "
         "augmentation; all that is left to do is to normalise them. Time runs from left to right."
     )
-    blocks = [draw_head(title, note, width)]
-    for row in rows:
-        colour = DATASET_COLOURS[names.index(row.dataset) % len(DATASET_COLOURS)]
-        blocks.append(draw_row(row, colour, side, columns, width))
-    height = sum(block.height for block in blocks)
-    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
-    top = MARGIN
-    for block in blocks:
-        sheet.paste(block, (MARGIN, top))
-        top += block.height
-    return sheet
+    head = [(line, 22, INK) for line in wrapped(title, 22, width)] + [
+        (line, 14, GREY) for line in wrapped(note, 14, width)
+    ]
+    texts = [row_lines(row, DATASET_COLOURS[names.index(row.dataset) % len(DATASET_COLOURS)]) for row in rows]
+    frames_of = [-(-len(row.frames) // columns) * (side + GAP) for row in rows]
+    heights = [max(height_of(lines), frames) + 2 * GAP for lines, frames in zip(texts, frames_of, strict=True)]
+    height = height_of(head) + 2 * GAP + sum(heights) + 2 * MARGIN
+    figure = Figure(figsize=((width + 2 * MARGIN) / DPI, height / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
+    top = height - MARGIN
+    draw_lines(figure, head, MARGIN, top)
+    top -= height_of(head) + 2 * GAP
+    for row, lines, row_height in zip(rows, texts, heights, strict=True):
+        figure.add_artist(Rectangle((MARGIN, top), width, 1, color=RULE, transform=None))
+        figure.add_artist(
+            Rectangle((MARGIN, top - row_height + GAP), 5, row_height - 2 * GAP, color=lines[0][2], transform=None)
+        )
+        draw_lines(figure, lines, 2 * MARGIN, top - GAP)
+        draw_frames(figure, row.frames, side, columns, MARGIN + TEXT_WIDTH, top - GAP)
+        top -= row_height
+    return figure
 
 
 def shown_side(native: int, columns: int) -> int:
@@ -146,34 +165,19 @@ def shown_side(native: int, columns: int) -> int:
     return native * (allowed // native) if native <= allowed else allowed
 
 
-def draw_head(title: str, note: str, width: int) -> Image.Image:
-    lines = [(line, 22, INK) for line in wrapped(title, 22, width)] + [
-        (line, 14, GREY) for line in wrapped(note, 14, width)
-    ]
-    return draw_lines(lines, width, bottom=12)
-
-
-def draw_row(row: Row, colour: str, side: int, columns: int, width: int) -> Image.Image:
-    """One sample."""
-    text = draw_lines(row_lines(row, colour), TEXT_WIDTH - 2 * MARGIN)
-    num_lines = -(-len(row.frames) // columns)
-    block = Image.new("RGB", (width, max(text.height, num_lines * (side + GAP)) + 2 * GAP), PAPER)
-    canvas = ImageDraw.Draw(block)
-    canvas.line([(0, 0), (width, 0)], fill=RULE)
-    canvas.rectangle([(0, GAP), (5, block.height - GAP)], fill=colour)
-    block.paste(text, (MARGIN, GAP))
-    for index, frame in enumerate(row.frames):
+def draw_frames(figure: Figure, frames: np.ndarray, side: int, columns: int, left: int, top: int) -> None:
+    """The frames (T, H, W, 3), in lines of `columns`, each pixel as it is or a whole number of times as large."""
+    for index, frame in enumerate(frames):
         line, column = divmod(index, columns)
         resampling = Image.Resampling.NEAREST if side >= frame.shape[0] else Image.Resampling.BOX
-        tile = Image.fromarray(frame).resize((side, side), resampling)
-        block.paste(tile, (TEXT_WIDTH + column * (side + GAP), GAP + line * (side + GAP)))
-    return block
+        tile = np.asarray(Image.fromarray(frame).resize((side, side), resampling))
+        figure.figimage(tile, left + column * (side + GAP), top - line * (side + GAP) - side, origin="upper")
 
 
-def row_lines(row: Row, colour: str) -> list[tuple[str, int, str]]:
-    """What is written beside a sample: lines of text, each with its size in pixels and its colour."""
+def row_lines(row: Row, colour: str) -> list[Line]:
+    """What is written beside a sample."""
     width = TEXT_WIDTH - 2 * MARGIN
-    labels = [line for label in row.labels for line in wrapped(printable(label), 18, width)]
+    labels = [line for label in row.labels for line in wrapped(label, 18, width)]
     if len(labels) > MOST_LINES:
         labels = [*labels[: MOST_LINES - 1], f"and more, {len(row.labels)} labels in all"]
     lines = [(f"{row.dataset} ({row.modality})", 14, colour), *((label, 18, INK) for label in labels)]
@@ -185,37 +189,31 @@ def row_lines(row: Row, colour: str) -> list[tuple[str, int, str]]:
     return [*lines, (f"sample {row.position}", 12, GREY)]
 
 
-def draw_lines(lines: Sequence[tuple[str, int, str]], width: int, bottom: int = 0) -> Image.Image:
-    block = Image.new("RGB", (width, sum(round(size * 1.3) for _, size, _ in lines) + bottom), PAPER)
-    canvas, top = ImageDraw.Draw(block), 0
+def height_of(lines: Sequence[Line]) -> int:
+    return sum(round(1.3 * size) for _, size, _ in lines)
+
+
+def draw_lines(figure: Figure, lines: Sequence[Line], left: int, top: int) -> None:
     for text, size, colour in lines:
-        draw_text(canvas, (0, top), text, colour, size)
-        top += round(size * 1.3)
-    return block
+        # Sizes in pixels, matplotlib's in points of an inch's 72nd.
+        figure.add_artist(Text(left, top, text, color=colour, fontsize=size * 72 / DPI, va="top", transform=None))
+        top -= round(1.3 * size)
 
 
 def wrapped(text: str, size: int, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, or within one that is too long by itself."""
-    lines = [""]
-    for word in text.split():
-        if text_width(f"{lines[-1]} {word}", size) <= width:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-            continue
-        lines.append("")
-        for letter in word:
-            if text_width(lines[-1] + letter, size) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [line for line in lines if line]
+    """Lines of about `width` pixels at most."""
+    return textwrap.wrap(printable(text), letters_in(text, size, width))
 
 
 def clipped(text: str, size: int, width: int) -> str:
-    """The end of `text`, where a path tells the most, as far as it fits into `width` pixels."""
-    text = printable(text)
-    if text_width(text, size) <= width:
-        return text
-    start = next(start for start in range(len(text)) if text_width(f"…{text[start:]}", size) <= width)
-    return f"…{text[start:]}"
+    """The end of `text`, where a path tells the most, as far as it fits into about `width` pixels."""
+    text, letters = printable(text), letters_in(text, size, width)
+    return text if len(text) <= letters else f"…{text[1 - letters :]}"
+
+
+def letters_in(text: str, size: int, width: int) -> int:
+    """How many letters of `size` pixels, of the widths that those of `text` have, are as wide as that."""
+    return max(2, int(width / (LETTER_WIDTH * size) * len(text) / max(1, display_width(text))))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -242,7 +240,8 @@ def main() -> int:
         span = f"sample {last}" if arguments.rows == 1 else f"samples {arguments.position} to {last}"
         title = f"What the model is fed: {Path(arguments.recipe).name}, {span} of training, seed {seed}"
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(rows, title).save(arguments.output, format="PNG", optimize=True)
+        with plain_text([title, *(name for row in rows for name in (row.dataset, *row.labels, row.file))]):
+            draw_sheet(rows, title).savefig(arguments.output, format="png")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

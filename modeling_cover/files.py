@@ -1,12 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are what they say, whatever is written into them."""
+"""Files that are whole or not there, and JSON that any reader takes."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+UNFINISHED = ".tmp"  # how the name of a file ends that is being written
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is written and on the disk; nothing does if that fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A process's own, lest two of them that were started by mistake write into one file.
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{UNFINISHED}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def finite(value: Any) -> Any:
@@ -19,7 +46,7 @@ def finite(value: Any) -> Any:
 
 
 def to_json(value: Any, **options: Any) -> bytes:
-    """JSON in UTF-8 that any reader takes; `options` as of `json.dumps`."""
+    """JSON in UTF-8 that any reader takes; `options` are those of `json.dumps`."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, **options)
     # A lone surrogate, which UTF-8 lacks, stands for a byte of a file's name that is not UTF-8: `\udc80`, as in JSON.
     return text.encode("utf-8", errors="backslashreplace")
@@ -27,4 +54,5 @@ def to_json(value: Any, **options: Any) -> bytes:
 
 def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
     """Write [`to_json`] and the end of the line."""
-    Path(path).write_bytes(to_json(value, **options) + b"\n")
+    with replacing(path) as file:
+        file.write(to_json(value, **options) + b"\n")

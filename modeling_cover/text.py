@@ -64,6 +64,26 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(padded, row, widths)).rstrip() for row in cells)
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    listed = ", ".join(repr(name) for name in names[:most]) or "none"
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """The number, and the noun in its plural where it should be."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def byte_size(size: float) -> str:
+    """A number of bytes with the unit in which it is easy to read."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
 def make_printable() -> None:
     """Have stdout and stderr escape what their encoding lacks: all but ASCII, or a file's name that is not UTF-8.
 

@@ -21,6 +21,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..model.addresses_cover import is_address
 from ..model.frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
+from ..model.head_losses_cover import IGNORED
 from ..model.image_reading_cover import read_image_tensor
 from ..model.video_decoding_cover import VideoDecodingError
 from ..model.video_opening_cover import MACHINE_ERRORS, work_limit
@@ -42,8 +43,7 @@ Sample = dict[str, Any]
 Candidate = tuple[str, Callable[[], Example]]
 SampleIndices = Callable[[VideoMetadata], Sequence[int]]
 
-# The label of an evaluation's row whose file cannot be decoded; as all over torch, it counts for nothing.
-UNREADABLE = -100
+UNREADABLE = IGNORED  # the label of an evaluation's row whose file cannot be decoded
 
 EVALUATED = "validation"  # the split of an evaluation
 

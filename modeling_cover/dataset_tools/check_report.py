@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a check of datasets has found: as JSON lines for programs, as tables and sentences for people."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from ..files import to_json
-from ..text import printable, shortened, table
+from ..text import counted, printable, shortened, table
 
 
 PROBLEMS = {
@@ -59,10 +56,10 @@ class Finding:
     def is_problem(self) -> bool:
         return self.kind in PROBLEMS
 
-    def to_json(self) -> str:
+    def to_json(self) -> bytes:
         """One line."""
         head = {"kind": self.kind, "is_problem": self.is_problem, "dataset": self.dataset, "split": self.split}
-        return to_json({**head, "message": self.message, **self.details}).decode()
+        return to_json({**head, "message": self.message, **self.details}) + b"\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +96,7 @@ class Report:
         notes = len(self.findings) - len(self.problems)
         parts = [table([_HEADER, *(self._row(split) for split in self.splits)]), *self._contaminations()]
         parts += [self._examples(kind, title) for kind, title in {**PROBLEMS, **NOTES}.items() if self._of(kind)]
-        parts.append(f"{count(len(self.problems), 'problem')}, {count(notes, 'note')}")
+        parts.append(f"{counted(len(self.problems), 'problem')}, {counted(notes, 'note')}")
         return "\n\n".join(parts)
 
     def _of(self, *kinds: str) -> list[Finding]:
@@ -150,22 +147,3 @@ _HEADER = [
     "smallest class",
     "largest class",
 ]
-
-
-@contextmanager
-def new_file(path: str | os.PathLike) -> Iterator[TextIO]:
-    """A file to be written that takes its place when it is complete; what was there stays if it never is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def count(number: int, noun: str) -> str:
-    """The number, and the noun in its plural where it should be."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

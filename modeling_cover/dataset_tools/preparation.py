@@ -19,22 +19,21 @@ import json
 import math
 import os
 import reprlib
-import socket
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..data.quarantine import TooManyBadFilesError
 from ..data.sources import Source, read_sources
-from ..files import to_json
+from ..files import UNFINISHED, replacing, to_json, write_json
 from ..fonts import told_if_not_drawn
 from ..model.addresses_cover import public_name
 from ..recipe.checks import check_whole_number
@@ -51,7 +50,7 @@ _SELECTING = ("format", "path", "config_name", "columns", "label_separator", "me
 def write_shard(path: Path, rows: Iterable[PreparedRow], extension: str) -> None:
     """Write a shard and, beside it, what is in it; both only once they are whole."""
     summary = {"rows": 0, "failures": [], "seconds": 0.0, "bytes_before": 0, "class_counts": {}}
-    with _replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for prepared in rows:
             if prepared.content is None:
                 failure = {"shard": path.name, "row": prepared.row, "path": prepared.path, "reason": prepared.reason}
@@ -64,8 +63,7 @@ def write_shard(path: Path, rows: Iterable[PreparedRow], extension: str) -> None
                 tar.addfile(member, io.BytesIO(content))
             _count(summary, prepared)
     summary["bytes_after"] = path.stat().st_size
-    with _replacing(path.with_suffix(".json")) as file:
-        file.write(_to_json(summary))
+    write_json(path.with_suffix(".json"), summary, indent=1)
 
 
 def _count(summary: dict[str, Any], prepared: PreparedRow) -> None:
@@ -75,31 +73,6 @@ def _count(summary: dict[str, Any], prepared: PreparedRow) -> None:
     label = prepared.annotation["label"]
     for name in [label] if isinstance(label, str) else label:
         summary["class_counts"][name] = summary["class_counts"].get(name, 0) + 1
-
-
-def _to_json(content: Any) -> bytes:
-    return to_json(content, indent=1) + b"\n"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is written and on the disk; nothing does if that fails."""
-    # A process's own, lest two of them that were started by mistake write into one file.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +131,7 @@ class _Split:
         elif any(self.folder.glob("*.tar")):
             raise ValueError(f"{self.folder} holds shards of another kind: name another --output")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as file:
-                file.write(_to_json(content))
+            write_json(path, content, indent=1)
 
     def _rows_hash(self) -> str:
         """Changes with what a row is: its label, the name of its file, the segment of it."""
@@ -300,20 +271,14 @@ def _counted(rows: Iterator[PreparedRow], progress: tqdm) -> Iterator[PreparedRo
 def _write_report(split: _Split) -> dict[str, Any]:
     shards = [split.shard(number) for number in range(split.num_shards)]
     summary = summarise_split(shards, split.source.labels)
-    lines = [to_json(failure) + b"\n" for failure in summary["failures"]]
-    contents = {
-        "report.json": _to_json({**summary, "failures": len(lines)}),
-        "failures.jsonl": b"".join(lines),
-    }
-    for name, content in contents.items():
-        with _replacing(split.folder / name) as file:
-            file.write(content)
+    write_json(split.folder / "report.json", {**summary, "failures": len(summary["failures"])}, indent=1)
+    with replacing(split.folder / "failures.jsonl") as file:
+        file.writelines(to_json(failure) + b"\n" for failure in summary["failures"])
     path = split.folder / "class_histogram.png"
-    with told_if_not_drawn(path), _replacing(path) as file:
-        title = f"{split.source.name}, {split.name}"
-        draw_class_histogram(title, summary["class_counts"]).save(file, "PNG", optimize=True)
+    with told_if_not_drawn(path), replacing(path) as file:
+        draw_class_histogram(f"{split.source.name}, {split.name}", summary["class_counts"], file)
     # What was being written when a process was killed: shards, which are all whole by now. Others may be reporting, too.
-    for leftover in split.folder.glob(f".{split.name}-*.tmp"):
+    for leftover in split.folder.glob(f".{split.name}-*{UNFINISHED}"):
         leftover.unlink(missing_ok=True)
     return summary
 

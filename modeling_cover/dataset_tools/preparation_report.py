@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of a split that was prepared: as JSON, as text, and its classes as a picture."""
+"""What became of a split that was prepared: as JSON, as text, and its classes as a plot."""
 
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image, ImageDraw
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from ..fonts import draw_text, find_fonts, text_width
-from ..text import display_width, padded, printable, shortened
+from ..fonts import plain_text
+from ..text import byte_size, counted, display_width, padded, printable, shortened
 
 
 _MOST_CLASSES_IN_TEXT = 40
-_MOST_CLASSES_IN_PICTURE = 1000
+_MOST_CLASSES_IN_PLOT = 1000
 _MOST_REASONS = 5
 _BAR_LENGTH, _LONGEST_NAME = 40, 30  # columns of a terminal
 
-# Of the picture, in pixels.
-_CELL_WIDTH, _CELL_HEIGHT, _MARGIN, _TITLE_HEIGHT, _FONT_SIZE = 230, 17, 10, 30, 12
-_MOST_COLUMNS, _MOST_ROWS_OF_ONE_COLUMN = 8, 25
-_BAR, _WITHOUT_ROWS, _PAPER, _INK = "#a9cdea", "#f3b3ab", "#ffffff", "#202020"
+# Of the plot.
+_MOST_COLUMNS, _MOST_ROWS_OF_ONE_COLUMN, _LONGEST_NAME_IN_PLOT = 8, 25, 26
+_BAR, _WITHOUT_ROWS = "#a9cdea", "#f3b3ab"
 
 
 def summarise_split(shards: Sequence[Path], labels: Sequence[str]) -> dict[str, Any]:
@@ -50,12 +51,12 @@ def report_text(title: str, summary: Mapping[str, Any]) -> str:
     rows, failures, counts = summary["rows"], summary["failures"], summary["class_counts"]
     share = f" ({summary['bytes_after'] / summary['bytes_before']:.2f} x)" if summary["bytes_before"] else ""
     lines = [
-        f"{title}: {_counted(rows, 'row')} in {_counted(summary['shards'], 'shard')}, {len(failures)} left out",
+        f"{title}: {counted(rows, 'row')} in {counted(summary['shards'], 'shard')}, {len(failures)} left out",
         *(f"  {count} x {printable(reason)}" for reason, count in _reasons(failures).most_common(_MOST_REASONS)),
-        f"  {_size(summary['bytes_before'])} of files became {_size(summary['bytes_after'])}{share}",
+        f"  {byte_size(summary['bytes_before'])} of files became {byte_size(summary['bytes_after'])}{share}",
     ]
     if summary["seconds"]:
-        lines.append(f"  they last {_duration(summary['seconds'])}")
+        lines.append(f"  they last {timedelta(seconds=round(summary['seconds']))}")
     lines.append(f"  {_classes_line(counts)}")
     width = min(_LONGEST_NAME, max(display_width(printable(label)) for label in counts))
     most = max(1, *counts.values())
@@ -72,25 +73,10 @@ def _reasons(failures: Sequence[Mapping[str, Any]]) -> Counter[str]:
     return Counter(re.sub(f"^{re.escape(failure['path'])}", "a file", failure["reason"]) for failure in failures)
 
 
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-
-
 def _classes_line(counts: Mapping[str, int]) -> str:
     fewest, most, empty = min(counts.values()), max(counts.values()), sum(count == 0 for count in counts.values())
-    rows = _counted(most, "row") if fewest == most else f"{fewest} to {most} rows"
-    return f"{_counted(len(counts), 'class', 'classes')} of {rows}" + (f", {empty} without any" if empty else "")
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    rows = counted(most, "row") if fewest == most else f"{fewest} to {most} rows"
+    return f"{counted(len(counts), 'class', 'classes')} of {rows}" + (f", {empty} without any" if empty else "")
 
 
 def _shown(counts: Mapping[str, int], most: int) -> list[tuple[str | None, int]]:
@@ -101,43 +87,26 @@ def _shown(counts: Mapping[str, int], most: int) -> list[tuple[str | None, int]]
     return [*ordered[: most // 2], (None, 0), *ordered[-(most // 2) :]]
 
 
-def draw_class_histogram(title: str, counts: Mapping[str, int]) -> Image.Image:
-    """The rows of each class, the largest first, in columns; classes without rows in red."""
-    shown = _shown(counts, _MOST_CLASSES_IN_PICTURE)
+def draw_class_histogram(title: str, counts: Mapping[str, int], file: BinaryIO) -> None:
+    """The rows of each class, the largest first, in columns of bars, as a PNG; classes without rows in red."""
+    shown = _shown(counts, _MOST_CLASSES_IN_PLOT)
     num_columns = min(_MOST_COLUMNS, -(-len(shown) // _MOST_ROWS_OF_ONE_COLUMN))
     num_rows = -(-len(shown) // num_columns)
-    heading = f"{title}: {_classes_line(counts)}"
-    find_fonts(label for label, _ in shown if label is not None)
-    width = max(num_columns * (_CELL_WIDTH + _MARGIN), int(text_width(heading, _FONT_SIZE)) + _MARGIN) + _MARGIN
-    picture = Image.new("RGB", (width, _TITLE_HEIGHT + num_rows * _CELL_HEIGHT + _MARGIN), _PAPER)
-    canvas = ImageDraw.Draw(picture)
-    draw_text(canvas, (_MARGIN, _TITLE_HEIGHT // 2), heading, _INK, _FONT_SIZE, "lm")
     most = max(1, *counts.values())
-    for index, (label, count) in enumerate(shown):
-        left = _MARGIN + index // num_rows * (_CELL_WIDTH + _MARGIN)
-        top = _TITLE_HEIGHT + index % num_rows * _CELL_HEIGHT
-        _draw_cell(canvas, left, top, label, count, count / most)
-    # A palette, which PNG packs well.
-    return picture.quantize(64, dither=Image.Dither.NONE)
-
-
-def _draw_cell(canvas: ImageDraw.ImageDraw, left: int, top: int, label: str | None, count: int, share: float) -> None:
-    """A class's name and its rows, on its bar."""
-    right, bottom, middle = left + _CELL_WIDTH, top + _CELL_HEIGHT - 2, top + _CELL_HEIGHT // 2 - 1
-    if label is None:
-        draw_text(canvas, (left + 3, middle), "...", _INK, _FONT_SIZE, "lm")
-        return
-    bar = (left, top, right, bottom) if count == 0 else (left, top, left + max(1, round(_CELL_WIDTH * share)), bottom)
-    canvas.rectangle(bar, fill=_WITHOUT_ROWS if count == 0 else _BAR)
-    number = str(count)
-    space = _CELL_WIDTH - text_width(number, _FONT_SIZE) - 16
-    draw_text(canvas, (left + 3, middle), _fitting(printable(label), space), _INK, _FONT_SIZE, "lm")
-    draw_text(canvas, (right - 3, middle), number, _INK, _FONT_SIZE, "rm")
-
-
-def _fitting(text: str, space: float) -> str:
-    if text_width(text, _FONT_SIZE) <= space:
-        return text
-    while text and text_width(text + "..", _FONT_SIZE) > space:
-        text = text[:-1]
-    return text + ".."
+    with plain_text([title, *counts]):
+        size = (max(2.4 * num_columns, 4.8), 0.17 * num_rows + 0.4)
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"{title}: {_classes_line(counts)}", fontsize="medium")
+        for column, axis in enumerate(figure.subplots(1, num_columns, squeeze=False)[0]):
+            part = shown[column * num_rows : (column + 1) * num_rows]
+            lengths = [0 if label is None else count or most for label, count in part]
+            axis.barh(range(len(part)), lengths, color=[_BAR if count else _WITHOUT_ROWS for _, count in part])
+            axis.set(xlim=(0, most), ylim=(num_rows - 0.5, -0.5))
+            axis.set_axis_off()
+            for place, (label, count) in enumerate(part):
+                name = "..." if label is None else shortened(label, _LONGEST_NAME_IN_PLOT)
+                axis.text(0.01 * most, place, name, fontsize="small", va="center")
+                if label is not None:
+                    axis.text(0.99 * most, place, count, fontsize="small", va="center", ha="right")
+        figure.savefig(file, format="png")

@@ -8,7 +8,8 @@ from itertools import combinations
 
 from ..data.sources import Source, StreamedSource
 from ..data.sources.spelling import plain_spelling
-from .check_report import Finding, count
+from ..text import counted
+from .check_report import Finding
 
 
 Sources = Mapping[str, Mapping[str, Source | StreamedSource]]
@@ -27,7 +28,7 @@ def source_findings(sources: Sources) -> Iterator[Finding]:
                 )
             if source.left_out:
                 files = [os.path.join(source.roots[0], file) for file in source.left_out]
-                message = f"{name}, {split}: {count(len(files), 'file')}, the first is {files[0]}"
+                message = f"{name}, {split}: {counted(len(files), 'file')}, the first is {files[0]}"
                 yield Finding(kind="left_out", dataset=name, split=split, message=message, details={"files": files})
 
 

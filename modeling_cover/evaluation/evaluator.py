@@ -14,9 +14,9 @@ from datasets import ClassLabel, Dataset, Video
 from tqdm import tqdm
 from transformers import AutoConfig, Pipeline, PreTrainedModel, pipeline
 
-from ..data.sources.label_lists import some
 from ..model.configuration_cover import PIPELINE_TASK
 from ..model.pipeline_cover import CoverVideoClassificationPipeline, head_of_name
+from ..text import some
 from .metrics import TOP_K, MeanAveragePrecision, TopKAccuracy
 
 

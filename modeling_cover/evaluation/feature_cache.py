@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from transformers.utils import logging
 
 from ..data.samples import UNREADABLE
+from ..files import replacing
 from ..model.modeling_cover import CoverForVideoClassification
 from .running import RowOutputs
 from .views import ViewsDataset
@@ -55,11 +56,10 @@ def cached_features(
 
 
 def _write(path: Path, identity: dict[str, Any], outputs: RowOutputs) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {"features": outputs.outputs, "targets": outputs.targets}
-    save_file(tensors, unfinished, {_KEY: json.dumps(identity, sort_keys=True), "seconds": str(outputs.seconds)})
-    unfinished.replace(path)
+    metadata = {_KEY: json.dumps(identity, sort_keys=True), "seconds": str(outputs.seconds)}
+    with replacing(path) as file:
+        save_file(tensors, file.name, metadata)
 
 
 def features_identity(model: CoverForVideoClassification, dataset: ViewsDataset) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from PIL import Image
 
-from ..fonts import draw_text, find_fonts
+from ..fonts import plain_text
 from ..model.video_processing_cover import CoverVideoProcessor
 
 
@@ -21,10 +24,9 @@ SHORTEST_SHOWN = 224  # pixels; smaller frames are enlarged to be seen
 # From dark to bright, and told apart by people who do not see all colours.
 _COLOURS = matplotlib.colormaps["inferno"]
 _STRENGTH = 0.75  # of the heat where it is greatest
-_INK, _GREY, _PAPER = "#1a1a1a", "#6b6b6b", "#ffffff"
-_MARGIN, _GAP, _LINE = 16, 6, 24
+_GREY = "#6b6b6b"
 _COLUMNS = 8  # frames side by side, at most
-_BAR_WIDTH = 160
+_DPI = 100
 
 
 def shown_frames(processor: CoverVideoProcessor, clip: torch.Tensor) -> np.ndarray:
@@ -66,50 +68,50 @@ def enlarged(frames: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
 
 
-def explanation_sheet(
-    frames: np.ndarray, overlaid: np.ndarray, title: str, note: str, times: Sequence[float] | None = None
-) -> Image.Image:
-    """Each frame above the same frame with the heat map, in order of time.
+def draw_explanation(
+    frames: np.ndarray,
+    overlaid: np.ndarray,
+    title: str,
+    note: str,
+    path: str | os.PathLike,
+    times: Sequence[float] | None = None,
+) -> None:
+    """Each frame above the same frame with the heat map, in order of time, as a PNG.
 
     Args:
         frames: (T, H, W, 3), uint8.
         overlaid: of [`overlay`].
         title: what the model says, say.
         note: how to read the picture.
+        path: of the picture.
         times: of the frames, in seconds.
     """
     frames = enlarged(frames)
-    height, width = frames.shape[1:3]
     columns = min(len(frames), _COLUMNS)
     lines = -(-len(frames) // columns)
-    line_height = _LINE + 2 * height + 2 * _GAP + _MARGIN
-    # A single image is narrower than what is written about it.
-    sheet_width = max(2 * _MARGIN + columns * (width + _GAP) - _GAP, 720)
-    sheet = Image.new("RGB", (sheet_width, 3 * _LINE + _MARGIN + lines * line_height + 2 * _LINE), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    find_fonts([title])
-    draw_text(draw, (_MARGIN, _MARGIN), title, _INK, 20)
-    draw_text(draw, (_MARGIN, _MARGIN + _LINE + 4), note, _GREY, 13)
-    for index, (frame, heat) in enumerate(zip(frames, overlaid, strict=True)):
-        left = _MARGIN + index % columns * (width + _GAP)
-        top = 3 * _LINE + _MARGIN + index // columns * line_height
-        if times is not None:
-            draw_text(draw, (left, top), f"{times[index]:.2f} s", _GREY, 13)
-        sheet.paste(Image.fromarray(frame), (left, top + _LINE))
-        sheet.paste(Image.fromarray(heat), (left, top + _LINE + height + _GAP))
-    _draw_scale(sheet, draw)
-    return sheet
-
-
-def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw) -> None:
-    """What the colours mean, at the lower edge."""
-    top = sheet.height - _MARGIN - 14
-    ramp = (255 * _COLOURS(np.linspace(0, 1, _BAR_WIDTH))[None, :, :3]).round().astype(np.uint8).repeat(12, axis=0)
-    draw_text(draw, (_MARGIN, top), "less", _GREY, 12)
-    left = _MARGIN + 36
-    sheet.paste(Image.fromarray(ramp), (left, top + 2))
-    text = "more of what the patch adds to the answer; one scale for all frames"
-    draw_text(draw, (left + _BAR_WIDTH + 8, top), text, _GREY, 12)
+    height, width = (side / _DPI for side in frames.shape[1:3])
+    with plain_text([title, note]):
+        # A single image is narrower than what is written about it.
+        size = (max(columns * (width + 0.1), 8.5), lines * (2 * height + 0.4) + 1.2)
+        figure = Figure(figsize=size, dpi=_DPI, layout="compressed")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"{title}\n", ha="left", x=0.01, fontsize="x-large")
+        figure.text(0.01, 1 - 0.45 / size[1], note, color=_GREY, fontsize="small")
+        axes = figure.subplots(2 * lines, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for index, (frame, heat) in enumerate(zip(frames, overlaid, strict=True)):
+            line, column = divmod(index, columns)
+            axes[2 * line, column].imshow(frame)
+            axes[2 * line + 1, column].imshow(heat)
+            if times is not None:
+                axes[2 * line, column].set_title(f"{times[index]:.2f} s", color=_GREY, fontsize="medium")
+        scale = figure.colorbar(
+            ScalarMappable(cmap=_COLOURS), ax=axes, orientation="horizontal", shrink=0.3, aspect=30, anchor=(0, 0)
+        )
+        scale.set_ticks([0, 1], labels=["less", "more"])
+        scale.set_label("of what the patch adds to the answer; one scale for all frames", color=_GREY)
+        figure.savefig(path)
 
 
 def save_gif(frames: np.ndarray, path: str | os.PathLike, frames_per_second: float = 4.0) -> None:

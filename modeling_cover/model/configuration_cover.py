@@ -26,9 +26,9 @@ from transformers.utils import auto_docstring, logging
 logger = logging.get_logger(__name__)
 
 MODALITIES = ("video", "image")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+SINGLE_LABEL, MULTI_LABEL = PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 PIPELINE_TASK = "cover-video-classification"
-HEAD_DEFAULTS = {"modality": "video", "problem_type": "single_label_classification"}
+HEAD_DEFAULTS = {"modality": "video", "problem_type": SINGLE_LABEL}
 # A head's name becomes part of parameter names and of metric names.
 HEAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -55,7 +55,7 @@ def check_head(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"head '{name}': modality must be one of {MODALITIES}, got {head['modality']!r}")
     if head["problem_type"] not in PROBLEM_TYPES:
         raise ValueError(f"head '{name}': problem_type must be one of {PROBLEM_TYPES}, got {head['problem_type']!r}")
-    if head["problem_type"] == "single_label_classification" and len(labels) < 2:
+    if head["problem_type"] == SINGLE_LABEL and len(labels) < 2:
         raise ValueError(f"head '{name}': a single-label head needs at least two labels, got {list(labels)}")
     return {**head, "labels": list(labels)}
 

@@ -22,11 +22,11 @@ import torch
 from torch import nn
 from transformers.utils import is_torchdynamo_compiling
 
-from .configuration_cover import CoverConfig
+from .configuration_cover import MULTI_LABEL, CoverConfig
 
 
-# The head of a row that belongs to none, as all over torch.
-NO_HEAD = -100
+# The label or the head of a row that counts for nothing, as all over torch.
+IGNORED = NO_HEAD = -100
 
 
 def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
     """
     if isinstance(labels, Mapping):
         raise ValueError("labels: a dict of labels needs head_ids, which say whose row is whose")
-    multi_label = config.heads[name]["problem_type"] == "multi_label_classification"
+    multi_label = config.heads[name]["problem_type"] == MULTI_LABEL
     probabilities = not multi_label and labels.is_floating_point() and labels.ndim == 2
     expected = tuple(logits.shape) if multi_label or probabilities else (logits.shape[0],)
     if tuple(labels.shape) != expected:
@@ -92,13 +92,13 @@ def _masked_loss(
     config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """Mean cross-entropy of the rows in `mask`; no shape depends on their number, so it compiles into one graph."""
-    if config.heads[name]["problem_type"] == "multi_label_classification":
+    if config.heads[name]["problem_type"] == MULTI_LABEL:
         if not is_torchdynamo_compiling() and mask.any():
             raise ValueError(f"head '{name}' is multi-label: with head_ids, give labels as a dict {{head: labels}}")
         return logits[:0].float().sum()
     _check_range(f"labels of head '{name}'", labels.masked_fill(~mask, 0), logits.shape[-1])
-    targets = labels.masked_fill(~mask, -100)
-    total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum")
+    targets = labels.masked_fill(~mask, IGNORED)
+    total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
     return total / mask.sum().clamp(min=1)
 
 

@@ -41,7 +41,8 @@ from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSou
 from .video_opening_cover import MACHINE_ERRORS, check_time, name_of, said_of
 
 
-_IMAGE_SUFFIXES = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# A GIF may move, and is read as a video.
+STILL_SUFFIXES = frozenset([".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 # PIL goes by content. Among what else it opens are formats read by other programs (EPS, by Ghostscript).
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # PIL itself warns of 89 million, and takes up to 178. What is transparent is copied once more.
@@ -152,7 +153,7 @@ def image_to_tensor(image: PIL.Image.Image) -> torch.Tensor:
 
 def _has_image_suffix(path: str | os.PathLike) -> bool:
     path = urlsplit(path).path if is_url(path) else os.fsdecode(path)
-    return PurePath(path).suffix.lower() in _IMAGE_SUFFIXES
+    return PurePath(path).suffix.lower() in STILL_SUFFIXES
 
 
 def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:

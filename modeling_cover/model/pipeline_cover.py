@@ -26,6 +26,8 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
+from .configuration_cover import MULTI_LABEL
+
 
 Scores = list[dict[str, str | float]]
 
@@ -37,7 +39,7 @@ _POSTPROCESSING = ("head", "top_k", "threshold", "return_embedding")
 
 def head_scores(head: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
     """The mean over views, (..., labels), of the probabilities of logits (..., V, labels) of a head of the config."""
-    multi_label = head["problem_type"] == "multi_label_classification"
+    multi_label = head["problem_type"] == MULTI_LABEL
     return (logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)).mean(dim=-2)
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..model.addresses_cover import is_address, joined, protocol_of
-from ..model.configuration_cover import HEAD_NAME, MODALITIES
+from ..model.configuration_cover import HEAD_NAME, MODALITIES, MULTI_LABEL, SINGLE_LABEL
 from .checks import check_choice, check_flag, check_number, check_positive, check_whole_number, is_text
 
 
-SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 MISSING_FILES = ("error", "skip")
 SPLITS = ("train", "validation")
 

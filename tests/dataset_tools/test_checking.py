@@ -4,7 +4,6 @@
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from clips import write_clip
 from modeling_cover import load_recipe, prepare_cotraining, read_video
 from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.data.sources.media import Media
-from modeling_cover.dataset_tools.check_report import new_file
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.file_inspection import inspect_file
 
@@ -274,21 +272,3 @@ class TestCommand:
         assert (code, out) == (2, "")
         assert err.splitlines() == [f"error: dataset 'a': {folder / 'gone'} is not a folder"]
         assert not (folder / "report.jsonl").exists()
-
-    def test_a_check_that_is_killed_leaves_the_last_report_as_it_was(self, tmp_path):
-        report = tmp_path / "report.jsonl"
-        report.write_text("the last one\n")
-        child = os.fork()
-        if child == 0:
-            with new_file(report) as file:
-                file.write("half of a li")
-                file.flush()
-                os.kill(os.getpid(), signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        assert report.read_text() == "the last one\n"
-
-    def test_a_check_that_is_stopped_leaves_nothing_behind(self, tmp_path):
-        with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "report.jsonl") as file:
-            file.write("half of a li")
-            raise KeyboardInterrupt
-        assert list(tmp_path.iterdir()) == []

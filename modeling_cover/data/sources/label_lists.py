@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...model.addresses_cover import is_address, joined, parent, public_name
+from ...text import some
 from .remote import exists, open_text
 from .spelling import listed_in, normal_name, told_apart
 
@@ -339,9 +340,3 @@ def single_label(cell: str) -> str:
     if cell[:2] in ("['", '["', "[]"):
         raise ValueError(f"expected one label, got the list {cell!r}: that is multi_label_classification")
     return cell
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, for a message."""
-    listed = ", ".join(repr(name) for name in names[:most]) or "none"
-    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from ...model.addresses_cover import is_address, parent, protocol_of, public_name
 from ...recipe.dataset_recipe import DatasetRecipe
-from .label_lists import LabelColumn, LabelColumnBuilder, single_label, some, split_labels
+from ...text import some
+from .label_lists import LabelColumn, LabelColumnBuilder, single_label, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
 from .remote import check_address, open_text
 from .spelling import PathForms

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...model.addresses_cover import is_address, joined_file, public_name
+from ...model.image_reading_cover import STILL_SUFFIXES
 from ...model.video_decoding_cover import VideoDecodingError
 from .remote import local_copy
 
@@ -23,7 +24,7 @@ VIDEO_SUFFIXES = frozenset(
         *(".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
     ]
 )
-IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+IMAGE_SUFFIXES = STILL_SUFFIXES | {".gif"}
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 
 _MAX_CONTENT = 2**29

@@ -9,7 +9,8 @@ import numpy as np
 
 from ...model.addresses_cover import is_address, public_name, without_secrets
 from ...recipe.dataset_recipe import DatasetRecipe
-from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels, some
+from ...text import some
+from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels
 from .manifests import SplitRows, read_class_folders, read_manifest
 from .media import Identified, Media, hash_of
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something

@@ -20,6 +20,7 @@ from datasets import IterableDataset
 from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
+from ...recipe.dataset_recipe import MULTI_LABEL
 from ..randomness import BLOCK_STREAM, SHARD_STREAM
 from .label_lists import LabelSpace
 from .media import Media, hash_of
@@ -119,7 +120,7 @@ class StreamedSource:
         """
         media, label = self.stream.read(row.content, self.place(row))
         try:
-            return Example(media, self.label_space.target(label, self.problem_type.startswith("multi")))
+            return Example(media, self.label_space.target(label, self.problem_type == MULTI_LABEL))
         except ValueError as error:
             raise ValueError(f"dataset '{self.name}': {media.name}: {error}") from error
 
