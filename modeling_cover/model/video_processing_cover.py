@@ -120,9 +120,6 @@ class CoverVideoProcessor(BaseVideoProcessor):
     valid_kwargs = CoverVideoProcessorKwargs
     model_input_names = ["pixel_values"]
 
-    def __init__(self, **kwargs: Unpack[CoverVideoProcessorKwargs]):
-        super().__init__(**kwargs)
-
     def preprocess(self, videos: Any, **kwargs: Unpack[CoverVideoProcessorKwargs]) -> BatchFeature:
         r"""
         Prepares one video or image, or a batch of them, for the model.
