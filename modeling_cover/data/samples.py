@@ -10,7 +10,7 @@ Axes: B clips   T frames of a clip   C, H, W channels, height and width of a fra
 import errno
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -182,7 +182,9 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         """
         source = self.sources[reference.dataset]
         for name, read in self._candidates(source, reference):
-            if not self._is_bad(source, name) and not self._is_bad(source, key := read()[0].key):
+            if not _is_bad(self.quarantine, source, name) and not _is_bad(
+                self.quarantine, source, key := read().media.key
+            ):
                 return key
         return f"one of {_MOST_REPLACEMENTS} rows that are all in quarantine"
 
@@ -211,38 +213,19 @@ class CoTrainingDataset(torch.utils.data.Dataset):
                 yield _candidate(source, pool[int(rng.integers(len(pool)))])
 
     def _load(
-        self,
-        reference: SampleReference,
-        candidates: Iterator[Candidate],
-        randomness: SampleRandomness,
+        self, reference: SampleReference, candidates: Iterator[Candidate], randomness: SampleRandomness
     ) -> tuple[torch.Tensor, int | np.ndarray]:
         """The first of the candidates that can be decoded: (T, 3, H, W), uint8, and its target."""
         source = self.sources[reference.dataset]
         tried = (reference.draw + 1) * (2 if self.augmentations[source.name].mixes else 1)  # each with its partner
-        for name, read in candidates:
-            if self._is_bad(source, name):
-                continue
-            try:
-                # Out of a shard or a table, which may be what is damaged.
-                media, target = read()
-                name = media.key
-                if self._is_bad(source, name):
-                    continue
-                return self._augmented(source, media, randomness), target
-            except (VideoDecodingError, OSError) as error:
-                check_is_of_file(error, source)
-                if self.quarantine is None:
-                    raise
-                bad_file = BadFile(source.name, name, str(error), tried=tried)
-                self.quarantine.add(bad_file)
-                self.quarantine.check(bad_file, len(source))
-        raise TooManyBadFilesError(
-            f"dataset '{source.name}': {_MOST_REPLACEMENTS} rows drawn to stand in for position {reference.position} are "
-            f"all in {self.quarantine.path}"
-        )
-
-    def _is_bad(self, source: Source | StreamedSource, name: str) -> bool:
-        return self.quarantine is not None and self.quarantine.reason(source.name, name) is not None
+        decode = partial(self._augmented, source, randomness=randomness)
+        found = _first_readable(source, candidates, decode, self.quarantine, "train", tried)
+        if found is None:
+            raise TooManyBadFilesError(
+                f"dataset '{source.name}': {_MOST_REPLACEMENTS} rows drawn to stand in for position {reference.position} "
+                f"are all in {self.quarantine.path}"
+            )
+        return found
 
     def _augmented(self, source: Source | StreamedSource, media: Media, randomness: SampleRandomness) -> torch.Tensor:
         augmentation, crop = self.augmentations[source.name], self.processor.crop_size
@@ -276,6 +259,47 @@ def _candidate(source: Source | StreamedSource, row: int | StoredRow) -> Candida
     return source.place(row), lambda: source.example(row)
 
 
+def _first_readable(
+    source: Source | StreamedSource,
+    candidates: Iterable[Candidate],
+    decode: Callable[[Media], torch.Tensor],
+    quarantine: Quarantine | None,
+    split: str,
+    tried: int,
+) -> tuple[torch.Tensor, int | np.ndarray] | None:
+    """The clip and the target of the first row that can be decoded; None if they are all in quarantine.
+
+    Args:
+        source: whose rows they are.
+        candidates: the rows.
+        decode: makes a clip of a file.
+        quarantine: of files that cannot be decoded, which are errors without it.
+        split: that the rows are of.
+        tried: see [`BadFile`].
+    """
+    for name, read in candidates:
+        if _is_bad(quarantine, source, name, split):
+            continue
+        try:
+            # Out of a shard or a table, which may be what is damaged.
+            media, target = read()
+            name = media.key
+            if not _is_bad(quarantine, source, name, split):
+                return decode(media), target
+        except (VideoDecodingError, OSError) as error:
+            check_is_of_file(error, source)
+            if quarantine is None:
+                raise
+            bad_file = BadFile(source.name, name, str(error), split, tried)
+            quarantine.add(bad_file)
+            quarantine.check(bad_file, len(source))
+    return None
+
+
+def _is_bad(quarantine: Quarantine | None, source: Source | StreamedSource, name: str, split: str = "train") -> bool:
+    return quarantine is not None and quarantine.reason(source.name, name, split) is not None
+
+
 class EvaluationDataset(torch.utils.data.Dataset):
     """One split of one dataset, in order: clips (T, 3, H, W) of uint8, the centre crop of each, and their targets.
 
@@ -292,31 +316,14 @@ class EvaluationDataset(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, row: int) -> Sample:
-        target, clip = self.source.target(row), self._load(row)
-        if clip is None:
-            clip, target = torch.zeros(self._clip_shape, dtype=torch.uint8), np.full_like(target, UNREADABLE)[()]
+        candidates = [_candidate(self.source, row)]
+        decode = partial(self._decoded, row)
+        found = _first_readable(self.source, candidates, decode, self.quarantine, EVALUATED, row + 1)
+        if found is None:
+            unreadable = np.full_like(self.source.target(row), UNREADABLE)[()]
+            found = torch.zeros(self._clip_shape, dtype=torch.uint8), unreadable
+        clip, target = found
         return {"pixel_values": clip, "labels": target, "head": self.source.name}
-
-    def _load(self, row: int) -> torch.Tensor | None:
-        """The clip of a row; None if it cannot be decoded."""
-        name = self.source.place(row)
-        if self._is_bad(name):
-            return None
-        try:
-            media = self.source.media[row]
-            name = media.key
-            return None if self._is_bad(name) else self._decoded(row, media)
-        except (VideoDecodingError, OSError) as error:
-            check_is_of_file(error, self.source)
-            if self.quarantine is None:
-                raise
-            bad_file = BadFile(self.source.name, name, str(error), EVALUATED, row + 1)
-            self.quarantine.add(bad_file)
-            self.quarantine.check(bad_file, len(self.source))
-            return None
-
-    def _is_bad(self, name: str) -> bool:
-        return self.quarantine is not None and self.quarantine.reason(self.source.name, name, EVALUATED) is not None
 
     def _decoded(self, row: int, media: Media) -> torch.Tensor:
         short_side = self.processor.size["shortest_edge"]

@@ -136,8 +136,7 @@ def prepare_row(source: Source, row: int, settings: PreparationSettings) -> Prep
         # A file that came as bytes is named by what it is called, as others are.
         reason = re.sub(r"^<\d+ bytes>", lambda _: path, str(error))
         return PreparedRow(row, path, reason=reason if path in reason else f"{path}: {reason}")
-    classes = np.flatnonzero(source.target(row)).tolist() if source.class_starts is not None else source.target(row)
-    labels = [source.labels[index] for index in classes] if isinstance(classes, list) else source.labels[classes]
+    labels = source.names_of(row) if source.class_starts is not None else source.labels[source.target(row)]
     return PreparedRow(row, path, content, {"label": labels, "path": path, **annotation}, size)
 
 

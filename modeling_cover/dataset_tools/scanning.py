@@ -155,8 +155,9 @@ class SplitScan:
         return self._names[row] if self.is_stream else self.source.media[row].name
 
     def labels(self, row: int) -> list[str]:
-        classes = self._classes[row] if self.is_stream else _classes_of(self.source.target(row))
-        return [self.source.labels[index] for index in classes]
+        if not self.is_stream:
+            return self.source.names_of(row)
+        return [self.source.labels[index] for index in self._classes[row]]
 
     def class_counts(self) -> np.ndarray:
         """(classes,), the rows of each."""

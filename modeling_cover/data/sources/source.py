@@ -80,6 +80,11 @@ class Source:
             return int(self.classes[row])
         return multi_hot(self.classes[self.class_starts[row] : self.class_starts[row + 1]], len(self.labels))
 
+    def names_of(self, row: int) -> list[str]:
+        """The labels of a row; none if its file cannot be read."""
+        start, end = (row, row + 1) if self.class_starts is None else self.class_starts[row : row + 2]
+        return [self.labels[index] for index in self.classes[start:end].tolist() if index != NO_LABEL]
+
     def rows(self) -> range:
         """All rows in order, as `example` takes them."""
         return range(len(self))
