@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import check_dataset
 import numpy as np
 import pytest
 from checked_datasets import (
@@ -29,11 +30,6 @@ from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.file_inspection import inspect_file
-
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-import check_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module")
