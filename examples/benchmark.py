@@ -11,18 +11,16 @@ the growth of the process's resident memory since before the model was made). So
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch._inductor.config
+from benchmarking import forward, median_times, report
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from torch import nn
-from tqdm import tqdm
 from transformers import TimesformerConfig, TimesformerForVideoClassification
 from transformers.utils import logging
 
@@ -58,14 +56,6 @@ def build(name: str, preset: str, input_setting: str, device: str) -> tuple[nn.M
     return model.to(device, dtype).eval(), pixel_values
 
 
-def forward(model: nn.Module, pixel_values: torch.Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode():
-            model(pixel_values)
-
-    return run
-
-
 def training_step(model: nn.Module, pixel_values: torch.Tensor) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     labels = torch.zeros(len(pixel_values), dtype=torch.long, device=pixel_values.device)
@@ -76,20 +66,6 @@ def training_step(model: nn.Module, pixel_values: torch.Tensor) -> Callable[[], 
         optimizer.zero_grad()
 
     return run
-
-
-def median_times(runs: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Seconds of each, the median of `rounds` in which they take turns, after one to warm up."""
-    times = {name: [] for name in runs}
-    for index in tqdm(range(rounds + 1), desc=", ".join(runs), leave=False):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if index:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def resident_memory(key: str) -> int:
@@ -111,12 +87,6 @@ def peak_memory(name: str, preset: str, device: str) -> float:
 def measure_peak_memory(name: str, preset: str, device: str) -> float:
     command = [sys.executable, __file__, "--peak_memory_of", name, "--preset", preset, "--device", device]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def report(title: str, values: dict[str, float], unit: str, reference: str) -> None:
-    print(f"\n{title}")
-    for name, value in values.items():
-        print(f"  {name:<32} {value:10.4g} {unit:<4} {value / values[reference]:6.2f} x")
 
 
 def main() -> None:
@@ -146,13 +116,13 @@ def main() -> None:
         torch._inductor.config.triton.coalesce_tiling_analysis = False
         runs["CoVeR, compiled"] = forward(torch.compile(model, fullgraph=True), pixel_values)
     runs["CoVeR, images"] = forward(model, pixel_values[:, :1])
-    times = median_times(runs, arguments.rounds, device)
+    times = median_times(runs, arguments.rounds)
     report(f"Forward, {num_frames}x{image_size}x{image_size}", times, "s", theirs)
     share = times["CoVeR, images"] / times[ours]
     print(f"  an image takes {share:.1%} of a clip's time; 1/T is {1 / num_frames:.1%}")
 
     runs = {name: training_step(*pair) for name, pair in models.items()}
-    times = median_times(runs, arguments.rounds, device)
+    times = median_times(runs, arguments.rounds)
     report(f"Training step, {num_frames}x{image_size}x{image_size}", times, "s", theirs)
 
     peaks = {name: measure_peak_memory(name, preset, device) for name in (theirs, ours)}

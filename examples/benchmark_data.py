@@ -12,17 +12,16 @@ what one core does in a second. Some 2 minutes on 2 CPU cores; it prints the tab
 import argparse
 import io
 import math
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
+from benchmarking import FPS, draw_frames, encode, entry, median_times, print_table
 from datasets import Dataset, interleave_datasets
 from datasets.utils import logging as datasets_logging
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, read_video
@@ -32,68 +31,17 @@ from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
-from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-from PIL import Image
 
 
 SIZES = {"340 x 256": (340, 256), "640 x 360": (640, 360)}
 CLIPS_OF_A_SIZE = 2
-FPS = 30
 NUM_FRAMES, SHORT_SIDE, CROP = 16, 256, 224  # the first two as they are prepared by default
 
 # Rows of the paper's largest mixture.
 ROWS = {"k700": 545_317, "ssv2": 168_913, "mit": 791_297, "imagenet": 1_281_167}
 RESUMED_AT = 50_000_000
 
-
-def texture(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """A picture whose detail falls with its frequency as that of photographs does."""
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    amplitude = 1 / np.maximum(frequency, 1 / max(height, width)) ** 1.2
-    phases = rng.uniform(0, 2 * np.pi, (4, *amplitude.shape))
-    common, *channels = np.fft.irfft2(amplitude * np.exp(1j * phases), (height, width))
-    picture = 0.75 * common[..., None] + 0.35 * np.stack(channels, axis=-1)
-    return Image.fromarray((128 + 48 * (picture - picture.mean()) / picture.std()).clip(0, 255).astype(np.uint8))
-
-
-def draw_frames(rng: np.random.Generator, width: int, height: int, num_frames: int) -> Iterable[np.ndarray]:
-    """Frames (H, W, 3) of a camera that pans and zooms over a scene in which three things move and turn."""
-    scene = texture(rng, 2 * height, 2 * width)
-    things = [(texture(rng, height // 2, height // 2), rng.uniform(0.1, 0.3), *rng.uniform(0, 6, 3)) for _ in range(3)]
-    for index in range(num_frames):
-        t = index / FPS
-        zoom = 1 + 0.25 * math.sin(0.5 * t)
-        x, y = width * (1 + 0.35 * math.sin(0.31 * t + 1)), height * (1 + 0.3 * math.cos(0.23 * t))
-        box = (x - width / 2 * zoom, y - height / 2 * zoom, x + width / 2 * zoom, y + height / 2 * zoom)
-        frame = scene.resize((width, height), Image.Resampling.BILINEAR, box=box)
-        for picture, size, phase, speed, turn in things:
-            side = int(height * size * (1.2 + 0.3 * math.sin(t + phase)))
-            angle = 60 * math.sin(t + turn)
-            x = int(width / 2 + 0.4 * width * math.sin((0.4 + speed / 5) * t + phase) - side / 2)
-            y = int(height / 2 + 0.4 * height * math.cos((0.3 + speed / 5) * t + turn) - side / 2)
-            mask = Image.new("L", (side, side), 255).rotate(angle)
-            frame.paste(picture.resize((side, side)).rotate(angle), (x, y), mask)
-        noise = rng.integers(-2, 3, (height, width, 1))
-        yield (np.asarray(frame) + noise).clip(0, 255).astype(np.uint8)
-
-
-def encode(
-    file: str | io.BytesIO,
-    frames: Iterable[np.ndarray],
-    encoder: str,
-    rate: Fraction | int,
-    container: str = "mp4",
-    **options: str,
-) -> None:
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(encoder, rate=rate, options=options)
-        for index, image in enumerate(frames):
-            if not index:
-                stream.height, stream.width = (side // 2 * 2 for side in image.shape[:2])
-                stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
-            image = np.ascontiguousarray(image[: stream.height, : stream.width])
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        output.mux(stream.encode())
+cpu_times = partial(median_times, clock=time.process_time)
 
 
 def write_raw_clips(folder: Path, seconds: float) -> None:
@@ -106,36 +54,12 @@ def write_raw_clips(folder: Path, seconds: float) -> None:
             encode(str(path), frames, "libx264", FPS)
 
 
-def entry(format: str, folder: Path) -> DatasetRecipe:
-    return DatasetRecipe(name="clips", format=format, modality="video", splits={"train": str(folder)})
-
-
-def median_times(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Seconds on the CPU of each, the median of `rounds` in which they take turns, after one to warm up."""
-    times = {name: [] for name in runs}
-    for index in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            if index:
-                times[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-
-
 def prepare(folder: Path, size: str, rounds: int) -> list[str]:
     """Make compact clips of the raw ones. Sizes of a clip, and how many are prepared in a second."""
     dataset, settings = entry("class_folders", folder / "train"), PreparationSettings(modality="video")
     summary = prepare_dataset(dataset, folder / "compact", settings)["train"]
     source = read_sources(dataset)["train"]
-    times = median_times(
-        {"prepare": lambda: [prepare_row(source, row, settings) for row in range(len(source))]}, rounds
-    )
+    times = cpu_times({"prepare": lambda: [prepare_row(source, row, settings) for row in range(len(source))]}, rounds)
     sizes = [f"{summary[key] / CLIPS_OF_A_SIZE / 1e3:.0f} kB" for key in ("bytes_before", "bytes_after")]
     return [size, *sizes, f"{CLIPS_OF_A_SIZE / times['prepare']:.1f}"]
 
@@ -163,11 +87,11 @@ def compare_raw_and_compact(folder: Path, rounds: int) -> None:
         steps = {"decoded": decode, "as a worker sends it": load}
         steps["and normalised on the CPU"] = partial(load, finish=processor.normalize_pixels)
         for what, run in steps.items():
-            times = median_times({"raw": partial(run, raw), "compact": partial(run, compact)}, rounds)
+            times = cpu_times({"raw": partial(run, raw), "compact": partial(run, compact)}, rounds)
             speeds = [CLIPS_OF_A_SIZE / times[name] for name in ("raw", "compact")]
             rows.append([size, what, *(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[0]:.1f} x"])
     title = f"Samples a second on one core, {NUM_FRAMES} frames, short side {SHORT_SIDE}"
-    print_table(title, ["raw clips", "samples", "raw", "compact", ""], rows)
+    print_table(["raw clips", "samples", "raw", "compact", ""], rows, title)
 
 
 def psnr(frames: np.ndarray, others: np.ndarray) -> float:
@@ -214,12 +138,12 @@ def compare_codecs(clip: Path, rounds: int) -> None:
             if quality(content) >= wanted:
                 contents[f"{name}, factor {crf}"] = content
                 break
-    times = median_times({name: partial(decode, content) for name, content in contents.items()}, rounds)
+    times = cpu_times({name: partial(decode, content) for name, content in contents.items()}, rounds)
     rows = [
         [name, f"{quality(content):.1f} dB", f"{len(content) / 1e3:.0f} kB", f"{1e3 * times[name]:.1f} ms"]
         for name, content in contents.items()
     ]
-    print_table(f"Codecs and containers, one clip of {clip.parts[-4]}", ["", "PSNR", "size", "decoded in"], rows)
+    print_table(["", "PSNR", "size", "decoded in"], rows, f"Codecs and containers, one clip of {clip.parts[-4]}")
 
 
 def measure_schedule(rounds: int) -> None:
@@ -243,7 +167,7 @@ def measure_schedule(rounds: int) -> None:
         for _ in interleaved.take(num_rows // 10):
             pass
 
-    times = median_times({"draw": draw, "resume": resume, "iterate": iterate}, min(rounds, 3))
+    times = cpu_times({"draw": draw, "resume": resume, "iterate": iterate}, min(rounds, 3))
     skipping = RESUMED_AT * times["iterate"] / (num_rows // 10) / 3600
     rows = [
         [
@@ -260,7 +184,7 @@ def measure_schedule(rounds: int) -> None:
         ],
     ]
     header = ["four datasets, 2.8 million rows", "a row", "rows a second", f"to row {RESUMED_AT:,}"]
-    print_table("The mixture's order", header, rows)
+    print_table(header, rows, "The mixture's order")
 
 
 def main() -> None:
@@ -273,9 +197,9 @@ def main() -> None:
         folder = Path(name)
         write_raw_clips(folder, arguments.seconds)
         print_table(
-            f"Clips of {arguments.seconds:g} s, prepared with the default settings",
             ["raw clips", "raw", "compact", "prepared in a second on one core"],
             [prepare(folder / size, size, arguments.rounds) for size in SIZES],
+            f"Clips of {arguments.seconds:g} s, prepared with the default settings",
         )
         compare_raw_and_compact(folder, arguments.rounds)
         compare_codecs(folder / next(iter(SIZES)) / "train" / "clip" / "0.mp4", arguments.rounds)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from benchmark import forward, median_times, report
+from benchmarking import forward, median_times, report
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.hub.exporting import onnx_runner, save_program
 
@@ -49,9 +49,8 @@ def main() -> None:
         }
         for num_frames in (config.num_frames, 1):
             clip = torch.randn(1, num_frames, config.num_channels, height, width)
-            times = median_times(
-                {name: forward(program, clip) for name, program in programs.items()}, arguments.rounds, "cpu"
-            )
+            runs = {name: forward(program, clip) for name, program in programs.items()}
+            times = median_times(runs, arguments.rounds)
             report(f"{num_frames}x{height}x{width}", times, "s", "the model")
     print(
         "\nlargest difference of an output:", ", ".join(f"{value:.1e} ({name})" for name, value in differences.items())

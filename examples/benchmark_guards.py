@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cotrain import QUICKSTART, QUICKSTART_DATA
-from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, load_recipe, prepare_cotraining
 from modeling_cover.training import trainer as trainer_module
+from quickstart_data import QUICKSTART, QUICKSTART_DATA, draw_quickstart
 
 
 # The outermost methods: those that they call are in their time.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from benchmark_data import draw_frames, encode, entry, texture
+from benchmarking import draw_frames, encode, entry, print_table, texture
 from modeling_cover import CoTrainingDataset, CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.data.mixture import MixtureSchedule, SampleReference, dealt_out
 from modeling_cover.data.sources import read_sources
@@ -295,12 +295,6 @@ def exposed_seconds(
     elements = counts["fsdp"]["gathered"] * BF16 + counts["fsdp"]["scattered"] * FP32
     sharded = share * elements * parameters / (bandwidth * GB)
     return {"ddp": max(last_bucket, reduced - backward), "fsdp": max(0.0, sharded - computing)}
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
 
 
 def print_measurements(found: dict[str, Any]) -> None:

@@ -16,12 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cotrain import QUICKSTART, QUICKSTART_DATA
-from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from quickstart_data import QUICKSTART, QUICKSTART_DATA, draw_quickstart
 
 
 LOGGING_STEPS = 25

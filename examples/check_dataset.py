@@ -3,7 +3,7 @@
 
     python examples/check_dataset.py RECIPE.yaml [--full] [--near_duplicates] [--output outputs/check_dataset.jsonl]
 
-Reads every row once, on all cores, as training would (docs/compact_data.md has the figures). Prints tables and
+Reads every row once, on all cores, as training would (docs/compact_data.md has the numbers). Prints tables and
 examples of what it has found, and writes all of it as JSON lines. The exit code is 1 if there are problems (notes are
 none), and 2 if there is nothing to check: a mistake in the recipe, or no data.
 """
@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=usable_cores(), help="processes; default: all cores")
     parser.add_argument("--full", action="store_true", help="decode every frame of a video")
     parser.add_argument(
-        "--near_duplicates", action="store_true", help="find copies that were encoded anew or scaled as well"
+        "--near_duplicates", action="store_true", help="find copies that were encoded again or scaled as well"
     )
     parser.add_argument("--output", default="outputs/check_dataset.jsonl", help="the findings, as JSON lines")
     return parser.parse_args()

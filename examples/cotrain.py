@@ -17,15 +17,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from make_quickstart_data import draw_quickstart
 from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
 from modeling_cover.hub.publishing import PublishingError
 from modeling_cover.text import make_printable, table
+from quickstart_data import QUICKSTART, QUICKSTART_DATA, draw_quickstart
 from transformers import HfArgumentParser, set_seed
 
 
-QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
-QUICKSTART_DATA = Path("data/quickstart")
 METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 
 

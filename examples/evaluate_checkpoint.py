@@ -7,7 +7,7 @@
 The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into `--output`
 evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row, there is
 per_class_average_precision_<dataset>.png and no confusion matrix. A picture that cannot be drawn is named on stderr with the reason; the
-figures are written before, and the exit code is of them alone. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
+metrics are written before, and the exit code is of them alone. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
 listed in quarantine.jsonl there and count neither for nor against the model; with more than the recipe's `bad_files` allows, it stops.
 """
 
@@ -70,16 +70,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def draw(figures: dict[str, Any], name: str, output: Path) -> None:
+def draw(metrics: dict[str, Any], name: str, output: Path) -> None:
     """The pictures of one dataset."""
-    classes = figures["classes"]
+    classes = metrics["classes"]
     labels, rows = [entry["label"] for entry in classes], np.array([entry["rows"] for entry in classes])
-    measure = "accuracy" if "confusion" in figures else "average_precision"
-    if "confusion" in figures:
-        title = f"{name}: top-1 {figures['top1']:.1%} of {rows.sum()}"
+    measure = "accuracy" if "confusion" in metrics else "average_precision"
+    if "confusion" in metrics:
+        title = f"{name}: top-1 {metrics['top1']:.1%} of {rows.sum()}"
         path = output / f"confusion_{name}.png"
         with told_if_not_drawn(path):
-            draw_confusion_matrix(np.array(figures["confusion"]), labels, title, path)
+            draw_confusion_matrix(np.array(metrics["confusion"]), labels, title, path)
     if not rows.any():  # of several labels a row, none may have one
         return
     values = np.array([entry[measure] or 0.0 for entry in classes])
@@ -118,9 +118,9 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
     # Now that no process waits for this one any more: the bootstrap of many labels takes minutes.
     for dataset, rows in zip(evaluated, scored, strict=True):
         name, labels = dataset.source.name, dataset.source.labels
-        figures = evaluate_scores(rows.outputs, rows.targets, labels, options.num_resamples, options.seed)
+        metrics = evaluate_scores(rows.outputs, rows.targets, labels, options.num_resamples, options.seed)
         about = {"head": heads[name], "views": str(dataset.views), "rows_per_second": len(dataset) / rows.seconds}
-        evaluations[name] = about | figures
+        evaluations[name] = about | metrics
     written = {
         "model": options.model,
         "split": options.split,
@@ -132,8 +132,8 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
         "datasets": evaluations,
     }
     write_json(output / "evaluation.json", written, indent=1)
-    for name, figures in evaluations.items():
-        draw(figures, name, output)
+    for name, metrics in evaluations.items():
+        draw(metrics, name, output)
     return written
 
 

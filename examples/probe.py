@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--head", help="the name of that head; default: the dataset's")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/probe"), help="the folder of features and figures"
+        "--output", type=Path, default=Path("outputs/probe"), help="the folder of features and metrics"
     )
     parser.add_argument(
         "--batch_size", type=int, default=8, help="rows that go through the encoder at once, of a process"
@@ -73,7 +73,7 @@ def read_both_splits(options: argparse.Namespace) -> tuple[dict[str, Source], fl
 
 
 def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, dict]:
-    """The figures of each probe, on the main process; and the checkpoint, if it is asked for."""
+    """The metrics of each probe, on the main process; and the checkpoint, if it is asked for."""
     views, head = Views.parse(options.views), options.head or options.dataset
     sources, max_share = read_both_splits(options)
     model, processor = load_checkpoint(options.model, accelerator.device)
@@ -89,12 +89,12 @@ def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, di
         split_features[split] = cached_features(path, features_identity(model, dataset), compute, accelerator)
     if not accelerator.is_main_process:
         return {}
-    figures, classifier = fit_and_score(split_features, sources["train"].labels, accelerator.device, options.seed)
-    written = {"model": options.model, "views": str(views), **figures}
+    metrics, classifier = fit_and_score(split_features, sources["train"].labels, accelerator.device, options.seed)
+    written = {"model": options.model, "views": str(views), **metrics}
     write_json(options.output / f"probe_{options.dataset}.json", written, indent=1)
     if options.save is not None:
         save_with_head(model, processor, head, sources["train"], classifier, options.save)
-    return figures
+    return metrics
 
 
 def computed_features(
@@ -120,12 +120,12 @@ def fit_and_score(
         "nearest neighbours": nearest_neighbour_scores(features, targets, validation, len(labels)),
         "linear": logits.softmax(dim=-1) if targets.ndim == 1 else logits.sigmoid(),
     }
-    figures = {
+    metrics = {
         name: evaluate_scores(of_rows.cpu().numpy(), evaluated.targets, labels, seed=seed)
         for name, of_rows in scores.items()
     }
-    figures["linear"]["l2"] = l2
-    return figures, classifier
+    metrics["linear"]["l2"] = l2
+    return metrics, classifier
 
 
 def save_with_head(
@@ -146,13 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_printable()
     options, accelerator = parse_arguments(arguments), Accelerator()
     try:
-        figures = probe(options, accelerator)
+        metrics = probe(options, accelerator)
     except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
         print(plain_message(error), file=sys.stderr)
         return 1
     if accelerator.is_main_process:
         print(
-            table_of_scores(figures, "probe"),
+            table_of_scores(metrics, "probe"),
             f"features and probe_{options.dataset}.json in {options.output}",
             sep="\n",
         )

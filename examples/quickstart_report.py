@@ -13,13 +13,13 @@ import argparse
 import sys
 
 import transformers
-from cotrain import QUICKSTART
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.views import ViewsDataset
 from modeling_cover.recipe.recipe import load_recipe
 from modeling_cover.text import make_printable, printable, table
+from quickstart_data import QUICKSTART
 
 
 def top1(

@@ -46,7 +46,7 @@ def told_if_not_drawn(path: str | os.PathLike) -> Iterator[None]:
 def plain_text(names: Iterable[str]) -> Iterator[None]:
     """While a matplotlib figure is made and saved: none of its texts is read as TeX, fonts are those that `names` need.
 
-    What no font has is told by [`find_fonts`], in place of matplotlib's warning for each glyph.
+    What no font has is said by [`find_fonts`], in place of matplotlib's warning for each glyph.
     """
     settings = {
         "font.family": [_BASE, *map(_family, find_fonts(names))],

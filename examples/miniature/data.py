@@ -32,8 +32,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from make_quickstart_data import SIZE, Sample, contact_sheet, write_clip
 from PIL import Image
+from quickstart_data import SIZE, Sample, contact_sheet, write_clip
 from tqdm import tqdm
 
 

@@ -69,7 +69,7 @@ class Quarantine:
         self._bytes_read = 0
 
     def __getstate__(self) -> dict:
-        # A worker that is spawned, not forked, reads the file anew.
+        # A worker that is spawned, not forked, reads the file again.
         return {"path": self.path, "max_share": self.max_share}
 
     def __setstate__(self, state: dict) -> None:

@@ -2,7 +2,7 @@
 """Which files are the same, by their bytes or by what they show.
 
 A fingerprint is 256 signs of a clip's lowest spatial frequencies: 64 of each of 4 frames spread over it, or 128 of an
-image, twice. Encoding anew, scaling and a change of brightness or contrast leave nearly all of them as they are, while
+image, twice. Encoding again, scaling and a change of brightness or contrast leave nearly all of them as they are, while
 those of different pictures agree by chance, in half of them. A mirrored, cropped or trimmed copy is another picture.
 """
 

@@ -103,7 +103,7 @@ def _announced_seconds(container: InputContainer, stream: VideoStream) -> float 
 def _damage(source: VideoSource) -> str | None:
     """What a decoder that conceals nothing says of the packets behind the first frame; None if it has no complaint.
 
-    Before the first frame are those that refer to what was cut off: many a file is cut without being encoded anew.
+    Before the first frame are those that refer to what was cut off: many a file is cut without being encoded again.
     """
     num_packets, bad, reason = 0, [], ""
     with open_video(source, num_threads=1, strict=True) as (container, stream):

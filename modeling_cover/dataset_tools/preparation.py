@@ -10,7 +10,7 @@ all that training has to read:
     OUTPUT/train/report.json, failures.jsonl, class_histogram.png
 
 Which rows a shard holds, and every byte of it, follow from the dataset and the settings alone. So a shard is either
-whole or written anew, by whichever process comes across it.
+whole or written again, by whichever process comes across it.
 """
 
 import hashlib
@@ -165,7 +165,7 @@ def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) ->
     if differing := [key for key in new if old.get(key) != new[key]]:
         pairs = [f"{key} {reprlib.repr(old.get(key))}, not {reprlib.repr(new[key])}" for key in differing]
         raise ValueError(
-            f"{folder} was written with {'; '.join(pairs)}: name another --output, or delete it to write it anew"
+            f"{folder} was written with {'; '.join(pairs)}: name another --output, or delete it to write it again"
         )
 
 

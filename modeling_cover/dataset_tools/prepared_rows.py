@@ -60,7 +60,7 @@ class PreparationSettings:
         shard_size: rows of a shard.
 
     Raises:
-        ValueError: if a value is not one of these, or of no use to the modality.
+        ValueError: if a value is not one of these, or does not apply to the modality.
     """
 
     modality: str
@@ -72,7 +72,7 @@ class PreparationSettings:
 
     def __post_init__(self):
         if self.modality == "image" and self.num_frames not in (None, 1):
-            raise ValueError(f"num_frames is of no use to images, got {self.num_frames}")
+            raise ValueError(f"num_frames does not apply to images, got {self.num_frames}")
         self._default("num_frames", 16 if self.modality == "video" else 1)
         for name in ("num_frames", "short_side", "shard_size"):
             check_whole_number(name, getattr(self, name))

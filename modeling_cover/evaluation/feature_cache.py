@@ -48,7 +48,7 @@ def cached_features(
         return stored[1]
     if stored is not None:
         different = [key for key in identity if stored[0].get(key) != identity[key]]
-        logger.warning(f"{path} has features of another {' and '.join(different)}, they are computed anew")
+        logger.warning(f"{path} has features of another {' and '.join(different)}, they are computed again")
     outputs = compute()
     if accelerator.is_main_process:
         _write(path, identity, outputs)
@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[dict[str, Any], RowOutputs] | None:
             outputs = RowOutputs(file.get_tensor("features"), file.get_tensor("targets"), float(metadata["seconds"]))
             return json.loads(metadata[_KEY]), outputs
     except (SafetensorError, KeyError, ValueError) as error:
-        logger.warning(f"{path} is no file of features, they are computed anew: {error}")
+        logger.warning(f"{path} is no file of features, they are computed again: {error}")
         return None
 
 

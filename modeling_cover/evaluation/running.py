@@ -76,7 +76,7 @@ def extract_features(
     """The features (rows, hidden_size) that heads see, the mean over the views of each row.
 
     Args:
-        model, dataset, accelerator, batch_size, num_workers: as of [`score_rows`]; the dataset's classes may be any.
+        model, dataset, accelerator, batch_size, num_workers: as in [`score_rows`]; the dataset's classes may be any.
 
     Returns:
         The same on each process.

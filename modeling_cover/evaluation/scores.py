@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From scores of classes to figures: accuracy in several senses, calibration, and how sure one may be of them."""
+"""From scores of classes to metrics: accuracy in several senses, calibration, and how sure one may be of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from .plots import confusion_matrix
 NUM_BINS = 15
 CONFIDENCE_LEVEL = 0.95
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 def evaluate_scores(
     scores: np.ndarray, targets: np.ndarray, labels: Sequence[str], num_resamples: int = 1000, seed: int = 0
-) -> Figures:
+) -> Metrics:
     """What a set of scores is worth.
 
     Args:
@@ -43,7 +43,7 @@ def evaluate_scores(
         ValueError: if not one row could be decoded.
     """
     inputs = metric_inputs(torch.from_numpy(scores), torch.from_numpy(targets)).numpy()
-    figures = {"rows": len(targets), **compute_metrics(EvalPrediction(inputs, targets))}
+    metrics = {"rows": len(targets), **compute_metrics(EvalPrediction(inputs, targets))}
     readable = readable_rows(targets)
     scores, targets, inputs = scores[readable], targets[readable], inputs[readable]
     if targets.ndim == 2:
@@ -57,15 +57,15 @@ def evaluate_scores(
         confusion = confusion_matrix(targets, inputs[:, 0], len(labels))
         counts, measure, statistics = confusion.sum(axis=1), "accuracy", _accuracies(inputs, targets, len(labels))
         of_classes = confusion.diagonal() / np.maximum(counts, 1)
-        figures["mean_class_accuracy"] = float(of_classes[counts > 0].mean())
-        figures["ece"] = calibration_error(scores.max(axis=1), inputs[:, 0] == targets)
-        figures["confusion"] = confusion.tolist()
-    figures["intervals"] = bootstrap_intervals(statistics, len(targets), num_resamples, seed)
-    figures["classes"] = [
+        metrics["mean_class_accuracy"] = float(of_classes[counts > 0].mean())
+        metrics["ece"] = calibration_error(scores.max(axis=1), inputs[:, 0] == targets)
+        metrics["confusion"] = confusion.tolist()
+    metrics["intervals"] = bootstrap_intervals(statistics, len(targets), num_resamples, seed)
+    metrics["classes"] = [
         {"label": label, measure: float(score) if count else None, "rows": int(count)}
         for label, score, count in zip(labels, of_classes, counts, strict=True)
     ]
-    return figures
+    return metrics
 
 
 def calibration_error(confidences: np.ndarray, hits: np.ndarray, num_bins: int = NUM_BINS) -> float:

@@ -63,7 +63,7 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str, training_state: st
 
     Args:
         folder: as [`~transformers.PreTrainedModel.save_pretrained`] or a trainer writes it.
-        repo_id: of the repository, which the model card names. A card that is missing or was generated is generated anew.
+        repo_id: of the repository, which the model card names. A card that is missing or was generated is generated again.
         training_state: the folder in the repository for all that a run needs to go on; by default that is left out.
 
     Raises:
@@ -318,7 +318,7 @@ def explain(error: BaseException, repo_id: str) -> str:
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             if status == 401:
-                return "the Hub refuses the access token: log in anew with `hf auth login`, or set HF_TOKEN"
+                return "the Hub refuses the access token: log in again with `hf auth login`, or set HF_TOKEN"
             if status == 403 and cause.response.request.url.host == httpx.URL(constants.ENDPOINT).host:
                 return f"the access token may not write to {repo_id}: log in with one that may, by `hf auth login`"
             return f"the Hub answers {status}: {_one_line(cause.server_message or cause)}"

@@ -166,7 +166,7 @@ class CoverConfig(PreTrainedConfig):
             **{name: kwargs.pop(name) for name in ("heads", "default_head") if name in kwargs},
         }
         if config_dict.get("heads") is not None:
-            # What is derived from the heads is derived anew: a stored id2label is that of the stored default head.
+            # What is derived from the heads is derived again: a stored id2label is that of the stored default head.
             for name in ("id2label", "label2id", "problem_type"):
                 config_dict.pop(name, None)
             if "problem_type" in kwargs:

@@ -352,7 +352,7 @@ def check_config_fields(kwargs: Mapping[str, Any]) -> None:
 def check_revision(place: str | os.PathLike, revision: str | None) -> None:
     """Raise a `ValueError` if a revision is asked of what is no repository of the Hub."""
     if revision is not None and (os.path.exists(place) or is_original_release(place)):
-        raise ValueError(f"{place}: revision {revision!r} is of no use, as it is no repository of the Hub")
+        raise ValueError(f"{place}: revision {revision!r} has no effect, as it is no repository of the Hub")
 
 
 def check_stored(weights: EncoderWeights, expected: Weights) -> None:

@@ -89,7 +89,7 @@ def _is_deep(image: PIL.Image.Image) -> bool:
 
 def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image as its metadata say that it lies; as it is where they say nothing, or are broken."""
-    # `PIL.ImageOps.exif_transpose` writes the EXIF data anew, and fails on what it cannot write.
+    # `PIL.ImageOps.exif_transpose` writes the EXIF data again, and fails on what it cannot write.
     turn = _TURNS.get(orientation_of(image))
     return image if turn is None else image.transpose(turn)
 

@@ -63,9 +63,9 @@ class CoverVideoClassifierOutput(ModelOutput):
     hidden_states (`tuple(torch.FloatTensor)`, *optional*):
         As of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
     attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Spatial attention, as of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
+        Spatial attention, as in [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
     temporal_attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Temporal attention, as of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
+        Temporal attention, as in [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
     """
 
     loss: torch.FloatTensor | None = None

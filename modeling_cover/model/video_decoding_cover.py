@@ -278,7 +278,7 @@ class _Images:
     def add(self, frame: int, picture: VideoFrame) -> None:
         """Converts the picture of `frame`."""
         is_scaled = (picture.width, picture.height) != (self.width, self.height)
-        # One thread: as many as there are cores, anew for each frame, would cost more than they save.
+        # One thread: as many as there are cores, new ones for each frame, would cost more than they save.
         options = _SCALING if is_scaled else _CONVERTING
         image = self.reformatter.reformat(picture, self.width, self.height, **options, threads=1)
         pixels = self.array[self.rows[frame]]

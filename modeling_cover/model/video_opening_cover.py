@@ -178,7 +178,7 @@ class Effort:
         if packet is not None:
             self._work.left -= self._work_a_packet
             if self._work.left < 0:
-                raise ValueError("it takes too long to decode: cut it, or encode it anew")
+                raise ValueError("it takes too long to decode: cut it, or encode it again")
         context = self._context
         pictures = context.decode(packet)
         kind = context.width, context.height, context.pix_fmt
@@ -213,7 +213,7 @@ class Effort:
 
 def check_time() -> None:
     if time.monotonic() > _deadline.get():
-        raise ValueError("it takes too long to read: cut it, or encode it anew")
+        raise ValueError("it takes too long to read: cut it, or encode it again")
 
 
 @contextmanager

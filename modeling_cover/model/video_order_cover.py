@@ -19,7 +19,7 @@ decoded, and tells what to decode in the place of each, which is one picture.
 - MPEG-4 Part 2 (ISO 14496-2): I and P pictures are displayed when the next of them is decoded, B pictures at once, and
   nothing refers to these. DivX and XviD pack B pictures into the packet before theirs, and leave a picture "not coded" in
   their place, so that each packet seems to be displayed as soon as it is decoded.
-- H.264 (ISO 14496-10): each picture has a number, the picture order count, that begins anew at each IDR picture.
+- H.264 (ISO 14496-10): each picture has a number, the picture order count, that begins again at each IDR picture.
 """
 
 import re

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""When frames are displayed: one line of times that ascends, though clocks begin anew and durations tell untruths.
+"""When frames are displayed: one line of times that ascends, though clocks begin again and durations tell untruths.
 
 Axes: N packets, as they are decoded; F frames, as they are displayed.
 """
@@ -64,7 +64,7 @@ class Announced:
 class Clock:
     """How the clock of a container may misbehave."""
 
-    restarts: bool  # of files that were joined end to end, it begins anew
+    restarts: bool  # of files that were joined end to end, it begins again
     jumps: bool  # it may go on later, too, without meaning a pause
 
     @classmethod

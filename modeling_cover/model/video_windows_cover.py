@@ -31,7 +31,7 @@ from .video_decoding_cover import Beginning, Outline, VideoSource, decode_in_ord
 from .video_opening_cover import open_video, reading
 
 
-# Decoded at a time, over which a file without an index is begun anew: some 250 MB at 224 x 400.
+# Decoded at a time, over which a file without an index is begun again: some 250 MB at 224 x 400.
 _MAX_FRAMES_AT_A_TIME = 1024
 
 # Three days of windows a second apart. Of two frames, a file of 700 bytes can say that they are centuries apart.
@@ -79,7 +79,7 @@ def read_windows(
     """Decodes some frames of each window of a video, a number of windows at a time so that memory is bounded.
 
     Args:
-        source, short_side, num_threads: as of [`read_video`].
+        source, short_side, num_threads: as in [`read_video`].
         window: seconds that a window lasts.
         stride: seconds from the start of one window to that of the next.
         sample_indices: given the metadata of a window, the indices of the wanted ones of its frames, ascending. A

@@ -153,7 +153,7 @@ class DatasetRecipe:
         """Raise for a key that would do nothing, and for one that the format cannot do without."""
         for key in frozenset().union(*_OPTIONS.values()) - _OPTIONS[self.format]:
             if self._is_given(key):
-                raise ValueError(f"{key} is of no use to the format '{self.format}'")
+                raise ValueError(f"{key} does not apply to the format '{self.format}'")
         if self._is_given("label_separator") and self.problem_type != MULTI_LABEL:
             raise ValueError(f"label_separator is of use to {MULTI_LABEL} only")
         if not self.streaming and (unused := [key for key in ("sizes", "shuffle_buffer") if self._is_given(key)]):

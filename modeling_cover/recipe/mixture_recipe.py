@@ -34,7 +34,7 @@ class MixtureRecipe:
         check_choice("mixture: when_exhausted", self.when_exhausted, WHEN_EXHAUSTED)
         check_positive("mixture: temperature", self.temperature)
         if self.temperature != 1 and self.sampling != "temperature":
-            raise ValueError(f"mixture: temperature {self.temperature} is of no use with sampling '{self.sampling}'")
+            raise ValueError(f"mixture: temperature {self.temperature} has no effect with sampling '{self.sampling}'")
 
     def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
         """The share of each dataset, adding up to 1.

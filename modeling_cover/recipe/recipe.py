@@ -116,7 +116,7 @@ class ClipRecipe:
             raise ValueError(f"clips: short_side ({self.short_side}) is below image_size ({self.image_size})")
         check_choice("clips: sampling", self.sampling, CLIP_SAMPLINGS)
         if self.frame_stride != 1 and self.sampling != "dense":
-            raise ValueError(f"clips: frame_stride is of no use with sampling '{self.sampling}'")
+            raise ValueError(f"clips: frame_stride has no effect with sampling '{self.sampling}'")
 
 
 @dataclass(frozen=True, kw_only=True)

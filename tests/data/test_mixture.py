@@ -355,7 +355,7 @@ class TestBadInput:
             ({"when_exhausted": "loop"}, "when_exhausted must be one of"),
             ({"sampling": "temperature", "temperature": 0}, "temperature must be a finite number above 0, got 0"),
             ({"sampling": "temperature", "temperature": float("nan")}, "temperature must be a finite number above 0"),
-            ({"temperature": 2.0}, "temperature 2.0 is of no use with sampling 'proportional'"),
+            ({"temperature": 2.0}, "temperature 2.0 has no effect with sampling 'proportional'"),
         ],
     )
     def test_a_recipe_is_checked(self, fields, message):

@@ -141,7 +141,7 @@ class TestNearDuplicates:
             {"codec": "libvpx-vp9", "suffix": "webm"},
             {"crf": "23", "brighter": 25},
         ],
-        ids=["encoded anew", "scaled down", "scaled up", "in another codec", "brighter"],
+        ids=["encoded again", "scaled down", "scaled up", "in another codec", "brighter"],
     )
     def test_a_copy_that_looks_the_same_is_found_if_asked_for(self, folder, change):
         frames, _ = read_video(folder / "b/validation/left/2.mp4", lambda metadata: range(metadata.total_num_frames))

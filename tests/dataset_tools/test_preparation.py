@@ -424,7 +424,7 @@ class TestBadArguments:
             ({"modality": "video", "codec": "jpeg"}, "codec: expected one of mjpeg, h264 for videos, got 'jpeg'"),
             ({"modality": "video", "codec": "mjpeg", "quality": 1}, "quality: expected 2 to 31 for mjpeg, got 1"),
             ({"modality": "image", "quality": 101}, "quality: expected 1 to 100 for jpeg, got 101"),
-            ({"modality": "image", "num_frames": 8}, "num_frames is of no use to images, got 8"),
+            ({"modality": "image", "num_frames": 8}, "num_frames does not apply to images, got 8"),
         ],
     )
     def test_settings_name_what_is_wrong(self, options, message):

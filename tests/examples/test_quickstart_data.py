@@ -7,9 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import make_quickstart_data as quickstart
+import make_quickstart_data
 import numpy as np
 import pytest
+import quickstart_data as quickstart
 from PIL import Image
 
 
@@ -195,8 +196,8 @@ def test_the_command_line_draws_says_so_and_writes_a_preview(tmp_path, monkeypat
     output, preview = tmp_path / "data", tmp_path / "preview.png"
     options = ["--output", str(output), "--scale", str(TINY), "--preview", str(preview)]
     monkeypatch.setattr(sys, "argv", ["make_quickstart_data.py", *options])
-    quickstart.main()
+    make_quickstart_data.main()
     assert "72 files" in capsys.readouterr().out
     assert Image.open(preview).width > 600
-    quickstart.main()
+    make_quickstart_data.main()
     assert "nothing to draw" in capsys.readouterr().out

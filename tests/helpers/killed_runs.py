@@ -217,7 +217,7 @@ def train(
     evaluated: bool = False,
     **options,
 ) -> RecordingTrainer:
-    """Train, or go on with training, as examples/cotrain.py does, and evaluate; `options` as of [`build_trainer`]."""
+    """Train, or go on with training, as examples/cotrain.py does, and evaluate; `options` as in [`build_trainer`]."""
     trainer = build_trainer(folder, output_dir, **options)
     args = trainer.args
     trainer.poisoned, trainer.stalled = poisoned, stalled

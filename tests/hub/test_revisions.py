@@ -122,7 +122,7 @@ class TestOfNoUse:
             "datasets": [{"name": "a", "format": "class_folders", "modality": "image", "splits": {"train": "a"}}],
         }
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        with pytest.raises(ValueError, match="vit: revision 'v1' is of no use, as it is no repository of the Hub"):
+        with pytest.raises(ValueError, match="vit: revision 'v1' has no effect, as it is no repository of the Hub"):
             load_recipe(tmp_path / "recipe.yaml")
         with pytest.raises(ValueError, match="revision 'v1' is of no use"):
             CoverForVideoClassification.from_timesformer("model.pyth", revision="v1")
@@ -133,9 +133,9 @@ class TestOfNoUse:
 
     def test_to_a_folder_of_a_dataset_and_to_other_formats(self, tmp_path):
         entry = {"name": "a", "modality": "image", "splits": {"train": "train"}, "revision": "v1"}
-        with pytest.raises(ValueError, match="revision 'v1' is of no use, as it is no dataset of the Hub"):
+        with pytest.raises(ValueError, match="revision 'v1' has no effect, as it is no dataset of the Hub"):
             read_sources(DatasetRecipe(**entry, format="dataset", path=str(tmp_path)))
-        with pytest.raises(ValueError, match="revision is of no use to the format 'class_folders'"):
+        with pytest.raises(ValueError, match="revision does not apply to the format 'class_folders'"):
             DatasetRecipe(**entry, format="class_folders")
 
     def test_to_another_place_than_it_was_written_beside(self, tmp_path):

@@ -196,7 +196,7 @@ def test_a_token_that_is_refused_is_said_at_once_and_what_to_do_at_the_end(folde
             finished.stderr.index(f"push_to_hub: {what}") for what in ("org/name cannot", "checkpoint-3 is")
         )
         assert first < then
-        assert "log in anew with `hf auth login`" in finished.stderr
+        assert "log in again with `hf auth login`" in finished.stderr
         command = re.findall(r"run: python examples/(publish\.py .*)", finished.stderr)[-1]
         assert command == f"publish.py {folder}/outputs org/name --private --revision next"
         hub.recover()

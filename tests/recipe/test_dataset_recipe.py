@@ -60,7 +60,7 @@ class TestOptionsThatAFormatHasNoUseFor:
     )
     def test_they_are_refused_by_name(self, format, options):
         (key,) = options
-        with pytest.raises(ValueError, match=f"dataset 'k400': {key} is of no use to the format '{format}'"):
+        with pytest.raises(ValueError, match=f"dataset 'k400': {key} does not apply to the format '{format}'"):
             recipe(format, **options)
 
     @pytest.mark.parametrize("options", [{"sizes": {"train": 5}}, {"shuffle_buffer": 7}])

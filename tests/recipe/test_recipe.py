@@ -326,7 +326,7 @@ class TestBadDatasets:
             ({"horizontal_flip": "never"}, "horizontal_flip must be true or false, got 'never'"),
             ({"splits": {"train": "t", "val": "v"}}, r"unknown splits \['val'\], expected train and validation"),
             ({"labels": [True, False]}, r"labels.*\[True, False\]"),
-            ({"streaming": True}, "streaming is of no use to the format 'class_folders'"),
+            ({"streaming": True}, "streaming does not apply to the format 'class_folders'"),
         ],
     )
     def test_a_wrong_value_is_named_with_its_data_set_and_what_was_expected(self, load, entry, message):
@@ -372,7 +372,7 @@ class TestOtherBadValues:
             ({"mixture": {"temperatur": 2}}, "mixture: unknown key 'temperatur', did you mean 'temperature'"),
             ({"bad_files": {"max_share": 5}}, "bad_files: max_share must be a finite number, from 0 to 1, got 5"),
             ({"clips": {"sampling": "random"}}, "clips: sampling must be one of .*, got 'random'"),
-            ({"clips": {"frame_stride": 2}}, "frame_stride is of no use with sampling 'uniform'"),
+            ({"clips": {"frame_stride": 2}}, "frame_stride has no effect with sampling 'uniform'"),
             ({"augmentation": {"mixup": 1}}, "dataset 'k400': augmentation: unknown key 'mixup', did you mean"),
             ({"augmentation": {"horizontal_flip": False}}, "horizontal_flip is a key of the dataset itself"),
             ({"augmentation": {"short_side_range": [200, 300]}}, "begins below image_size"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-_KEPT_SHARE = 0.9  # of the bound, when room is made: not anew for each file
+_KEPT_SHARE = 0.9  # of the bound, when room is made: not again for each file
 
 
 class CacheError(RuntimeError):

@@ -66,7 +66,7 @@ def read_labels(labels: str | list[str]) -> list[str]:
 
 
 class _FileError(ValueError):
-    """What is wrong within a file; the message goes on from the file's name."""
+    """What is wrong within a file; the message continues after the file's name."""
 
 
 def _in_json(content: Any) -> list[str]:

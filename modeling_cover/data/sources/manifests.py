@@ -179,7 +179,7 @@ class MissingColumnError(ValueError):
 
 
 class _RecordError(ValueError):
-    """What is wrong with a row; the message goes on from the place of the row."""
+    """What is wrong with a row; the message continues after the place of the row."""
 
 
 def read_manifest(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:

@@ -152,7 +152,7 @@ def _number(variable: str, default: float) -> float:
 
 
 def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """A file here or elsewhere, as it is now: a remote one is fetched anew, into a file without a name.
+    """A file here or elsewhere, as it is now: a remote one is fetched again, into a file without a name.
 
     Raises:
         RemoteError: if it cannot be fetched.
@@ -375,7 +375,7 @@ def _whole_file_options(address: str) -> dict[str, Any]:
     if "::" in address:
         return {}
     if is_web(address):
-        # A stream of one request. The size is of no use to it, but without one it would be asked for.
+        # A stream of one request. It does not need the size, but without one it would be asked for.
         return {"block_size": 0, "size": 1}
     return {"block_size": 0} if protocol_of(address) == "hf" else {"cache_type": "none"}
 

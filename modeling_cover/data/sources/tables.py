@@ -407,9 +407,11 @@ def _load_split(
     dataset: DatasetRecipe, split: str, streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset:
     if dataset.revision is not None and os.path.exists(dataset.path):
-        raise ValueError(f"{dataset.path}: revision {dataset.revision!r} is of no use, as it is no dataset of the Hub")
+        raise ValueError(
+            f"{dataset.path}: revision {dataset.revision!r} has no effect, as it is no dataset of the Hub"
+        )
     if _is_saved_to_disk(dataset.path):
         if dataset.config_name is not None:
-            raise ValueError(f"{dataset.path}: config_name is of no use to what save_to_disk has written")
+            raise ValueError(f"{dataset.path}: config_name does not apply to what save_to_disk has written")
         return load_from_disk(dataset.path, split)
     return load(dataset.path, dataset.config_name, split=split, streaming=streaming, revision=dataset.revision)
