@@ -114,7 +114,7 @@ def test_a_revision_that_is_not_there_is_one_error(hub, tmp_path, model, dataset
     assert named in last and "v9" in last and "Traceback" not in last
 
 
-class TestOfNoUse:
+class TestWithoutEffect:
     def test_to_a_folder_of_a_model(self, tmp_path):
         (tmp_path / "vit").mkdir()
         recipe = {
@@ -124,7 +124,7 @@ class TestOfNoUse:
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         with pytest.raises(ValueError, match="vit: revision 'v1' has no effect, as it is no repository of the Hub"):
             load_recipe(tmp_path / "recipe.yaml")
-        with pytest.raises(ValueError, match="revision 'v1' is of no use"):
+        with pytest.raises(ValueError, match="revision 'v1' has no effect"):
             CoverForVideoClassification.from_timesformer("model.pyth", revision="v1")
         del recipe["model"]["from_image_checkpoint"]
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
