@@ -8,7 +8,17 @@ import unicodedata
 
 import pytest
 from modeling_cover.files import to_json, write_json
-from modeling_cover.text import display_width, make_printable, padded, printable, shortened, table
+from modeling_cover.text import (
+    byte_size,
+    counted,
+    display_width,
+    make_printable,
+    padded,
+    printable,
+    shortened,
+    some,
+    table,
+)
 
 
 class TestPrintable:
@@ -66,6 +76,23 @@ class TestWidth:
         assert lines == ["class  rows  of", "走る   1     x", r"a\tb   12    한국", r"दौड़\n  3     y"]
         starts = [line[: line.index(cell)] for line, cell in zip(lines, ("of", "x", "한", "y"), strict=True)]
         assert set(map(display_width, starts)) == {13}
+
+
+def test_of_many_names_some_are_listed():
+    assert some([]) == "none"
+    assert some(["a", "b"]) == "'a', 'b'"
+    assert some(list("abcdefg")) == "'a', 'b', 'c', 'd', 'e' and 2 more"
+    assert some(["a", "b"], most=1) == "'a' and 1 more"
+
+
+def test_nouns_are_in_the_plural_where_they_should_be():
+    assert [counted(number, "row") for number in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert counted(2, "class", "classes") == "2 classes"
+
+
+def test_sizes_have_the_unit_in_which_they_are_easy_to_read():
+    sizes = [0, 999, 1500, 2_000_000, 3.14159e9, 5e12]
+    assert list(map(byte_size, sizes)) == ["0 B", "999 B", "1.5 kB", "2 MB", "3.14 GB", "5e+03 GB"]
 
 
 def test_what_an_ascii_terminal_lacks_is_escaped(monkeypatch):
