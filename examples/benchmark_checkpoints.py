@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from modeling_cover.data.sources.media import PathMedia, hash_of
 from modeling_cover.training import checkpoints
-from modeling_cover.training.checkpoints import STATE_VERSION, CheckpointWriter, what_is_wrong
+from modeling_cover.training.checkpoints import STATE_VERSION, RunCheckpoints, what_is_wrong
 from safetensors.torch import save_file
 
 
@@ -37,7 +37,7 @@ def main() -> None:
 
     checkpoints.file_hashes = timed
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-        writer = CheckpointWriter(name)
+        writer = RunCheckpoints(name)
         started = time.perf_counter()
         with writer.writing(1) as folder:
             save_file({"model": tensors.pop("model")}, folder / "model.safetensors")

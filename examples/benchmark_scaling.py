@@ -30,8 +30,8 @@ from modeling_cover.data.sources import read_sources
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-from modeling_cover.training.checkpoints import CheckpointWriter
-from modeling_cover.training.training_state import WholeState
+from modeling_cover.training.checkpoints import RunCheckpoints
+from modeling_cover.training.run_state import WholeState
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -144,7 +144,7 @@ def measure_checkpoint(model: CoverForVideoClassification) -> dict[str, float]:
         state = WholeState(model, optimizer)
         weights, (tensors, rest) = state.weights(), state.optimizer_state()
         gathered = time.perf_counter()
-        writer = CheckpointWriter(name)
+        writer = RunCheckpoints(name)
         with writer.writing(1) as folder:
             model.save_pretrained(folder, state_dict=weights)
             writer.write_state(folder, {"optimizer": rest}, {"optimizer": tensors})

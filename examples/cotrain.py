@@ -5,7 +5,7 @@
 
 Training arguments are those of `CoverTrainingArguments`; the command line overrides the recipe. Without a recipe it runs
 the quickstart (examples/recipes/quickstart.yaml), whose data it draws first if need be: about 4 minutes on 2 CPU cores.
-Killed at any moment and started again by the same command, it goes on from its newest checkpoint, as if nothing had
+Killed at any moment and started again by the same command, it resumes from its newest checkpoint, as if nothing had
 happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
 
 With `--push_to_hub --hub_model_id org/name` each save is published while training goes on, and the end with its model card.

@@ -2,7 +2,7 @@
 # Four machines of eight GPUs under SLURM:
 #     sbatch examples/accelerate_configs/slurm.sh RECIPE.yaml --output_dir outputs/run --bf16 True
 # Five minutes before its time is over, and when the machines are wanted back, the job writes a checkpoint, ends and puts
-# itself into the queue again; the same command goes on from there. The output folder must be on shared storage.
+# itself into the queue again; the same command resumes from there. The output folder must be on shared storage.
 #SBATCH --job-name=cover
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8

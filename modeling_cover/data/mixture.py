@@ -195,7 +195,7 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     """Yields the references of one epoch of training; `set_epoch` chooses which.
 
     An epoch of training is a whole number of optimizer steps: the last is filled up by the positions that follow, and
-    the next epoch goes on behind them. So step k of a run trains on the positions from k * step_size on, on however
+    the next epoch continues behind them. So step k of a run trains on the positions from k * step_size on, on however
     many processes, and no sample is left out or drawn twice.
 
     Args:

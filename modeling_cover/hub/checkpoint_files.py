@@ -5,6 +5,6 @@ SUMMARY_NAME = "training_summary.json"
 CURVES_NAME = "training_curves.png"
 SUMS_NAME = "SHA256SUMS"
 
-# The folder of all that a run needs to go on from there and, in it, what of it is JSON.
+# The folder of all that a run needs to resume and, in it, what of it is JSON.
 TRAINING_STATE = "training_state"
 STATE_NAME = "state.json"

@@ -239,3 +239,31 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def front_matter(
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    dataset_tags: str | list[str] | None = None,
+) -> dict[str, Any]:
+    """The overrides of [`write_model_card`], by the names of the arguments of `Trainer.create_model_card`.
+
+    Args:
+        language, license: the card's.
+        tags: beside those that every card has.
+        model_name: what the results are listed under.
+        finetuned_from: an id of the Hub; by default the starting point's, if it has one.
+        dataset_tags: ids of the Hub; by default those of the datasets that come from there.
+    """
+    given = {
+        "language": language,
+        "license": license,
+        "tags": [tags] if isinstance(tags, str) else tags,
+        "model_name": model_name,
+        "base_model": finetuned_from,
+        "datasets": [dataset_tags] if isinstance(dataset_tags, str) else dataset_tags,
+    }
+    return {key: value for key, value in given.items() if value is not None}

@@ -100,7 +100,7 @@ def _check_whole(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def _resumable(folder: Path, files: Files) -> Files:
-    """The files of a checkpoint that a run can go on from, without those that name folders of this machine."""
+    """The files of a checkpoint that a run can resume from, without those that name folders of this machine."""
     state_path, trainer_state_path = folder / TRAINING_STATE / STATE_NAME, folder / TRAINER_STATE_NAME
     if not state_path.is_file():
         raise ValueError(f"{folder} has no {TRAINING_STATE}: give a folder checkpoint-... that a trainer has written")
@@ -251,7 +251,7 @@ def publish(
         folder: of the checkpoint.
         repository: where to.
         message: of the commit.
-        training_state: the folder in the repository for all that a run needs to go on; by default that is left out.
+        training_state: the folder in the repository for all that a run needs to resume; by default that is left out.
         patience: seconds after which a failing network is given up.
         stopped: once it is set, it is not tried again.
 

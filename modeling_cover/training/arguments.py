@@ -11,7 +11,7 @@ from transformers.trainer_utils import SchedulerType
 from ..recipe.checks import check_choice, check_number, check_positive
 from .launching import check_processes
 from .loss import LOSS_REDUCTIONS
-from .parameter_groups import TRAINED_PARTS
+from .optimization import TRAINED_PARTS
 
 
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
@@ -81,20 +81,20 @@ class CoverTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Take just the weights of resume_from_checkpoint, which may be of another recipe, and start the "
-            "schedule anew."
+            "a new schedule."
         },
     )
     verify_checkpoints: bool = field(
         default=True,
         metadata={
-            "help": "Compare the hash of each file of a checkpoint before going on from it, which reads them all once "
+            "help": "Compare the hash of each file of a checkpoint before resuming from it, which reads them all once "
             "more. False: only of those without tensors."
         },
     )
     accept_changed_rows: bool = field(
         default=False,
         metadata={
-            "help": "Go on from a checkpoint although rows of its datasets have other names or labels than when it was "
+            "help": "Resume from a checkpoint although rows of its datasets have other names or labels than when it was "
             "written."
         },
     )
@@ -114,68 +114,85 @@ class CoverTrainingArguments(TrainingArguments):
             "help": "Changes nothing: an epoch of the mixture is whole steps, and an evaluation is of all rows."
         },
     )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Changes nothing: samples have just what the collator needs."},
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True,
-        metadata={"help": "Whether a resumed run goes on with what its callbacks have seen: early stopping, say."},
+        metadata={"help": "Whether a resumed run keeps what its callbacks have seen: early stopping, say."},
     )
 
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = BEST_METRIC
-        self.dataloader_drop_last = False  # Trainer would drop rows of evaluations
+        # Trainer would drop rows of evaluations, and what the collator needs and the model does not.
+        self.dataloader_drop_last = self.remove_unused_columns = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros
-        uses_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-        if uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise ValueError("deepspeed is not installed, it comes with `pip install modeling-cover[deepspeed]`")
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+            _check_installed("deepspeed", "deepspeed")
         super().__post_init__()
         check_processes(self.world_size)
+        for reporter in {"tensorboard", "trackio"} & set(self.report_to):
+            _check_installed("report_to", reporter)
+        self._check_values()
+        self._check_drops()
+        self._check_unsupported()
         if self.torch_compile:
-            import torch._inductor.config  # which takes a while
+            _mend_inductor()
 
-            # Inductor's analysis fails on a GPU with an assertion about the index of a token behind the class token.
-            torch._inductor.config.triton.coalesce_tiling_analysis = False
-        if self.loss_reduction not in LOSS_REDUCTIONS:
-            raise ValueError(f"loss_reduction must be one of {LOSS_REDUCTIONS}, got {self.loss_reduction!r}")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise ValueError(f"label_smoothing_factor must be from 0 to below 1, got {self.label_smoothing_factor}")
+    def _check_values(self) -> None:
+        check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        check_choice("trained_part", self.trained_part, TRAINED_PARTS)
         for name in ("layer_decay", "learning_rate_drop_factor"):
             check_positive(name, getattr(self, name))
         if self.new_parameters_learning_rate is not None:
             check_number("new_parameters_learning_rate", self.new_parameters_learning_rate)
-        check_choice("trained_part", self.trained_part, TRAINED_PARTS)
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be from 0 to below 1, got {self.ema_decay}")
+        for name in ("label_smoothing_factor", "ema_decay"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, got {value}")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
-        for reporter in ("tensorboard", "trackio"):
-            if reporter in self.report_to and importlib.util.find_spec(reporter) is None:
-                raise ValueError(
-                    f"report_to: {reporter} is not installed, it comes with `pip install modeling-cover[{reporter}]`"
-                )
-        constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-        if self.learning_rate_drop_epochs:
-            if self.lr_scheduler_type not in constant:
-                raise ValueError(
-                    "learning_rate_drop_epochs needs lr_scheduler_type 'constant' or 'constant_with_warmup', got "
-                    f"'{self.lr_scheduler_type.value}'"
-                )
-            last = self.num_train_epochs if self.max_steps <= 0 else float("inf")
-            if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < last]:
-                raise ValueError(
-                    f"learning_rate_drop_epochs {outside} are not between 0 and num_train_epochs "
-                    f"({self.num_train_epochs})"
-                )
+
+    def _check_drops(self) -> None:
+        if not self.learning_rate_drop_epochs:
+            return
+        if self.lr_scheduler_type not in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+            raise ValueError(
+                "learning_rate_drop_epochs needs lr_scheduler_type 'constant' or 'constant_with_warmup', got "
+                f"'{self.lr_scheduler_type.value}'"
+            )
+        last = self.num_train_epochs if self.max_steps <= 0 else float("inf")
+        if outside := [epoch for epoch in self.learning_rate_drop_epochs if not 0 < epoch < last]:
+            raise ValueError(
+                f"learning_rate_drop_epochs {outside} are not between 0 and num_train_epochs ({self.num_train_epochs})"
+            )
+
+    def _check_unsupported(self) -> None:
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy '{self.train_sampling_strategy}': the mixture has an order of its own, leave it "
                 "at 'random'"
             )
-        if self.save_only_model:
-            raise ValueError("save_only_model: a run could not go on from such a checkpoint, leave it at False")
-        if self.save_on_each_node:
-            raise ValueError("save_on_each_node: checkpoints must be where all nodes see them, leave it at False")
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size: which samples a process reads follows from the batch size, so set it"
-            )
+        reasons = {
+            "save_only_model": "a run could not resume from such a checkpoint, leave it at False",
+            "save_on_each_node": "checkpoints must be where all nodes see them, leave it at False",
+            "auto_find_batch_size": "which samples a process reads follows from the batch size, so set it",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name):
+                raise ValueError(f"{name}: {reason}")
+
+
+def _check_installed(what: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        named = package if what == package else f"{what}: {package}"
+        raise ValueError(f"{named} is not installed, it comes with `pip install modeling-cover[{package}]`")
+
+
+def _mend_inductor() -> None:
+    """Switch an analysis of inductor's off, which fails on a GPU with an assertion about a token behind the class token."""
+    import torch._inductor.config  # which takes a while
+
+    torch._inductor.config.triton.coalesce_tiling_analysis = False

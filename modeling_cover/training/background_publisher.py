@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Trainer that publishes what it saves while it trains, from a thread, so that training never waits for a network."""
+"""Publishes what a run saves while it trains, from a thread, so that training never waits for a network."""
 
 import os
 import shlex
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers import Trainer
+from transformers import TrainerState
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from ..hub.publishing import LAST_CHECKPOINT, HubRepository, PublishingError, publish, with_patience
-from .checkpoints import CheckpointWriter
+from .arguments import CoverTrainingArguments
+from .checkpoints import RunCheckpoints
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,7 @@ class BackgroundPublisher:
     def __init__(self, repository: HubRepository, output_dir: str | os.PathLike, keep_all: bool = False):
         self.repository = repository
         self.keep_all = keep_all
-        self._writer = CheckpointWriter(output_dir)
+        self._writer = RunCheckpoints(output_dir)
         self._waiting: list[_Upload] = []
         self._uploading: _Upload | None = None
         self._changed = threading.Condition()
@@ -127,113 +128,75 @@ class BackgroundPublisher:
             )
 
 
-class PublishingTrainer(Trainer):
-    """With `push_to_hub`, publishes each save in the background, and the end of training with the model card.
+class RunPublisher:
+    """With `push_to_hub`, publishes each save of a run in the background, and the end of training with the model card.
 
-    Of transformers' options, `hub_strategy` says what of a save is published: "every_save" the model, "checkpoint" also what a
-    run needs to go on, as `last-checkpoint`, "all_checkpoints" each as `checkpoint-...`, "end" nothing before the end. Where
-    saves are faster than the network, those that wait give way to newer ones, unless `hub_always_push` is set.
+    Of transformers' options, `hub_strategy` says what of a save is published: "every_save" the model, "checkpoint" also what
+    a run needs to resume, as `last-checkpoint`, "all_checkpoints" each as `checkpoint-...`, "end" nothing before the end.
+    Where saves are faster than the network, those that wait give way to newer ones, unless `hub_always_push` is set.
+
+    Its methods are the main process's.
+
+    Args:
+        args: the run's training arguments.
     """
 
-    _publisher: BackgroundPublisher | None = None
+    def __init__(self, args: CoverTrainingArguments):
+        self._args = args
+        self._background: BackgroundPublisher | None = None
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Have the repository made, by a thread, so that a network that fails is no reason not to train."""
-        if not self.is_world_process_zero():
-            return
-        repository = self._hub_repository(token, private)
-        self.hub_model_id = repository.repo_id
-        if self._publisher is None:
-            keep_all = self.args.hub_always_push or self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
-            self._publisher = BackgroundPublisher(repository, self.args.output_dir, keep_all)
-
-    def _hub_repository(
+    def repository(
         self, token: str | None = None, private: bool | None = None, revision: str | None = None
     ) -> HubRepository:
+        """Where the run is published; what is given comes before the training arguments."""
+        args = self._args
         return HubRepository(
-            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
-            revision or self.args.hub_revision,
-            self.args.hub_private_repo if private is None else private,
-            token or self.args.hub_token,
+            args.hub_model_id or Path(args.output_dir).absolute().name,
+            revision or args.hub_revision,
+            args.hub_private_repo if private is None else private,
+            token or args.hub_token,
         )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Have a checkpoint published, in the background."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+    def begin(self, token: str | None = None, private: bool | None = None) -> str:
+        """Have the repository made, by a thread, so that a network that fails is no reason not to train; return its id."""
+        repository = self.repository(token, private)
+        if self._background is None:
+            keep_all = self._args.hub_always_push or self._args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+            self._background = BackgroundPublisher(repository, self._args.output_dir, keep_all)
+        return repository.repo_id
+
+    def publish_save(self, checkpoint: Path, state: TrainerState) -> None:
+        """Have a checkpoint published, in the background, unless only the end is to be."""
+        if self._args.hub_strategy == HubStrategy.END:
             return
-        self.init_hf_repo()
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
-        place = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
-        name = Path(checkpoint_folder).name
-        folders = {HubStrategy.CHECKPOINT: LAST_CHECKPOINT, HubStrategy.ALL_CHECKPOINTS: name}
-        self._publisher.submit(
-            Path(checkpoint_folder), f"Training in progress, {place}", folders.get(self.args.hub_strategy)
-        )
+        self.begin()
+        by_epoch = self._args.save_strategy == SaveStrategy.EPOCH
+        place = f"epoch {int(state.epoch)}" if by_epoch else f"step {state.global_step}"
+        folders = {HubStrategy.CHECKPOINT: LAST_CHECKPOINT, HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        message = f"Training in progress, {place}"
+        self._background.submit(checkpoint, message, folders.get(self._args.hub_strategy))
 
-    def _finish_current_push(self) -> None:
+    def wait(self) -> None:
         """Wait for the last save's upload: for a script that only trains, it is the end."""
-        if self._publisher is not None and (name := self._publisher.wait(self.args.hub_patience)) is not None:
-            checkpoint = os.path.join(self.args.output_dir, name)
+        if self._background is not None and (name := self._background.wait(self._args.hub_patience)) is not None:
+            checkpoint = os.path.join(self._args.output_dir, name)
             logger.warning(
                 f"push_to_hub: {checkpoint} is not published yet, and not waited for any more. "
-                f"{_what_to_do(checkpoint, self._publisher.repository)}"
+                f"{_what_to_do(checkpoint, self._background.repository)}"
             )
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and with `push_to_hub` publish it. All processes must call it."""
-        self._save_whole(output_dir)
-        if self.args.push_to_hub and not _internal_call:
-            try:
-                self._publish_end(output_dir or self.args.output_dir, "Model save", self._hub_repository())
-            except PublishingError as error:
-                logger.warning(str(error))
-
-    def _save_whole(self, output_dir: str | None) -> None:
-        super().save_model(output_dir, _internal_call=True)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | None:
-        """Save the model in `output_dir` and publish it, with its card. All processes must call it.
-
-        While the network fails it is tried again, for `hub_patience` seconds.
-
-        Args:
-            commit_message: of the commit.
-            blocking: nothing but True.
-            token, revision, private: as of [`HubRepository`]; by default those of the training arguments.
-            kwargs: of [`create_model_card`](CoverTrainer.create_model_card).
-
-        Returns:
-            The commit, on the main process.
+    def publish_end(self, folder: str, message: str, repository: HubRepository) -> CommitInfo:
+        """Publish the end of training.
 
         Raises:
             PublishingError: if it cannot be published; the message says what to do.
         """
-        if not blocking:
-            raise ValueError("blocking: the end of training is published while it is waited for, got False")
-        self.save_model(_internal_call=True)
-        if self.is_world_process_zero():
-            self.create_model_card(**kwargs)
-        repository = self._hub_repository(token, private, revision)
-        return self._publish_end(self.args.output_dir, commit_message, repository)
-
-    def _publish_end(self, folder: str, message: str, repository: HubRepository) -> CommitInfo | None:
-        if not self.is_world_process_zero():
-            return None
-        if self._publisher is not None:
-            self._publisher.close(self.args.hub_patience)
-            self._publisher = None
+        if self._background is not None:
+            self._background.close(self._args.hub_patience)
+            self._background = None
         logger.info(f"Publishing {folder} to {repository.repo_id}")
         try:
-            return publish(folder, repository, message, patience=self.args.hub_patience)
+            return publish(folder, repository, message, patience=self._args.hub_patience)
         except PublishingError as error:
             raise PublishingError(
                 f"push_to_hub: {folder} is not published: {error}. {_what_to_do(folder, repository)}"

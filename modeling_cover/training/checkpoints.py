@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or not there at all, and hold all that a run needs to go on.
+"""Checkpoints that are whole or not there at all, and hold all that a run needs to resume.
 
     checkpoint-500/
         config.json, model.safetensors, ...     a model, as `save_pretrained` writes it
         trainer_state.json                      of transformers' Trainer
         training_state/
+            weights.safetensors                 those in training, where model.safetensors is their average
             optimizer.safetensors               by name of the parameter, however parameters are sharded
             rng.safetensors                     of each process
             quarantine.jsonl                    the files that could not be decoded
@@ -15,13 +16,14 @@ A checkpoint is written under a name that nothing takes for one, flushed to the 
 longer wanted is renamed before it is removed. Nothing in it is a pickle.
 """
 
+import dataclasses
 import errno
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from ..data.quarantine import Quarantine
+from ..files import write_json
 from ..hub.checkpoint_files import STATE_NAME, SUMS_NAME, TRAINING_STATE
 from ..hub.hashes import file_hashes, read_sums, sums_text
 
@@ -47,6 +54,11 @@ STATE_KEYS = (
     *("gradient_scaler", "streams", "rng", "files"),
 )
 
+# Where model.safetensors is an average: the weights in training.
+TRAINED_WEIGHTS = "weights"
+
+_QUARANTINE_NAME = "quarantine.jsonl"
+
 # Not `checkpoint-...`, which others look for.
 _INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"
 _DAMAGED = "damaged-"
@@ -56,7 +68,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written, or cannot be gone on from; the message names it and the reason."""
+    """A checkpoint cannot be written, or not be resumed from; the message names it and the reason."""
 
 
 def checkpoint_step(path: str | os.PathLike) -> int | None:
@@ -168,12 +180,71 @@ def read_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
     return state
 
 
+def last_checkpoint(output_dir: str | os.PathLike) -> str:
+    """A sentence about where a run that ends can be resumed."""
+    newest = newest_checkpoint(output_dir)
+    return f"The last checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+
 def read_tensors(checkpoint: str | os.PathLike, name: str) -> dict[str, Tensor]:
     """The tensors of a file of the checkpoint's training_state."""
     return load_file(Path(checkpoint) / TRAINING_STATE / f"{name}.safetensors")
 
 
-class CheckpointWriter:
+def trained_weights(checkpoint: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights that training continues from: model.safetensors, or what it is the average of."""
+    trained = Path(checkpoint) / TRAINING_STATE / f"{TRAINED_WEIGHTS}.safetensors"
+    return load_file(trained if trained.is_file() else Path(checkpoint) / SAFE_WEIGHTS_NAME)
+
+
+def write_model(
+    folder: str | os.PathLike,
+    model: PreTrainedModel,
+    weights: Mapping[str, Tensor] | None,
+    processor: Any,
+    args: TrainingArguments,
+) -> None:
+    """Write model, processor and training arguments, the latter as JSON: transformers' Trainer writes a pickle.
+
+    Args:
+        weights: by default the model's.
+    """
+    model.save_pretrained(folder, state_dict=weights)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    (Path(folder) / "training_args.json").write_text(args.to_json_string(), encoding="utf-8")
+
+
+def load_quarantine(checkpoint: str | os.PathLike, quarantine: Quarantine | None) -> None:
+    """Add the bad files that a checkpoint knows of to the run's."""
+    stored = Path(checkpoint) / TRAINING_STATE / _QUARANTINE_NAME
+    if quarantine is not None and stored.is_file():
+        quarantine.add_from(stored)
+
+
+def write_trainer_state(
+    folder: str | os.PathLike, state: TrainerState, callbacks: Iterable[object] | None = None
+) -> None:
+    """Write what `TrainerState.save_to_json` does, whose NaN is no JSON: the loss where every step was skipped, say.
+
+    Args:
+        callbacks: those whose states are taken up first; by default the state has them.
+    """
+    if callbacks is not None:
+        state.stateful_callbacks = _exported(callbacks)
+    write_json(Path(folder) / TRAINER_STATE_NAME, dataclasses.asdict(state), indent=2, sort_keys=True)
+
+
+def _exported(callbacks: Iterable[object]) -> dict[str, Any]:
+    """The state of the callbacks that have one, by class; of several of one class, as a list, as Trainer stores it."""
+    states = {}
+    for callback in callbacks:
+        if isinstance(callback, ExportableState):
+            states.setdefault(type(callback).__name__, []).append(callback.state())
+    return {name: found[0] if len(found) == 1 else found for name, found in states.items()}
+
+
+class RunCheckpoints:
     """The checkpoints of a run, as the process that writes them sees them.
 
     Args:
@@ -212,14 +283,24 @@ class CheckpointWriter:
             hint = " Make room, or keep fewer of them with save_total_limit, and start again." if full else ""
             raise CheckpointError(f"{path} cannot be written: {error}. {kept}{hint}") from error
 
-    def write_state(self, folder: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    def write_state(
+        self,
+        folder: Path,
+        state: dict[str, Any],
+        tensors: dict[str, dict[str, Tensor]],
+        quarantine: Quarantine | None = None,
+    ) -> None:
         """Write the training_state of a checkpoint whose other files are there; `tensors` by name of the file."""
         target = folder / TRAINING_STATE
         target.mkdir(exist_ok=True)
+        if quarantine is not None:
+            quarantine.copy_to(target / _QUARANTINE_NAME)
         for name, content in tensors.items():
             save_file({key: tensor.contiguous() for key, tensor in content.items()}, target / f"{name}.safetensors")
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}
-        (target / STATE_NAME).write_text(json.dumps({**state, "files": sizes}, indent=1), encoding="utf-8")
+        (target / STATE_NAME).write_text(
+            json.dumps({"version": STATE_VERSION, **state, "files": sizes}, indent=1), encoding="utf-8"
+        )
         hashes = file_hashes(folder, [*sizes, f"{TRAINING_STATE}/{STATE_NAME}"])
         (target / SUMS_NAME).write_text(sums_text(hashes), encoding="utf-8")
 
@@ -246,12 +327,16 @@ class CheckpointWriter:
             raise
 
     def keep(self, most: int | None, best: str | os.PathLike | None = None, written: Path | None = None) -> None:
-        """Remove the oldest checkpoints beyond `most`, never the newest nor the best, nor the one just written: there may
-        be newer ones where a run has gone on from an older one."""
+        """Remove the oldest checkpoints beyond `most`, never the newest nor the best, nor the one just `written`: there
+        may be newer ones where a run has resumed from an older one."""
         if not most or most < 1:
             return
         newest_first = checkpoints_in(self.output_dir)
-        kept = {*newest_first[:1], *([Path(best)] if best else []), *([written] if written else [])} & {*newest_first}
+        kept = {
+            *newest_first[:1],
+            *([Path(best)] if best else []),
+            *([written] if written else []),
+        } & {*newest_first}
         for path in newest_first:
             if len(kept) < most:
                 kept.add(path)

@@ -112,7 +112,7 @@ def _is_alive(path: Path) -> bool:
 
 
 def _time_set(path: Path) -> int:
-    with open(path, "rb") as file:  # opened anew: a network drive's client may remember an older time
+    with open(path, "rb") as file:  # opened each time: a network drive's client may remember an older time
         return os.fstat(file.fileno()).st_mtime_ns
 
 

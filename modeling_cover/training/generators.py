@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The random number generators that all of a process shares: Python's, NumPy's, and torch's of each device.
 
-Dropout and drop path draw from them, so the steps of training go on as they were only where nothing beside them does.
+Dropout and drop path draw from them, so the steps of training stay as they are only where nothing beside them does.
 """
 
 import random

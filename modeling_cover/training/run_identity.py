@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which run a checkpoint is of: what must not change if its schedule is to go on."""
+"""Which run a checkpoint is of: what must not change if its schedule is to continue."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset
 from ..model.configuration_cover import CoverConfig
+from .arguments import CoverTrainingArguments
 from .checkpoints import READ_VERSIONS, STATE_VERSION, WITHOUT_HASHES, CheckpointError, read_state
 from .run_settings import Settings, cannot_change, changed_settings, describe_changes
 
@@ -29,6 +33,19 @@ def run_identity(schedule: MixtureSchedule, dataset: CoTrainingDataset, step_siz
     }
 
 
+def was_stopped_early(checkpoint: str | os.PathLike) -> bool:
+    """Whether the run of a checkpoint was stopped there before its last step, by early stopping, say."""
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    return control.get("should_training_stop", False) and state.global_step < state.max_steps
+
+
+def has_no_step_left(checkpoint: str | os.PathLike, args: CoverTrainingArguments, steps_per_epoch: int) -> bool:
+    """Whether the run of a checkpoint has come to its end, or was stopped early."""
+    last = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    return read_state(checkpoint)["step"] >= last or was_stopped_early(checkpoint)
+
+
 def check_same_run(
     checkpoint: str | os.PathLike,
     config: CoverConfig,
@@ -37,7 +54,7 @@ def check_same_run(
     has_ended: bool,
     accept_changed_rows: bool = False,
 ) -> None:
-    """Raise a [`CheckpointError`] that says what differs if a checkpoint is of another run; log what a run goes on with.
+    """Raise a [`CheckpointError`] that says what differs if a checkpoint is another run's; log what has changed.
 
     Args:
         has_ended: whether the run takes no step any more: then nothing that has changed would be used.
@@ -60,16 +77,16 @@ def check_same_run(
     found += describe_changes(was, settings, fixed)
     if found:
         raise CheckpointError(
-            f"{os.fspath(checkpoint)} is of another run, so its schedule cannot go on:\n{_listed(found)}\nMake them "
-            "equal, or take just its weights and start the schedule anew: `restart_schedule`, in an output_dir of its own"
+            f"{os.fspath(checkpoint)} is of another run, so its schedule cannot continue:\n{_listed(found)}\nMake them "
+            "equal, or take just its weights and start a new schedule: `restart_schedule`, in an output_dir of its own"
         )
     if rows := _changed_rows(state["run"], identity):
         message = f"{os.fspath(checkpoint)} was written when datasets had other rows:\n{_listed(rows)}\n"
         if not accept_changed_rows:
             raise CheckpointError(
-                f"{message}Make them equal, or go on with them as they are now: `accept_changed_rows`"
+                f"{message}Make them equal, or resume with them as they are now: `accept_changed_rows`"
             )
-        logger.warning(f"{message}The run goes on from step {state['step']} with them as they are now.")
+        logger.warning(f"{message}The run resumes from step {state['step']} with them as they are now.")
     if changed and has_ended:
         raise CheckpointError(
             f"{os.fspath(checkpoint)} is the end of its run, which would train nothing with what is other now:\n"
@@ -77,7 +94,7 @@ def check_same_run(
         )
     if changed:
         logger.warning(
-            f"The run goes on from step {state['step']} with other settings, which its record tells apart:\n"
+            f"The run resumes from step {state['step']} with other settings, which its record tells apart:\n"
             f"{_listed(describe_changes(was, settings, changed))}"
         )
 

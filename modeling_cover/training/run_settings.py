@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a run: which of them may change when it goes on from a checkpoint, and with which it took which steps."""
+"""The settings of a run: which of them may change when it resumes from a checkpoint, and with which it took which steps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ def _value(settings: Settings, name: str) -> str:
 
 
 def cannot_change(was: Settings, now: Settings) -> list[str]:
-    """Those of the changed settings that a run cannot go on with."""
+    """Those of the changed settings that a run cannot resume with."""
     fixed = {*_FIXED, *_FIXED_IN_MODEL}
     if {was.get("lr_scheduler_type"), now.get("lr_scheduler_type")} & set(_MEASURING_SCHEDULES):
         fixed.update(_OF_SCHEDULE)
@@ -103,7 +103,7 @@ def joined_parts(before: Sequence[Mapping[str, Any]], settings: Settings, step: 
     """With which settings a run has taken which steps.
 
     Args:
-        before: what this returned for the checkpoint that the run goes on from; nothing of a new run.
+        before: what this returned for the checkpoint that the run resumes from; nothing of a new run.
         settings: of now.
         step: how many have been taken.
 

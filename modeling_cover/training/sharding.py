@@ -14,7 +14,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from ..model.configuration_cover import CoverConfig
 from ..model.head_losses_cover import NO_HEAD
+from ..model.modeling_cover import CoverForVideoClassification
+from .zero import whole_parameters
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -64,3 +67,10 @@ def padded(batch: dict[str, Any], num_groups: int, patch_size: tuple[int, int]) 
         "head_ids": torch.cat([batch["head_ids"], nothing]),
         "labels": labels,
     }
+
+
+def whole_model(config: CoverConfig) -> CoverForVideoClassification:
+    """A model without memory, to write whole weights with. A sharded one is of a class of torch's, whose source would be
+    written as the model's, or its parameters are empty."""
+    with torch.device("meta"), whole_parameters():
+        return CoverForVideoClassification(config)

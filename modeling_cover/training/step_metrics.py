@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log tells of training: loss, accuracy and share of each dataset, and how long it waited for data."""
+"""What the log tells of training: the loss, each dataset's loss, accuracy and share, and the wait for data."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,29 +15,65 @@ from ..recipe.dataset_recipe import MULTI_LABEL
 class StepMetrics:
     """Sums up what the steps since the last log tell, without waiting for the device.
 
+    A step counts once it is taken: [`take_step`]. The metrics of a step that is skipped are dropped.
+
     Args:
-        heads: of the model, by name, in the order of their ids, as its configuration has them.
-        device: of the sums.
+        heads: the model's heads by name, in the order of their ids, as its configuration has them.
+        device: holds the sums.
+        reduce: sums a tensor over processes, all of which call it; by default there is one process.
+        num_processes: the number of processes.
     """
 
-    def __init__(self, heads: Mapping[str, Mapping[str, Any]], device: torch.device):
+    def __init__(
+        self,
+        heads: Mapping[str, Mapping[str, Any]],
+        device: torch.device,
+        reduce: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+        num_processes: int = 1,
+    ):
         self._heads = heads
-        # (3, heads): the losses of each dataset's rows, the rows, and those classified correctly, of this process.
+        self._reduce = reduce
+        self._num_processes = num_processes
+        # The loss of the steps since the last log, as this process sees it: the loss is the mean over processes.
+        self.loss = torch.zeros((), device=device)
+        # (3, heads): the losses of each dataset's rows, the rows, and the correct ones, of this process.
         self.sums = torch.zeros(3, len(heads), device=device)
-        self._sums_of_step = torch.zeros_like(self.sums)
-        self.start_clock(step=0)
+        self._loss_of_step, self._sums_of_step = torch.zeros_like(self.loss), torch.zeros_like(self.sums)
+        self._loss_of_session = torch.zeros_like(self.loss)
+        self.begin_session()
+
+    def begin_session(self, step: int = 0) -> None:
+        """Start from nothing, at an optimizer step of the run."""
+        for total in (self.loss, self.sums, self._loss_of_session):
+            total.zero_()
+        self._taken = self._skipped = self._taken_in_session = 0
+        self.start_clock(step)
+
+    # ---- Steps ----
 
     def begin_step(self) -> None:
+        self._loss_of_step.zero_()
         self._sums_of_step.zero_()
 
     def add(self, head_losses: torch.Tensor, rows: torch.Tensor, hits: torch.Tensor) -> None:
-        """A batch of the step: the mean loss of each head, its rows, and those classified correctly, each (heads,)."""
+        """Add a batch of the step: each head's mean loss, its rows, and the correct ones, each (heads,)."""
         batch = torch.stack([(head_losses * rows).detach(), rows, hits])
         self._sums_of_step += batch.to(self._sums_of_step)
 
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Add a batch's part of the loss of the step."""
+        self._loss_of_step += loss
+
     def take_step(self) -> None:
-        """Count the step. One that is left out does not count."""
         self.sums += self._sums_of_step
+        self.loss += self._loss_of_step
+        self._loss_of_session += self._loss_of_step
+        self._taken, self._taken_in_session = self._taken + 1, self._taken_in_session + 1
+
+    def skip_step(self) -> None:
+        self._skipped += 1
+
+    # ---- The clock ----
 
     def start_clock(self, step: int) -> None:
         """Count time, and the steps after `step`, from now on."""
@@ -53,21 +90,48 @@ class StepMetrics:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, the time that passes is that of waiting for data."""
+        """Inside, the time that passes is spent waiting for data."""
         started = time.perf_counter()
         try:
             yield
         finally:
             self._seconds_waited += time.perf_counter() - started
 
-    def dataset_logs(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """`<dataset>_loss`, `_top1` and `_share` of the steps since this was last called.
+    def clock_logs(self, step: int, rows_per_step: int) -> dict[str, float]:
+        """`samples_per_second` and `data_wait`, the share of the time spent waiting, up to `step`."""
+        seconds, steps = time.perf_counter() - self._started_at, step - self._first_step
+        if not steps:  # where a run resumes with a log that was due
+            return {}
+        return {"samples_per_second": steps * rows_per_step / seconds, "data_wait": self._seconds_waited / seconds}
 
-        Args:
-            reduce: sums a tensor over processes, all of which call this.
+    # ---- Logs ----
+
+    def logs(self) -> dict[str, float]:
+        """`loss`, `<dataset>_loss`, `_top1` and `_share` of the steps since the last call, and `skipped_steps` if any.
+
+        Every process must call it.
         """
-        sums, rows, hits = reduce(self.sums).tolist()
+        (loss, *dataset_sums), skipped = self._reduced(self.loss, *self.sums), self._skipped
+        logs = {"loss": loss / self._num_processes / self._taken if self._taken else math.nan}
+        logs |= self._dataset_logs(*dataset_sums)
+        if skipped:
+            logs["skipped_steps"] = skipped
+        self.loss.zero_()
         self.sums.zero_()
+        self._taken = self._skipped = 0
+        return logs
+
+    def session_loss(self) -> float:
+        """The mean loss of the steps that this session has taken; 0 if there are none. Every process must call it."""
+        (loss,) = self._reduced(self._loss_of_session)
+        return loss / self._num_processes / max(self._taken_in_session, 1)
+
+    def _reduced(self, *totals: torch.Tensor) -> list[Any]:
+        """Sums over processes, as numbers: one exchange, and one wait for the device."""
+        parts = self._reduce(torch.cat([total.reshape(-1) for total in totals])).split([t.numel() for t in totals])
+        return [part.reshape(total.shape).tolist() for part, total in zip(parts, totals, strict=True)]
+
+    def _dataset_logs(self, sums: list[float], rows: list[float], hits: list[float]) -> dict[str, float]:
         logs = {}
         for (name, head), loss, count, correct in zip(self._heads.items(), sums, rows, hits, strict=True):
             if count:
@@ -77,9 +141,25 @@ class StepMetrics:
                 logs[f"{name}_share"] = count / sum(rows)
         return logs
 
-    def clock_logs(self, step: int, rows_per_step: int) -> dict[str, float]:
-        """`samples_per_second` and `data_wait`, the part of the time that was spent waiting, up to `step`."""
-        seconds, steps = time.perf_counter() - self._started_at, step - self._first_step
-        if not steps:  # where a run resumes with a log that was due
-            return {}
-        return {"samples_per_second": steps * rows_per_step / seconds, "data_wait": self._seconds_waited / seconds}
+    # ---- In checkpoints ----
+
+    def counts(self) -> dict[str, int]:
+        """What all processes know of the steps since the last log, JSON-able."""
+        return {"steps": self._taken + self._skipped, "skipped": self._skipped}
+
+    def process_sums(self) -> dict[str, Any]:
+        """What this process has summed up since the last log, JSON-able. Checkpoints have the key "data_sets"."""
+        return {"loss": self.loss.tolist(), "data_sets": self.sums.tolist()}
+
+    def load(self, counts: Mapping[str, int], process_sums: list[Mapping[str, Any]], process: int) -> None:
+        """Resume from what [`counts`] and each process's [`process_sums`] returned.
+
+        With another number of processes, the first one takes the sums of all.
+        """
+        self._taken, self._skipped = counts["steps"] - counts["skipped"], counts["skipped"]
+        for name, total in (("loss", self.loss), ("data_sets", self.sums)):
+            of_each = torch.tensor([sums[name] for sums in process_sums], dtype=total.dtype, device=total.device)
+            if len(of_each) == self._num_processes:
+                total.copy_(of_each[process])
+            elif process == 0:
+                total.copy_(of_each.mean(dim=0) * self._num_processes if name == "loss" else of_each.sum(dim=0))

@@ -1,110 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """Co-training with transformers' Trainer: the weighted sum of per-dataset losses (section 3.3 of the paper)."""
 
-import math
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import CommitInfo
+from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data.mixture import MixtureSampler, MixtureSchedule
-from ..data.samples import EVALUATED, UNREADABLE, CoTrainingDataset, EvaluationDataset, collate_clips
-from ..evaluation.metrics import MEAN_METRICS, compute_metrics, mean_metrics, metric_inputs, readable_rows
+from ..data.samples import CoTrainingDataset
+from ..evaluation.metrics import means_of_datasets
+from ..files import finite
+from ..hub.model_card import front_matter, write_model_card
+from ..hub.publishing import PublishingError
+from ..hub.run_record import write_summary
 from ..model.modeling_cover import CoverForVideoClassification
-from ..model.video_processing_cover import CoverVideoProcessor
+from ..recipe.recipe import Recipe
 from .arguments import CoverTrainingArguments
-from .best_metric import check_best_metric, warn_of_unmeasurable
-from .checkpoints import check_writable
+from .background_publisher import RunPublisher
+from .batches import encoder_operations, normalized, rows_of_heads, take_batches
+from .callbacks import GuardCallback, MixtureCallback, ResumeCallback
+from .checkpoints import RunCheckpoints, load_quarantine, read_state, what_is_wrong, write_model, write_trainer_state
+from .evaluation_loss import EvaluationLoss, forget_unreadable
+from .folder_lock import FolderLock, lock_folder
 from .generators import kept_generators
-from .labels import hits_of_heads, row_losses, smoothed_labels
+from .labels import hits_of_heads, smoothed_labels
+from .launching import end_with_launcher, processes_line
 from .loss import step_loss
-from .optimizing import OptimizingTrainer
-from .parameter_groups import freeze_all_but
+from .optimization import drop_schedule, freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback, CurvesCallback
-from .sharding import configure_sharding, is_sharded, with_equal_groups
+from .recording import RunRecord, evaluated_rows
+from .resuming import from_main_process, raised_by_all, resume_point
+from .run_identity import was_stopped_early
+from .run_state import RunState, WholeState, load_process_rng_state
+from .sharding import configure_sharding, is_sharded, whole_model, with_equal_groups
+from .step_guard import EvaluationAbandonedError, StepGuard, TrainingOutOfMemoryError, out_of_memory
 from .step_metrics import StepMetrics
-from .zero import check_options
+from .stop_signals import StopSignals, TrainingPreempted
+from .trainer_inputs import check_inputs, check_metric, checked_schedule, processor_of, with_defaults
+from .watchdog import Watch
+from .weight_average import WeightAverage
+from .zero import ZeroState, check_options, visible_to_zero
 
 
-class _MixtureCallback(TrainerCallback):
-    """Tells the sampler where the epoch begins, which accelerate does not do through every wrapper that a resumed run
-    adds; and starts a new run with nothing in quarantine."""
-
-    def __init__(self, trainer: "CoverTrainer"):
-        self.trainer = trainer
-        self.is_resumed = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.step_metrics.start_clock(state.global_step)
-        self.trainer.has_begun = True
-        self.is_resumed = state.global_step > 0
-        quarantine = self.trainer.train_dataset.quarantine
-        if quarantine is not None and state.global_step == 0:
-            if args.process_index == 0:
-                quarantine.clear()
-            self.trainer.accelerator.wait_for_everyone()
-        self.trainer.take_up_log()
-        self.trainer.log_if_due()
-        self.trainer.evaluate_if_due()
-        self.trainer.step_metrics.start_clock(state.global_step)
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        sampler = self.trainer.train_sampler
-        sampler.set_epoch(int(state.epoch or 0))
-        # Of the epoch that goes on from a checkpoint, Trainer draws what was trained on, too, and throws it away.
-        is_skipped = self.is_resumed and not args.ignore_data_skip
-        done = state.global_step % self.trainer.steps_per_epoch if is_skipped else 0
-        sampler.skip(done * self.trainer.rows_per_step)
-        self.is_resumed = False
+logger = logging.get_logger(__name__)
 
 
-def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
-    """Raise a `ValueError` unless the head ids of `dataset` are those of a model with `heads`."""
-    if not isinstance(dataset, CoTrainingDataset):
-        raise ValueError(f"train_dataset: expected a CoTrainingDataset, got {type(dataset).__name__}")
-    made_for = sorted(dataset.head_ids, key=dataset.head_ids.get)
-    if made_for != heads:
-        raise ValueError(f"train_dataset was made for the heads {made_for}, and the model has {heads}: make it anew")
-
-
-def _check_same_seed(args: CoverTrainingArguments, schedule_seed: int, dataset_seed: int) -> None:
-    """Raise a `ValueError` unless all that is random about the data follows from one seed."""
-    if schedule_seed != dataset_seed:
-        raise ValueError(f"the schedule has seed {schedule_seed} and train_dataset {dataset_seed}: make them with one")
-    if args.data_seed not in (None, dataset_seed):
-        raise ValueError(
-            f"data_seed is {args.data_seed} and train_dataset has seed {dataset_seed}: make it with data_seed"
-        )
-
-
-def _processor_of(
-    train_dataset: CoTrainingDataset | None,
-    eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None,
-) -> CoverVideoProcessor | None:
-    """The processor that the samples are made with."""
-    evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
-    made = [data for data in (train_dataset, *evaluated) if isinstance(data, CoTrainingDataset | EvaluationDataset)]
-    return made[0].processor if made else None
-
-
-def _is_told_apart(eval_dataset: Any) -> bool:
-    """Whether what is evaluated are splits of datasets, by their names."""
-    return isinstance(eval_dataset, Mapping) and all(
-        isinstance(data, EvaluationDataset) for data in eval_dataset.values()
-    )
-
-
-def _metrics_of(name: str, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """One dataset's metrics, without what their names begin with."""
-    return {key: metrics[f"{prefix}_{name}_{key}"] for key in MEAN_METRICS if f"{prefix}_{name}_{key}" in metrics}
-
-
-class CoverTrainer(OptimizingTrainer):
+class CoverTrainer(Trainer):
     """A Trainer of one model on a mixture of datasets.
 
     The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
@@ -115,13 +68,12 @@ class CoverTrainer(OptimizingTrainer):
     gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch is a whole number
     of steps: see [`MixtureSampler`].
 
-    The log has the mean loss (`<dataset>_loss`), the top-1 on training samples (`<dataset>_top1`), the share of the drawn samples (`<dataset>_share`) and, if there are
-    any, the number of files that could not be decoded (`<dataset>_bad_files`) of each dataset, and the part of the
-    time that was spent waiting for data (`data_wait`). An evaluation has top-1 and top-5 of each (`eval_<dataset>_top1`),
-    of a multi-label dataset the mean average precision (`eval_<dataset>_map`), and the means that [`mean_metrics`] has,
-    such as `eval_mean_score`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise.
-    Predictions are the five classes of largest logit, in order, of a multi-label dataset the logits; with another
-    `compute_metrics` they are logits.
+    The log has each dataset's mean loss (`<dataset>_loss`), top-1 on training samples (`<dataset>_top1`), share of the drawn
+    samples (`<dataset>_share`) and, if any, number of files that could not be decoded (`<dataset>_bad_files`); and the share
+    of the time spent waiting for data (`data_wait`). An evaluation has each dataset's top-1 and top-5 (`eval_<dataset>_top1`)
+    or, of several labels a row, mean average precision (`eval_<dataset>_map`), and the means of [`mean_metrics`], such as
+    `eval_mean_score`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise. Predictions are
+    the five classes of largest logit, in order, of a multi-label dataset or with another `compute_metrics` the logits.
 
     Args:
         model: with a head for each dataset, of the same name.
@@ -130,9 +82,9 @@ class CoverTrainer(OptimizingTrainer):
         train_dataset: the training samples.
         schedule: what is drawn at each position of the run; by default every dataset in proportion to its size.
         eval_dataset: by name of the dataset, see [`EvaluationDataset`].
-        processing_class: saved with the model; by default the processor that the samples are made with, which also
-            normalises them, on the training device.
-        kwargs: `recipe`, see [`RecordedTrainer`]; and as of [`~transformers.Trainer`].
+        recipe: the run's, for its record, see [`RunRecord`].
+        kwargs: the other arguments of [`~transformers.Trainer`]. `processing_class` is saved with the model; by default it is
+            the processor that the samples are made with, which also normalises them, on the training device.
 
     Raises:
         ValueError: if a weight is negative or its dataset has no head, evaluation data has no head, the training data
@@ -141,6 +93,20 @@ class CoverTrainer(OptimizingTrainer):
 
     # compute_loss divides by the rows of the whole step, accumulation steps included.
     loss_is_scaled_for_ga = True
+
+    # Private members of transformers' Trainer that are overridden, as no public one does what they do:
+    #   _get_train_sampler        the mixture's order
+    #   _get_grad_norm            the norm by which a step is skipped, which no event is told
+    #   _prepare_for_training     where a run resumes: model and optimizer are sharded, and no step is taken yet
+    #   _load_rng_state           the moment at which a resumed run needs its generators
+    #   _run_epoch                a run that has ended takes no step; Trainer would take one
+    #   _maybe_log_save_evaluate  all that Trainer does beside the steps, which must draw none of their random numbers
+    #   _save_checkpoint          a checkpoint is whole or not there, and has no pickles
+    #   _load_best_model          the best checkpoint may be damaged, and the model sharded
+    #   _finalize_training        the newest checkpoint stays, also where another is the best
+    # tests/training/test_private_members.py names the one that a new version of transformers changes.
+
+    # ---- Construction ----
 
     def __init__(
         self,
@@ -151,131 +117,196 @@ class CoverTrainer(OptimizingTrainer):
         train_dataset: CoTrainingDataset | None = None,
         schedule: MixtureSchedule | None = None,
         eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None = None,
+        recipe: Recipe | None = None,
         **kwargs: Any,
     ):
-        heads = model.config.head_names
-        if not isinstance(args, CoverTrainingArguments):
-            raise ValueError(f"args: expected CoverTrainingArguments, got {type(args).__name__}")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func: CoverTrainer has the co-training loss, override compute_loss instead")
-        if train_dataset is not None:
-            _check_made_for(train_dataset, heads)
-        named = {*(loss_weights or {}), *(eval_dataset if isinstance(eval_dataset, Mapping) else ())}
-        if unknown := sorted(named - set(heads)):
-            raise ValueError(f"unknown datasets {unknown}: the model's heads are {heads}")
-        if negative := {name: weight for name, weight in (loss_weights or {}).items() if weight < 0}:
-            raise ValueError(f"loss weights must not be negative, got {negative}")
-        if args.should_save:
-            check_writable(args.output_dir)
-        if args.n_gpu > 1:
-            raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
+        self.head_names, weights = model.config.head_names, loss_weights or {}
+        check_inputs(self.head_names, args, weights, train_dataset, eval_dataset, kwargs)
         freeze_all_but(model, args.trained_part)
-        kwargs.setdefault("data_collator", collate_clips)
-        made_with = _processor_of(train_dataset, eval_dataset)
-        kwargs.setdefault("processing_class", made_with)
-        if "compute_metrics" not in kwargs:
-            kwargs["compute_metrics"] = compute_metrics
-            kwargs.setdefault("preprocess_logits_for_metrics", metric_inputs)
-        if kwargs["compute_metrics"] is compute_metrics and train_dataset is not None and _is_told_apart(eval_dataset):
-            check_best_metric(args, eval_dataset)
-            warn_of_unmeasurable(eval_dataset)
+        kwargs = with_defaults(kwargs, train_dataset, eval_dataset)
+        check_metric(args, train_dataset, eval_dataset, kwargs["compute_metrics"])
+        self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_deepspeed_enabled:
             check_options(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.max_grad_norm)
         configure_sharding(self.accelerator)
-        self.head_names = heads
-        weights = [float((loss_weights or {}).get(name, 1.0)) for name in heads]
-        self.loss_weights = torch.tensor(weights, device=args.device)
-        self.step_metrics = StepMetrics({name: model.config.get_head(name) for name in heads}, args.device)
+        self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
         self._config, self._patch_size = model.config, model.cover.embeddings.patch_size
-        self._pixel_processor = made_with or self.processing_class
-        # Of an evaluation: the sum of losses of the rows that could be read, and their number.
-        self._evaluated = torch.zeros(2, dtype=torch.float64, device=args.device)
-        self.has_begun = False  # to train or to evaluate
+        self._pixel_processor = processor_of(train_dataset, eval_dataset) or self.processing_class
+        self.loss_weights = torch.tensor(
+            [float(weights.get(name, 1.0)) for name in self.head_names], device=args.device
+        )
+        self._make_collaborators()
         if train_dataset is not None:
-            schedule = schedule or MixtureSchedule(train_dataset.sizes, train_dataset.seed)
-            _check_same_seed(args, schedule.seed, train_dataset.seed)
-            self.train_sampler = MixtureSampler(
-                schedule,
-                self.rows_per_step,
-                train_dataset.open_streams(),
-                train_dataset.mixed,
-                batch_size=args.train_batch_size,
-                costs=train_dataset.costs,
-            )
-            self.add_callback(_MixtureCallback(self))
-            self.add_callback(CurvesCallback(heads))
+            self._make_sampler(checked_schedule(args, train_dataset, schedule), recipe)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CoverProgressCallback)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        # What is no argument of the model is taken out of the samples; `collate_clips` needs this one.
-        self._signature_columns = [*{*self._signature_columns, "dataset"}]
+    def _make_collaborators(self) -> None:
+        args, accelerator = self.args, self.accelerator
+        reduce = partial(accelerator.reduce, reduction="sum")
+        heads = {name: self._config.get_head(name) for name in self.head_names}
+        self.step_metrics = StepMetrics(heads, args.device, reduce, accelerator.num_processes)
+        self.step_guard = StepGuard(args.device, reduce, args.output_dir, args.max_skipped_steps)
+        self.evaluation_loss = EvaluationLoss(self._config, args.device, accelerator.gather_for_metrics)
+        self.weight_average: WeightAverage | None = None
+        self.stop_signals = StopSignals()
+        self.watch = Watch(accelerator, args.ddp_timeout)
+        self.checkpoints = RunCheckpoints(args.output_dir)
+        self._folder_lock: FolderLock | None = None
+        self.resumed_from: str | None = None
+        self._resumed_step = 0
+        self._has_begun = False  # to train or to evaluate
+        self._has_ended = False  # before the checkpoint was written that the run resumes from
+        self._last_step: dict[str, Any] = {}  # what a log says of it alone
+
+    def _make_sampler(self, schedule: MixtureSchedule, recipe: Recipe | None) -> None:
+        data, accelerator, batch_size = self.train_dataset, self.accelerator, self.args.train_batch_size
+        self.train_sampler = MixtureSampler(
+            schedule, self.rows_per_step, data.open_streams(), data.mixed, batch_size, data.costs
+        )
+        weights = dict(zip(self.head_names, self.loss_weights.tolist(), strict=True))
+        how = accelerator.mixed_precision, accelerator.distributed_type.value
+        self.record = RunRecord(self.args, self._config, data, self.train_sampler, weights, recipe, *how)
+        for callback in (MixtureCallback, ResumeCallback, GuardCallback):
+            self.add_callback(callback(self))
+        self.add_callback(CurvesCallback(self.head_names))
+
+    # ---- Training ----
+
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: a checkpoint to resume from; True for the newest whole one in `output_dir`, "auto"
+                for the same or, if there are none, a new run. By default it is a new run.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or of another run, or all of them are damaged, checkpoints cannot
+                be written to `output_dir`, or a new run would write among those of another.
+        """
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        self._has_begun = True
+        self.step_guard.begin_run()
+        self.record.begin_run()
+        end_with_launcher()
+        if self.is_world_process_zero():
+            logger.warning(processes_line(self.args.world_size, self.args.device))
+        self.hold_output_dir()
+        with self.record.session(), self.watch, self.stop_signals:
+            checkpoint = resume_point(resume_from_checkpoint, self.model, self.record, self.args)
+            if self.args.should_save:
+                self.checkpoints.clear_remains()
+            try:
+                output = super().train(checkpoint, *args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                message = out_of_memory(error, self.state.global_step, self.args)
+                raise TrainingOutOfMemoryError(message) from error
+        # The best checkpoint, where it was loaded, is an average already.
+        if self.weight_average is not None and self.record.best_step is None:
+            self.weight_average.swap()
+        self.weight_average = None
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def hold_output_dir(self) -> None:
+        """Make the output folder this run's, as long as the trainer is there; raise a [`CheckpointError`] if another run
+        uses it. Every process must call it."""
+        with raised_by_all():
+            if self.args.should_save:
+                self._folder_lock = lock_folder(self.args.output_dir)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        # Without the checkpoint: Trainer would look for pickles in it, or what DeepSpeed writes.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.resumed_from, self._resumed_step = resume_from_checkpoint, self.state.global_step
+        checkpoint, whole, updates = resume_from_checkpoint, self.whole_state, 0
+        if checkpoint is not None:
+            whole.load_weights(load_file(Path(checkpoint) / SAFE_WEIGHTS_NAME))  # the average, if there is one
+            updates = read_state(checkpoint).get("average_updates", 0)
+        decay = self.args.ema_decay
+        self.weight_average = None if decay is None else WeightAverage(whole, decay, updates)
+        self._has_ended = False
+        if checkpoint is not None:
+            self.run_state.load(checkpoint)
+            self.record.resume(checkpoint)
+            # Trainer forgets it, and would train on.
+            self._has_ended = self.args.restore_callback_states_from_checkpoint and was_stopped_early(checkpoint)
+            if self.args.should_save:
+                load_quarantine(checkpoint, self.train_dataset.quarantine)
+        return prepared
+
+    @property
+    def whole_state(self) -> WholeState:
+        kind = WholeState if self.deepspeed is None else ZeroState
+        return kind(self.model, getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate wraps it
+
+    @property
+    def run_state(self) -> RunState:
+        schedule, scaler = self.lr_scheduler, self.accelerator.scaler
+        parts = self.train_sampler, self.step_metrics, self.step_guard, self.weight_average
+        return RunState(self.whole_state, schedule, scaler, *parts)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_process_rng_state(checkpoint, self.args.process_index, self.args.seed)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Also where the evaluation that was due has stopped the run.
+        if self._has_ended or self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    # ---- Data ----
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, of all processes and accumulation steps together."""
+        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, which is a whole number of them."""
+        return len(self.train_sampler) // self.train_sampler.step_size
 
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
         return self.train_sampler
 
-    def step_begins(self) -> None:
-        super().step_begins()
-        self.step_metrics.begin_step()
-
-    def step_is_taken(self) -> None:
-        super().step_is_taken()
-        self.step_metrics.take_step()
-
-    def take_up_log(self) -> None:
-        self.step_metrics.sums.zero_()
-        super().take_up_log()
-        self._logged_step = self._globalstep_last_logged
-
-    def sums_since_log(self) -> dict[str, torch.Tensor]:
-        return {**super().sums_since_log(), "data_sets": self.step_metrics.sums}
-
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, torch.Tensor | None]:
-        batches, counts = super().get_batch_samples(self._timed(epoch_iterator), num_batches, device)
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
+        """The batches of an optimizer step, and the rows of each head, (heads,), in those of all processes."""
+        batches = take_batches(epoch_iterator, num_batches, self._waiting)
+        if not batches:
+            return [], None
+        rows = sum(rows_of_heads(batch, len(self.head_names)) for batch in batches).to(device)
         if is_sharded(self.accelerator):
             batches = with_equal_groups(batches, self.accelerator, self._patch_size)
-        return batches, counts
+        return batches, self.accelerator.reduce(rows, reduction="sum")
 
-    def _timed(self, batches: Iterator) -> Iterator:
-        """The batches, with the time that they keep the training loop waiting added up."""
-        while True:
-            self.note("waiting for data")
-            with self.step_metrics.waiting():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.note("waiting for data")
+        with self.step_metrics.waiting():
+            yield
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Rows of each head, (heads,), in all batches of an optimizer step on all processes; None in evaluation."""
-        if not batch_samples or "head" in batch_samples[0]:
-            return None
-        if "head_ids" not in batch_samples[0]:
-            raise ValueError("a training batch needs head_ids, which say whose row is whose: see collate_clips")
-        counts = sum(self._rows_of_heads(batch["head_ids"]) for batch in batch_samples)
-        return self.accelerator.reduce(counts.to(device), reduction="sum")
+    # ---- One step ----
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        clips = inputs["pixel_values"]
-        groups = [self._normalized(group) for group in (clips if isinstance(clips, list) else [clips])]
-        return {**inputs, "pixel_values": groups if isinstance(clips, list) else groups[0]}
+    def note(self, phase: str) -> None:
+        """Say what this process begins to do, see [`Watchdog`]."""
+        self.watch.note(self.state.global_step, phase)
 
-    def _normalized(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips (B, T, C, H, W) as the model takes them. They come as bytes; floats are somebody's own, and ready."""
-        if clips.is_floating_point():
-            return clips
-        if not isinstance(self._pixel_processor, CoverVideoProcessor):
-            raise ValueError("clips of bytes need the processing_class that normalises them: a CoverVideoProcessor")
-        return self._pixel_processor.normalize_pixels(clips)
-
-    def _rows_of_heads(self, head_ids: torch.Tensor) -> torch.Tensor:
-        # As torch.bincount, which would wait for the device to learn its length.
-        return (head_ids[:, None] == torch.arange(len(self.head_names), device=head_ids.device)).sum(dim=0)
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self.note("forward pass")
+        loss = super().training_step(model, normalized(inputs, self._pixel_processor), num_items_in_batch)
+        self.step_guard.see(loss)
+        self.step_metrics.add_loss(loss)
+        return loss
 
     def compute_loss(
         self,
@@ -286,92 +317,85 @@ class CoverTrainer(OptimizingTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """This batch's part of the loss of its optimizer step; in evaluation, the mean over its rows that could be decoded.
 
-        `inputs` is a batch of `collate_clips`, `num_items_in_batch` (heads,) the rows of each head in the step.
+        `inputs` is a batch of `collate_clips`, normalised, `num_items_in_batch` (heads,) the rows of each head in the step.
         """
-        if not model.training:
-            loss, outputs = self._evaluation_loss(model, **inputs)
-            return (loss, outputs) if return_outputs else loss
-        labels = inputs["labels"]
-        if self.args.label_smoothing_factor:
-            smoothed = smoothed_labels(self._config, labels, inputs["head_ids"], self.args.label_smoothing_factor)
-            inputs = {**inputs, "labels": smoothed}
-        outputs = model(**inputs)
-        losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
-        rows = self._rows_of_heads(inputs["head_ids"])
-        self.step_metrics.add(
-            losses, rows, hits_of_heads(self._config, outputs.head_logits, labels, inputs["head_ids"])
-        )
-        loss = step_loss(losses, rows, num_items_in_batch, self.loss_weights, self.args.loss_reduction)
-        # Gradients are averaged over processes, and this is a sum over them.
-        loss = loss * self.accelerator.num_processes
-        if self.is_deepspeed_enabled:
-            # Its optimizer steps inside of `backward`, and looks at gradients alone.
-            loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-        self.note("backward pass")
+        if model.training:
+            loss, outputs = self._training_loss(model, inputs, num_items_in_batch)
+        else:
+            outputs = model(inputs["pixel_values"], head=inputs["head"])
+            self.note("evaluation")  # once more: from here on, it waits for the others
+            loss = self.evaluation_loss.add(inputs["head"], outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
-    def _evaluation_loss(
-        self, model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor, head: str
+    def _training_loss(
+        self, model: nn.Module, inputs: dict[str, Any], rows_of_step: torch.Tensor
     ) -> tuple[torch.Tensor, Any]:
-        """The mean loss of the rows that could be decoded; 0 if there are none."""
-        outputs = model(pixel_values, head=head)
-        readable = readable_rows(labels)
-        losses = row_losses(self._config, head, outputs.logits, labels.masked_fill(labels == UNREADABLE, 0))
-        losses = torch.stack([losses.masked_fill(~readable, 0), readable.to(losses)], dim=1)
-        self.note("evaluation")  # anew: from here on, it waits for the others
-        # Rows that only fill up the last batch of a process do not count.
-        self._evaluated += self.accelerator.gather_for_metrics(losses).double().sum(dim=0)
-        total, rows = losses.sum(dim=0)
-        return total / rows.clamp(min=1), outputs
+        labels, head_ids = inputs["labels"], inputs["head_ids"]
+        if factor := self.args.label_smoothing_factor:
+            inputs = {**inputs, "labels": smoothed_labels(self._config, labels, head_ids, factor)}
+        outputs = model(**inputs)
+        losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
+        rows = rows_of_heads(inputs, len(self.head_names))
+        self.step_metrics.add(losses, rows, hits_of_heads(self._config, outputs.head_logits, labels, head_ids))
+        loss = step_loss(losses, rows, rows_of_step, self.loss_weights, self.args.loss_reduction)
+        # Gradients are averaged over processes, and this is a sum over them.
+        loss = loss * self.accelerator.num_processes
+        self.note("backward pass")
+        return visible_to_zero(loss) if self.is_deepspeed_enabled else loss, outputs
 
-    def evaluation_loop(
-        self,
-        dataloader: torch.utils.data.DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        if not self.has_begun:
-            self._forget_unreadable(dataloader.dataset)
-        self._evaluated.zero_()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if (loss := f"{metric_key_prefix}_loss") in output.metrics:
-            # Trainer's is a mean of batches, whichever rows of them could be read.
-            total, rows = self._evaluated.tolist()
-            output.metrics[loss] = total / max(1, rows)
-        return output
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        self.step_guard.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.step_guard.grad_norm  # on which `GuardCallback` decides, before the optimizer's step
 
-    def _forget_unreadable(self, dataset: torch.utils.data.Dataset) -> None:
-        """An evaluation without training is a run of its own: files may have been mended since the last one."""
-        self.has_begun = True
-        quarantine = dataset.quarantine if isinstance(dataset, EvaluationDataset) else None
-        if quarantine is not None:
-            self.hold_output_dir()
-            if self.is_world_process_zero():
-                quarantine.clear(EVALUATED)
-        self.accelerator.wait_for_everyone()
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return encoder_operations(self.model.cover, inputs["pixel_values"])
+
+    # ---- Optimizer and schedule ----
+
+    def get_optimizer_cls_and_kwargs(
+        self, args: CoverTrainingArguments, model: nn.Module
+    ) -> tuple[Any, dict[str, Any]]:
+        optimizer_class, options = super().get_optimizer_cls_and_kwargs(args, model)
+        decaying = self.get_decay_parameter_names(model)
+        groups = parameter_groups(model, self._config, args, decaying, trained_heads=self.train_dataset.sizes)
+        # Optimizers that choose their parameters themselves have put them there.
+        return optimizer_class, {"params": groups, **options}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        is_given = self.lr_scheduler is not None
+        # First Trainer's, of a constant rate, so that it knows that the schedule is not the user's.
+        super().create_scheduler(num_training_steps, optimizer)
+        if not is_given and self.args.learning_rate_drop_epochs:
+            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            drops = self.args.learning_rate_drop_epochs, self.args.learning_rate_drop_factor
+            self.lr_scheduler = drop_schedule(optimizer or self.optimizer, warmup_steps, *drops, self.steps_per_epoch)
+        return self.lr_scheduler
+
+    # ---- Beside the steps: logs and evaluations ----
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, *args: Any, learning_rate: float | None = None, **kwargs: Any
+    ) -> None:
+        self._last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
+        is_due = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        with kept_generators() if is_due else nullcontext():
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             step = self.state.global_step
             clock = self.step_metrics.clock_logs(step, self.rows_per_step)
-            logs.update(self.step_metrics.dataset_logs(partial(self.accelerator.reduce, reduction="sum")))
+            logs |= self.step_metrics.logs()
             if self.train_dataset.quarantine is not None:
                 counts = self.train_dataset.quarantine.counts()
                 logs |= {f"{name}_bad_files": count for name, count in counts.items()}
-            self._leave_out_skipped_steps(logs)
             logs |= clock
             self.step_metrics.start_clock(step)
+        if "train_loss" in logs:  # in Trainer's are the steps that were skipped
+            logs["train_loss"] = self.step_metrics.session_loss()
         super().log(logs, start_time)
-
-    def _leave_out_skipped_steps(self, logs: dict[str, float]) -> None:
-        """Make the mean loss one over the steps that were taken."""
-        if skipped := self._skipped_since_log:
-            steps = self.state.global_step - self._logged_step
-            logs["skipped_steps"] = skipped
-            logs["loss"] = logs["loss"] * steps / (steps - skipped) if steps > skipped else math.nan
-        self._skipped_since_log, self._logged_step = 0, self.state.global_step
 
     @kept_generators()
     def evaluate(
@@ -380,14 +404,16 @@ class CoverTrainer(OptimizingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its own.
-        with self.step_metrics.clock_stopped():
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        try:
+            # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its own.
+            with kept_generators(), self.step_metrics.clock_stopped():
+                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        except EvaluationAbandonedError:
+            if self.state.global_step > self._resumed_step:
+                self._save_checkpoint(self.model, None)
+            self.stop()
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(datasets, Mapping):
-            return metrics
-        means = mean_metrics({name: _metrics_of(name, metrics, metric_key_prefix) for name in datasets})
-        means = {f"{metric_key_prefix}_{key}": value for key, value in means.items()}
+        means = means_of_datasets(metrics, datasets, metric_key_prefix) if isinstance(datasets, Mapping) else {}
         if means:  # another compute_metrics may have none of them
             self.log(means)
             # Callbacks such as early stopping look for the means; until now they have seen one dataset at a time.
@@ -395,17 +421,182 @@ class CoverTrainer(OptimizingTrainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of an optimizer step, of all processes and accumulation steps together."""
-        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+    @kept_generators()
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        return super().predict(*args, **kwargs)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """6 operations for each parameter of the encoder and each patch: forward and backward, attention left out."""
-        clips = inputs["pixel_values"]
-        rows, columns = self.model.cover.embeddings.patch_size
-        patches = sum(
-            group.shape[0] * group.shape[1] * (group.shape[-2] // rows) * (group.shape[-1] // columns)
-            for group in (clips if isinstance(clips, list) else [clips])
-        )
-        return 6 * patches * sum(parameter.numel() for parameter in self.model.cover.layers.parameters())
+    def evaluate_last_step(self) -> None:
+        """Evaluate the step of the checkpoint that the run resumes from, as the run that wrote it would have."""
+        self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, False
+        self._maybe_log_save_evaluate(None, None, self.model, None, None, None, None)
+        self.control.should_evaluate = False
+        self._note_best()
+
+    def evaluation_loop(
+        self, dataloader: torch.utils.data.DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        average = nullcontext() if self.weight_average is None else self.weight_average.in_place()
+        with self.watch, average:
+            self.note("evaluation")
+            if not self._has_begun:  # an evaluation without training is a run of its own
+                self._has_begun = True
+                forget_unreadable(dataloader.dataset, self.hold_output_dir)
+            self.evaluation_loss.begin()
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if (name := f"{metric_key_prefix}_loss") in output.metrics:
+            output.metrics[name] = self.evaluation_loss.mean()
+        return output
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+        self.note("evaluation")
+        if self.is_in_train and self.step_guard.any_process(self.stop_signals.received):
+            raise EvaluationAbandonedError
+        return super().prediction_step(model, normalized(inputs, self._pixel_processor), *args, **kwargs)
+
+    def stop(self) -> NoReturn:
+        """End the run, which was told to stop and has a checkpoint of its last step, if it has taken one."""
+        step = self.state.global_step
+        preempted = TrainingPreempted(self.resumed_from if step == self._resumed_step else self.checkpoints.path(step))
+        logger.warning(str(preempted))
+        raise preempted
+
+    # ---- Checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: None = None) -> None:
+        self.note("writing a checkpoint")
+        self.store_flos()
+        # What all processes must do together comes first: then the one that writes can fail without the others waiting.
+        self._note_best()
+        step, quarantine = self.state.global_step, self.train_dataset.quarantine
+        weights, state, tensors = self.run_state.gathered(step, self._last_step)
+        state = {"run": self.record.identity, "parts": self.record.parts(step), **state}
+        with raised_by_all():
+            if self.args.should_save:
+                with self.checkpoints.writing(step) as folder:
+                    self._write_model(folder, weights)
+                    write_trainer_state(folder, self.state, [*self.callback_handler.callbacks, self.control])
+                    self.checkpoints.write_state(folder, state, tensors, quarantine)
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self.publisher.publish_save(self.checkpoints.path(step), self.state)
+        if self.args.should_save:
+            self.checkpoints.keep(
+                self.args.save_total_limit, self.state.best_model_checkpoint, self.checkpoints.path(step)
+            )
+
+    def _note_best(self) -> None:
+        """Every process must call it: what the main one sees holds for all, which load the best model together."""
+        step, best = self.state.best_global_step, self.state.best_model_checkpoint
+        if step and (step == self.state.global_step or self.checkpoints.path(step).is_dir()):
+            best = str(self.checkpoints.path(step))
+        (self.state.best_model_checkpoint,) = broadcast_object_list([best])
+
+    def _load_best_model(self) -> None:
+        """Unless it is damaged: then the model stays that of the last step, and no checkpoint is the best."""
+        best, args = self.state.best_model_checkpoint, self.args
+        if (fault := from_main_process(lambda: what_is_wrong(best, args.verify_checkpoints))) is not None:
+            logger.warning(
+                f"{best}, the best checkpoint, is not loaded: {fault}. The model stays that of the last step"
+            )
+            self.state.best_model_checkpoint = None
+            return
+        if self._is_sharded:
+            self.whole_state.load_weights(load_file(Path(best) / SAFE_WEIGHTS_NAME))
+        else:
+            super()._load_best_model()
+        self.record.best_step = self.state.best_global_step
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # With a limit of 1, Trainer removes the newest checkpoint if another is the best: started again, the run would
+        # resume from that one.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether the model in training may be a part of the whole."""
+        return self.is_fsdp_enabled or self.deepspeed is not None
+
+    def save_state(self) -> None:
+        if self.is_world_process_zero():
+            write_trainer_state(self.args.output_dir, self.state)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        super().save_metrics(split, finite(metrics), combined)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and with `push_to_hub` publish it. All processes must call it."""
+        folder = output_dir or self.args.output_dir
+        weights = self.whole_state.weights() if self._is_sharded else None
+        if self.args.should_save:
+            self._write_model(folder, weights)
+        if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
+            try:
+                self.publisher.publish_end(folder, "Model save", self.publisher.repository())
+            except PublishingError as error:
+                logger.warning(str(error))
+
+    def _write_model(self, folder: str | os.PathLike, weights: dict[str, torch.Tensor] | None) -> None:
+        model = whole_model(self._config) if self._is_sharded else self.model
+        write_model(folder, model, weights, self.processing_class, self.args)
+        if self.train_dataset is not None:
+            write_summary(self.summary(folder), folder)
+
+    def summary(self, folder: str | os.PathLike) -> dict[str, Any]:
+        """The record of the run as it is now, for the checkpoint in `folder`, see [`RunRecord.summary`]."""
+        return self.record.summary(self.state, evaluated_rows(self.eval_dataset), folder)
+
+    # ---- The Hub ----
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card into the output folder, out of the record of the run; see [`write_model_card`].
+
+        Args:
+            args, kwargs: see [`front_matter`].
+        """
+        if self.is_world_process_zero():
+            if self.train_dataset is not None:
+                # With evaluations since the model was saved.
+                write_summary(self.summary(self.args.output_dir), self.args.output_dir)
+            write_model_card(self.args.output_dir, self.args.hub_model_id, **front_matter(*args, **kwargs))
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Have the repository made, by a thread, so that a network that fails is no reason not to train."""
+        if self.is_world_process_zero():
+            self.hub_model_id = self.publisher.begin(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """Save the model in `output_dir` and publish it, with its card. All processes must call it.
+
+        While the network fails it is tried again, for `hub_patience` seconds.
+
+        Args:
+            blocking: nothing but True.
+            token, revision, private: see [`HubRepository`]; by default those of the training arguments.
+            kwargs: see [`create_model_card`](CoverTrainer.create_model_card).
+
+        Returns:
+            The commit, on the main process.
+
+        Raises:
+            PublishingError: if it cannot be published; the message says what to do.
+        """
+        if not blocking:
+            raise ValueError("blocking: the end of training is published while it is waited for, got False")
+        self.save_model(_internal_call=True)
+        self.create_model_card(**kwargs)
+        if not self.is_world_process_zero():
+            return None
+        repository = self.publisher.repository(token, private, revision)
+        return self.publisher.publish_end(self.args.output_dir, commit_message, repository)

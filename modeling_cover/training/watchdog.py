@@ -106,6 +106,37 @@ class Watchdog:
         return {n: json.loads(self._store.get(key)) if self._store.check([key]) else None for n, key in keys.items()}
 
 
+class Watch:
+    """A watchdog while it is entered, where there are several processes; it may be entered again inside.
+
+    Args:
+        accelerator: the run's.
+        timeout: see [`Watchdog`].
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: float):
+        self._accelerator = accelerator
+        self._timeout = timeout
+        self._watchdog: Watchdog | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth == 1 and self._accelerator.num_processes > 1:
+            self._watchdog = Watchdog(self._accelerator, self._timeout)
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._watchdog is not None:
+            self._watchdog.end()
+            self._watchdog = None
+
+    def note(self, step: int, phase: str) -> None:
+        """Say what this process begins to do, see [`Watchdog.note`]."""
+        if self._watchdog is not None:
+            self._watchdog.note(step, phase)
+
+
 def stall_message(states: dict[int, State], process: int, limit: float) -> str:
     """Who is to blame, of processes whose states are known, or None."""
     silent = [number for number, state in states.items() if state is None]

@@ -2,9 +2,10 @@
 """DeepSpeed's ZeRO: weights and optimizer state that it has spread over processes, whole, and what is asked of its options.
 
 DeepSpeed's own checkpoints are pickles, and of one stage and number of processes. Ours are the same as without it, so a run
-may go on with it or without.
+may resume with it or without.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from transformers.integrations import deepspeed as integration
 
-from .training_state import WholeState, chosen, grouped_by_parameter, parameter_groups_of
+from .run_state import WholeState, chosen, grouped_by_parameter, parameter_groups_of
 
 
 def check_options(config: Mapping[str, Any], max_grad_norm: float) -> None:
@@ -40,6 +41,12 @@ def check_options(config: Mapping[str, Any], max_grad_norm: float) -> None:
         raise ValueError(
             f"deepspeed: gradient_clipping is {clipped} and max_grad_norm {max_grad_norm}: set it to auto"
         )
+
+
+def visible_to_zero(loss: torch.Tensor) -> torch.Tensor:
+    """A loss whose gradient is NaN where it is not finite: DeepSpeed's optimizer steps inside of `backward`, and looks at
+    gradients alone."""
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
 
 @contextmanager

@@ -191,13 +191,13 @@ class TestStates:
     def test_one_of_another_run_is_refused(self, folder, options, seed, key):
         state = source(folder, "parquet").open(seed=0).state_dict(0)
         stream = source(folder, "parquet", **options).open(seed)
-        with pytest.raises(ValueError, match=f"dataset 'mine': cannot go on from a state with {key}"):
+        with pytest.raises(ValueError, match=f"dataset 'mine': cannot resume from a state with {key}"):
             stream.load_state_dict(state)
 
     def test_one_of_other_shards_is_refused(self, folder):
         state = source(folder, "webdataset").open(seed=0).state_dict(0)
         fewer = source(folder, "webdataset", splits={"train": str(folder / "tar/{0..2}.tar")})
-        with pytest.raises(ValueError, match="cannot go on from a state with num_shards 4, which is now 3"):
+        with pytest.raises(ValueError, match="cannot resume from a state with num_shards 4, which is now 3"):
             fewer.open(seed=0).load_state_dict(state)
 
     def test_another_process_goes_on_the_same(self, folder, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from modeling_cover.model import modeling_cover
-from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE
+from modeling_cover.training.stop_signals import PREEMPTED_EXIT_CODE
 
 
 FOLDER = Path(__file__).parents[2] / "examples" / "accelerate_configs"

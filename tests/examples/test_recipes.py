@@ -13,7 +13,7 @@ from clips import write_clip
 from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.recipe.recipe import ClipRecipe, Recipe
-from modeling_cover.training.parameter_groups import is_new
+from modeling_cover.training.optimization import is_new
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 

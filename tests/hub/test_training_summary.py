@@ -196,7 +196,7 @@ class TestGoingOn:
         make_trainer(recipe, tmp_path, **options).train(resume_from_checkpoint=first)
         assert read_summary(tmp_path / "checkpoint-3")["starting_point"]["kind"] == "restart_schedule"
         trainer = make_trainer(recipe, tmp_path, **options)
-        trainer.train(resume_from_checkpoint=first)  # goes on from its own
+        trainer.train(resume_from_checkpoint=first)  # resumes from its own
         trainer.save_model()
         assert read_summary(tmp_path)["starting_point"]["kind"] == "restart_schedule"
 

@@ -15,7 +15,7 @@ from modeling_cover import CoverForVideoClassification
 from modeling_cover.hub.publishing import files_to_publish
 from modeling_cover.training.checkpoints import (
     CheckpointError,
-    CheckpointWriter,
+    RunCheckpoints,
     checkpoints_in,
     newest_checkpoint,
     what_is_wrong,
@@ -84,7 +84,7 @@ class TestDamage:
         trainer.train(resume_from_checkpoint="auto")
         assert f"{name} is not as it was written" in caplog.text
         assert (
-            "is kept as damaged-checkpoint-6, which may be removed; the run goes on from checkpoint-3" in caplog.text
+            "is kept as damaged-checkpoint-6, which may be removed; the run resumes from checkpoint-3" in caplog.text
         )
         assert {path.name for path in run.glob("*checkpoint-*")} == {"damaged-checkpoint-6", "checkpoint-6"}
         assert what_is_wrong(run / "checkpoint-6") is None
@@ -103,7 +103,7 @@ class TestDamage:
         flip(run / "checkpoint-6/model.safetensors")
         trainer = make_trainer(folder, run, verify_checkpoints=False, max_steps=7)
         trainer.train(resume_from_checkpoint="auto")
-        assert trainer._initial_global_step == 6
+        assert trainer.resumed_from.endswith("checkpoint-6")
         flip(run / "checkpoint-7/model.safetensors", 8)  # of the header
         assert "model.safetensors is damaged: " in what_is_wrong(run / "checkpoint-7", check_hashes=False)
         flip(run / "checkpoint-3/config.json")
@@ -186,7 +186,7 @@ class TestCheckpoints:
         assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
     def test_the_oldest_go_and_never_the_newest_nor_the_best(self, tmp_path):
-        writer = CheckpointWriter(tmp_path)
+        writer = RunCheckpoints(tmp_path)
         for step in (2, 10, 4, 6):
             writer.path(step).mkdir()
         writer.keep(2, best=writer.path(2))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch._inductor.config
 from modeling_cover import CoverConfig, CoverForVideoClassification
-from test_guarding import make_trainer
+from test_skipped_steps import make_trainer
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -24,7 +24,7 @@ from killed_runs import (
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.training.checkpoints import CheckpointError, newest_checkpoint
 from modeling_cover.training.folder_lock import LOCK_NAME
-from modeling_cover.training.preemption import PREEMPTED_EXIT_CODE, TrainingPreempted
+from modeling_cover.training.stop_signals import PREEMPTED_EXIT_CODE, TrainingPreempted
 from safetensors.torch import load_file
 from short_runs import final_weights, make_trainer, with_validation
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -245,10 +245,10 @@ class TestBadInput:
         for name, weight in trainer.model.state_dict().items():
             expected = heads[name.split(".")[-1]] if name.startswith("classifiers.more") else old[name]
             assert torch.equal(weight, expected), name
-        # The same command goes on from its own checkpoints.
+        # The same command resumes from its own checkpoints.
         again = make_trainer(folder, tmp_path / "new", changed, **(options | {"max_steps": 4}))
         again.train(resume_from_checkpoint=run / "checkpoint-6")
-        assert again._initial_global_step == 3
+        assert again.resumed_from.endswith("checkpoint-3")
 
     def test_restarting_needs_weights_and_a_folder_of_its_own(self, folder, run):
         with pytest.raises(CheckpointError, match="say whose weights to take"):
@@ -262,7 +262,7 @@ class TestBadInput:
             make_trainer(folder, run).train()
 
     def test_true_asks_for_a_checkpoint_that_there_is(self, folder, tmp_path):
-        with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+        with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
             make_trainer(folder, tmp_path).train(resume_from_checkpoint=True)
 
     def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_trained(self, folder, tmp_path):

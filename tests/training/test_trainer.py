@@ -23,6 +23,7 @@ from modeling_cover import (
 )
 from modeling_cover.data.mixture import MixtureSampler
 from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe, Recipe
+from modeling_cover.training import batches
 from PIL import Image
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -259,11 +260,11 @@ class TestPixels:
     def test_bytes_are_normalised_by_the_processor_and_floats_are_ready(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
         samples = [trainer.train_dataset[reference] for reference in itertools.islice(trainer.train_sampler, 4)]
-        batch = trainer._prepare_inputs(collate_clips(samples))
+        batch = batches.normalized(collate_clips(samples), trainer.processing_class)
         for group in batch["pixel_values"]:
             expected = [normalized(sample) for sample in samples if sample["pixel_values"].shape == group.shape[1:]]
             torch.testing.assert_close(group, torch.cat(expected), atol=1e-6, rtol=0)
-        again = trainer._prepare_inputs(batch)["pixel_values"]
+        again = batches.normalized(batch, trainer.processing_class)["pixel_values"]
         assert all(torch.equal(one, other) for one, other in zip(again, batch["pixel_values"], strict=True))
 
     def test_the_processor_is_that_of_the_samples_and_is_saved_with_the_model(self, recipe, tmp_path):
@@ -284,7 +285,7 @@ class TestPixels:
         trainer = CoverTrainer(prepare_cotraining(recipe).model, args)
         batch = {"pixel_values": torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8), "head": "videos"}
         with pytest.raises(ValueError, match="bytes need the processing_class"):
-            trainer._prepare_inputs(batch)
+            trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
 
 
 class TestLog:
@@ -472,7 +473,7 @@ class TestBadInput:
             ({"ema_decay": 1.0}, "from 0 to below 1, got 1.0"),
             ({"label_smoothing_factor": 1.0}, "from 0 to below 1, got 1.0"),
             ({"max_skipped_steps": 0}, "at least 1, got 0"),
-            ({"save_only_model": True}, "could not go on from such a checkpoint"),
+            ({"save_only_model": True}, "could not resume from such a checkpoint"),
             ({"save_on_each_node": True}, "where all nodes see them"),
             ({"auto_find_batch_size": True}, "auto_find_batch_size: which samples a process reads follows"),
             ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy 'sequential'"),

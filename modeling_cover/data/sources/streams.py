@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train splits that are read in order instead of by index, shuffled so that a run can stop and go on anywhere.
+"""Train splits that are read in order instead of by index, shuffled so that a run can stop and resume anywhere.
 
     pass 0    shards in one order      | block | block | block |      each block permuted
     pass 1    shards in another        | block | block | block |
@@ -248,7 +248,7 @@ class Stream:
         for key in ("seed", "shuffle_buffer", "num_shards"):
             if state[key] != own[key]:
                 change = f"{key} {state[key]}, which is now {own[key]}"
-                raise ValueError(f"dataset '{self.source.name}': cannot go on from a state with {change}")
+                raise ValueError(f"dataset '{self.source.name}': cannot resume from a state with {change}")
         mark = _Mark(**state["mark"])
         self._marks.clear()
         self._marks.append(mark)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters are trained, at which learning rate, and which of them decay."""
+"""Which parameters are trained, at which learning rate, which of them decay, and how the learning rate drops."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
+from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
 
 
@@ -58,20 +61,41 @@ def learning_rate(name: str, num_layers: int, rates: Rates) -> float:
 
 
 def parameter_groups(
-    model: nn.Module, num_layers: int, rates: Rates, decaying: Container[str]
+    model: nn.Module, config: CoverConfig, rates: Rates, decaying: Container[str], trained_heads: Container[str]
 ) -> list[dict[str, Any]]:
     """The groups that an optimizer takes, one for each learning rate and weight decay.
 
     Args:
-        decaying: names of the parameters that decay; embeddings never do.
+        decaying: names of the parameters that decay; embeddings never do, nor do heads that are not trained: their gradient
+            is of zeros, and decay would eat their weights all the same.
+        trained_heads: names of the heads that have training data.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in _trained(model):
-        decays = name in decaying and name.split(".")[-1] not in _EMBEDDINGS
-        key = (learning_rate(name, num_layers, rates), rates.weight_decay if decays else 0.0)
+        is_idle_head = name.startswith("classifiers.") and name.split(".")[1] not in trained_heads
+        decays = name in decaying and name.split(".")[-1] not in _EMBEDDINGS and not is_idle_head
+        key = (learning_rate(name, config.num_hidden_layers, rates), rates.weight_decay if decays else 0.0)
         groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def drop_schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, drop_epochs: Sequence[float], drop_factor: float, steps: int
+) -> LambdaLR:
+    """A schedule that multiplies the learning rate by `drop_factor` from each of `drop_epochs` on, after a linear warm-up.
+
+    Args:
+        steps: optimizer steps of an epoch.
+    """
+    drop_steps = [round(epoch * steps) for epoch in drop_epochs]
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        return drop_factor ** sum(step >= drop for drop in drop_steps)
+
+    return LambdaLR(optimizer, factor)

@@ -18,14 +18,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class TrainingPreempted(SystemExit):
-    """Training was told to stop and has written a checkpoint; not caught, it ends the process with exit code 75."""
+    """Training was told to stop and has written a checkpoint; not caught, it ends the process with exit code 75.
 
-    def __init__(self, checkpoint: str | os.PathLike):
+    Args:
+        checkpoint: from which the run resumes; None if it was told to stop before its first step.
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike | None):
         super().__init__(PREEMPTED_EXIT_CODE)
         self.checkpoint = checkpoint
 
     def __str__(self) -> str:
-        return f"told to stop: {os.fspath(self.checkpoint)} is written, and the same command goes on from it"
+        if self.checkpoint is None:
+            return "told to stop before the first step; the same command starts again"
+        return f"told to stop: {os.fspath(self.checkpoint)} is written, and the same command resumes from it"
 
 
 class StopSignals:

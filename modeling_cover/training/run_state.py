@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a run has in memory besides the weights, as what a checkpoint can hold: tensors by name, and JSON.
+"""All that a run has in memory, as what a checkpoint can hold: tensors by name, and JSON.
 
-Weights and optimizer state are keyed by the names of parameters, each whole, so that a run may go on with its parameters
+Weights and optimizer state are keyed by the names of parameters, each whole, so that a run may resume with its parameters
 sharded over processes that were not, and the other way round.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -19,6 +21,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.utils import logging
+
+from ..data.mixture import MixtureSampler
+from ..files import finite
+from .checkpoints import TRAINED_WEIGHTS, read_state, read_tensors, trained_weights
+from .generators import load_rng_state, rng_state
+from .step_guard import StepGuard
+from .step_metrics import StepMetrics
+from .weight_average import WeightAverage
+
+
+logger = logging.get_logger(__name__)
 
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -138,3 +152,115 @@ def rng_state_of(
     prefix = f"{process}."
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return {"tensors": own, "rest": rest[process]}
+
+
+def load_process_rng_state(checkpoint: str | os.PathLike, process: int, seed: int) -> None:
+    """Set this process's random number generators to where they were when a checkpoint was written.
+
+    A process that the run did not have seeds its own. Which samples are drawn, and how they are augmented, does not depend
+    on these generators.
+    """
+    state = read_state(checkpoint)
+    stored = rng_state_of(process, read_tensors(checkpoint, "rng"), state["rng"])
+    if stored is not None:
+        load_rng_state(stored)
+        return
+    logger.warning(f"{checkpoint} was written by {len(state['rng'])} processes: process {process} seeds its own")
+    torch.manual_seed(seed + state["step"] + process)
+
+
+class RunState:
+    """What a run has in memory, gathered from all processes, and loaded into them.
+
+    Args:
+        whole: weights and optimizer.
+        schedule: that of the learning rate.
+        scaler: that of fp16's gradients, if any.
+        sampler, metrics, guard, average: the run's.
+    """
+
+    def __init__(
+        self,
+        whole: WholeState,
+        schedule: Any,
+        scaler: torch.amp.GradScaler | None,
+        sampler: MixtureSampler,
+        metrics: StepMetrics,
+        guard: StepGuard,
+        average: WeightAverage | None,
+    ):
+        self._whole = whole
+        self._schedule = schedule
+        self._scaler = scaler
+        self._sampler = sampler
+        self._metrics = metrics
+        self._guard = guard
+        self._average = average
+
+    def gathered(
+        self, step: int, last_step: Mapping[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+        """The weights to evaluate; what state.json holds; and the other tensors, by name of their file.
+
+        Every process must call it.
+
+        Args:
+            step: optimizer steps of the run so far.
+            last_step: "grad_norm" and "learning_rate" of the last one, for a log that is due.
+        """
+        weights = self._whole.weights()
+        optimizer_tensors, optimizer_rest = self._whole.optimizer_state()
+        rng_tensors, rng_rest = joined_rng_states(gather_object([rng_state()]))
+        position = step * self._sampler.step_size
+        draws = self._sampler.schedule.draws_before(position)
+        state = {
+            "step": step,
+            "position": position,
+            "optimizer": optimizer_rest,
+            "learning_rate_schedule": self._schedule.state_dict(),
+            "gradient_scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "streams": {name: stream.state_dict(draws[name]) for name, stream in self._sampler.streams.items()},
+            "rng": rng_rest,
+            "unlogged": {
+                **self._metrics.counts(),
+                "skipped_in_a_row": self._guard.skipped_in_a_row,
+                "last_step": finite({name: _number(value) for name, value in last_step.items()}),
+                "sums": gather_object([self._metrics.process_sums()]),
+            },
+        }
+        tensors = {"optimizer": optimizer_tensors, "rng": rng_tensors}
+        if self._average is not None:
+            state["average_updates"] = self._average.updates
+            tensors[TRAINED_WEIGHTS] = weights
+            with self._average.in_place():
+                weights = self._whole.weights()
+        return weights, state, tensors
+
+    def load(self, checkpoint: str | os.PathLike) -> None:
+        """Load what [`gathered`] returned, but for the average, and what [`load_unlogged`] loads once training begins."""
+        state = read_state(checkpoint)
+        self._whole.load_weights(trained_weights(checkpoint))
+        self._whole.load_optimizer_state(read_tensors(checkpoint, "optimizer"), state["optimizer"])
+        load_schedule(self._schedule, state["learning_rate_schedule"])
+        if state["gradient_scaler"] is not None and self._scaler is not None:  # which only fp16 has
+            self._scaler.load_state_dict(state["gradient_scaler"])
+        for name, stream in state["streams"].items():
+            self._sampler.streams[name].load_state_dict(stream)
+
+
+def load_unlogged(
+    checkpoint: str | os.PathLike, metrics: StepMetrics, guard: StepGuard, process: int
+) -> dict[str, Any]:
+    """Load what a run had counted since its last log, and return the `last_step`. An earlier version has not stored it."""
+    stored = read_state(checkpoint).get("unlogged")
+    if stored is None:
+        return {}
+    metrics.load(stored, stored["sums"], process)
+    guard.skipped_in_a_row = stored["skipped_in_a_row"]
+    return stored["last_step"]
+
+
+def _number(value: torch.Tensor | float | None) -> float | None:
+    if isinstance(value, torch.Tensor):
+        return (value.full_tensor() if hasattr(value, "full_tensor") else value).item()  # of sharded parameters
+    return value

@@ -10,7 +10,7 @@ import pytest
 import torch
 from killed_runs import InfiniteGradient, build_recipe
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from modeling_cover.training.guarding import NonFiniteTrainingError, TrainingOutOfMemoryError
+from modeling_cover.training.step_guard import NonFiniteTrainingError, TrainingOutOfMemoryError
 
 
 class PoisonedTrainer(CoverTrainer):

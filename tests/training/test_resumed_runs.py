@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from killed_runs import build_recipe, logged, write_data
+from modeling_cover import CoverTrainer
 from modeling_cover.training.checkpoints import CheckpointError
 from short_runs import final_weights, make_trainer, resumed_from, seal, with_validation
-from test_guarding import make_trainer as make_poisoned_trainer
+from test_skipped_steps import make_trainer as make_poisoned_trainer
 from transformers import TrainerCallback
 
 
@@ -64,28 +65,35 @@ class TestGenerators:
         assert state() != before
 
 
+def mean_loss(trainer: CoverTrainer) -> float:
+    """That of the steps of its session, as it is logged at the end."""
+    (end,) = [entry for entry in trainer.state.log_history if "train_loss" in entry]
+    return end["train_loss"]
+
+
 class TestLogs:
     """A checkpoint is written in between two logs: what was summed up by then is in it."""
 
     @pytest.fixture(scope="class")
-    def whole(self, folder) -> Path:
+    def whole_trainer(self, folder) -> CoverTrainer:
         trainer = make_trainer(folder, folder / "logging", logging_steps=5, save_steps=3, max_steps=6)
         trainer.train()
         trainer.save_state()
-        return folder / "logging"
+        return trainer
 
-    def test_the_first_is_of_all_its_steps(self, folder, whole, tmp_path):
+    @pytest.fixture(scope="class")
+    def whole(self, whole_trainer) -> Path:
+        return Path(whole_trainer.args.output_dir)
+
+    def test_the_first_is_of_all_its_steps(self, folder, whole, whole_trainer, tmp_path):
         trainer = resumed_from(whole, 3, tmp_path, folder, build_recipe(folder), logging_steps=5)
         trainer.save_state()
         assert logged(tmp_path) == logged(whole)
         assert logged(tmp_path)[0]["step"] == 5
-        # The mean of the session is of its own steps: 5 had the logged mean, and the sixth came after.
-        of_steps = logged(whole)[0]["loss"] * 5
+        # The mean of the session is of its own steps, the last three of six.
         state = json.loads((whole / "checkpoint-3/training_state/state.json").read_text())["unlogged"]
         assert state["steps"] == 3
-        summed = of_steps - state["sums"][0]["loss"] + trainer._tr_loss.item()
-        (end,) = [entry for entry in trainer.state.log_history if "train_loss" in entry]
-        assert end["train_loss"] == pytest.approx(summed / 3)
+        assert mean_loss(trainer) * 3 == pytest.approx(mean_loss(whole_trainer) * 6 - state["sums"][0]["loss"])
 
     def test_so_it_is_where_there_were_more_processes(self, folder, whole, tmp_path):
         """Each of two with half of the rows, whose loss is a mean over processes."""
@@ -149,7 +157,7 @@ class TestChangedRows:
             make_trainer(folder, run).train(resume_from_checkpoint="auto")
         trainer = make_trainer(folder, run, accept_changed_rows=True)
         trainer.train(resume_from_checkpoint="auto")
-        assert "The run goes on from step 3 with them as they are now." in caplog.text
+        assert "The run resumes from step 3 with them as they are now." in caplog.text
         assert trainer.state.global_step == 6
         make_trainer(folder, run, max_steps=7).train(
             resume_from_checkpoint="auto"

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches on their way into the model: whose rows they have, their pixels normalised, the operations that they take."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from ..model.modeling_cover import CoverModel
+from ..model.video_processing_cover import CoverVideoProcessor
+
+
+def rows_of_heads(batch: dict[str, Any], num_heads: int) -> torch.Tensor:
+    """(heads,), the rows of each head in a training batch.
+
+    Raises:
+        ValueError: if the batch does not say whose they are.
+    """
+    if "head_ids" not in batch:
+        raise ValueError("a training batch needs head_ids, which say whose row is whose: see collate_clips")
+    head_ids = batch["head_ids"]
+    # As torch.bincount, which would wait for the device to learn its length.
+    return (head_ids[:, None] == torch.arange(num_heads, device=head_ids.device)).sum(dim=0)
+
+
+def take_batches(
+    iterator: Iterator, count: int, waiting: Callable[[], AbstractContextManager]
+) -> list[dict[str, Any]]:
+    """Up to `count` batches, each waited for inside of `waiting()`."""
+    batches = []
+    for _ in range(count):
+        with waiting():
+            batch = next(iterator, None)
+        if batch is not None:
+            batches.append(batch)
+    return batches
+
+
+def normalized(batch: dict[str, Any], processor: object) -> dict[str, Any]:
+    """The batch with clips (B, T, C, H, W) as the model takes them. They come as bytes; floats are ready.
+
+    Raises:
+        ValueError: if there are bytes and `processor` cannot normalise them.
+    """
+    clips = batch["pixel_values"]
+    if not isinstance(clips, list):
+        return {**batch, "pixel_values": _normalized(clips, processor)}
+    return {**batch, "pixel_values": [_normalized(group, processor) for group in clips]}
+
+
+def _normalized(clips: torch.Tensor, processor: object) -> torch.Tensor:
+    if clips.is_floating_point():
+        return clips
+    if not isinstance(processor, CoverVideoProcessor):
+        raise ValueError("clips of bytes need the processing_class that normalises them: a CoverVideoProcessor")
+    return processor.normalize_pixels(clips)
+
+
+def encoder_operations(encoder: CoverModel, clips: torch.Tensor | list[torch.Tensor]) -> int:
+    """6 operations for each parameter of the layers and each patch: forward and backward, attention left out."""
+    rows, columns = encoder.embeddings.patch_size
+    patches = sum(
+        group.shape[0] * group.shape[1] * (group.shape[-2] // rows) * (group.shape[-1] // columns)
+        for group in (clips if isinstance(clips, list) else [clips])
+    )
+    return 6 * patches * sum(parameter.numel() for parameter in encoder.layers.parameters())

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens at the events of a run: where it resumes, where an epoch begins, and around each optimizer step."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import TrainerCallback
+
+from .resuming import evaluation_is_due, log_is_due
+from .run_state import load_unlogged
+from .step_guard import Decision
+
+
+if TYPE_CHECKING:
+    from .trainer import CoverTrainer
+
+
+class MixtureCallback(TrainerCallback):
+    """Starts a new run with nothing in quarantine, and tells the sampler where an epoch begins, which accelerate does not
+    do through every wrapper that a resumed run adds."""
+
+    def __init__(self, trainer: "CoverTrainer"):
+        self.trainer = trainer
+        self._first_step = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._first_step = state.global_step
+        quarantine = self.trainer.train_dataset.quarantine
+        if quarantine is not None and state.global_step == 0:
+            if args.process_index == 0:
+                quarantine.clear()
+            self.trainer.accelerator.wait_for_everyone()
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = self.trainer.train_sampler
+        sampler.set_epoch(int(state.epoch or 0))
+        # Of the epoch in which a run resumes, Trainer draws what was trained on, too, and throws it away.
+        is_resumed = state.global_step == self._first_step and not args.ignore_data_skip
+        sampler.skip(state.global_step * sampler.step_size % len(sampler) if is_resumed else 0)
+        if train_dataloader is not None and train_dataloader._iterator is not None:
+            # Workers that stay are not seeded again. Where a run resumes they are started, and a seed is drawn for them.
+            torch.empty((), dtype=torch.int64).random_()
+
+
+class ResumeCallback(TrainerCallback):
+    """Logs and evaluates the step of the checkpoint that a run resumes from, where it was stopped before that."""
+
+    def __init__(self, trainer: "CoverTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer, metrics = self.trainer, self.trainer.step_metrics
+        metrics.begin_session(state.global_step)
+        if trainer.resumed_from is not None:
+            guard, process = trainer.step_guard, args.process_index
+            last_step = load_unlogged(trainer.resumed_from, metrics, guard, process)
+            if metrics.counts()["steps"] and log_is_due(args, state.global_step, trainer.steps_per_epoch):
+                trainer.log({"loss": 0.0, **{name: value for name, value in last_step.items() if value is not None}})
+            if evaluation_is_due(args, state, trainer.steps_per_epoch):
+                trainer.evaluate_last_step()
+        metrics.start_clock(state.global_step)
+
+
+class GuardCallback(TrainerCallback):
+    """Has all processes take or skip a step together, and stop after the one in which any was told to."""
+
+    def __init__(self, trainer: "CoverTrainer"):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.step_guard.begin_step()
+        self.trainer.step_metrics.begin_step()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        trainer, guard = self.trainer, self.trainer.step_guard
+        scaler = trainer.accelerator.scaler
+        decision = guard.decide(trainer.stop_signals.received, 1.0 if scaler is None else scaler.get_scale())
+        trainer.note("optimizer step")
+        if decision == Decision.TAKE:
+            trainer.step_metrics.take_step()
+            return
+        # An optimizer leaves alone what has no gradient: neither weights nor its own state change.
+        if not trainer.is_deepspeed_enabled:  # which has skipped it already
+            model.zero_grad(set_to_none=True)
+        trainer.step_metrics.skip_step()
+        if decision == Decision.SKIP:
+            trainer.record.skipped_steps += 1
+            if state.is_world_process_zero:
+                guard.write_skipped(state.global_step, trainer.train_sampler, trainer.train_dataset)
+            guard.check_skipped(state.global_step)
+
+    def on_optimizer_step(self, args, state, control, lr_scheduler=None, **kwargs):
+        trainer = self.trainer
+        if trainer.weight_average is not None and trainer.step_guard.decision == Decision.TAKE:
+            trainer.weight_average.update()
+        # Where the scaler, or DeepSpeed, has skipped the step, Trainer would have the schedule fall behind the steps.
+        if trainer.accelerator.optimizer_step_was_skipped:
+            lr_scheduler.step()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.step_guard.must_stop:
+            # An evaluation that is due is made up for by the run that resumes.
+            control.should_evaluate, control.should_save = False, True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.trainer.step_guard.must_stop:
+            self.trainer.stop()
