@@ -64,16 +64,14 @@ class CoverTrainer(Trainer):
 
         sum over datasets i of  weight_i * mean over the rows of dataset i of their loss
 
-    or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows. Its
-    gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch is a whole number
-    of steps: see [`MixtureSampler`].
+    or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows: see
+    [`step_loss`]. Its gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch
+    is a whole number of steps: see [`MixtureSampler`].
 
-    The log has each dataset's mean loss (`<dataset>_loss`), top-1 on training samples (`<dataset>_top1`), share of the drawn
-    samples (`<dataset>_share`) and, if any, number of files that could not be decoded (`<dataset>_bad_files`); and the share
-    of the time spent waiting for data (`data_wait`). An evaluation has each dataset's top-1 and top-5 (`eval_<dataset>_top1`)
-    or, of several labels a row, mean average precision (`eval_<dataset>_map`), and the means of [`mean_metrics`], such as
-    `eval_mean_score`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise. Predictions are
-    the five classes of largest logit, in order, of a multi-label dataset or with another `compute_metrics` the logits.
+    The log has `loss`, of each dataset what [`StepMetrics.logs`] has and `<dataset>_bad_files`, and `data_wait`. An
+    evaluation has `eval_<dataset>_...`, what [`compute_metrics`] has, and `eval_mean_...`, what [`mean_metrics`] has:
+    `eval_mean_score` chooses the best checkpoint unless `metric_for_best_model` says otherwise. Predictions are the five
+    classes of largest logit, in order; of a multi-label dataset, or with another `compute_metrics`, the logits.
 
     Args:
         model: with a head for each dataset, of the same name.
@@ -83,12 +81,12 @@ class CoverTrainer(Trainer):
         schedule: what is drawn at each position of the run; by default every dataset in proportion to its size.
         eval_dataset: by name of the dataset, see [`EvaluationDataset`].
         recipe: the run's, for its record, see [`RunRecord`].
-        kwargs: the other arguments of [`~transformers.Trainer`]. `processing_class` is saved with the model; by default it is
-            the processor that the samples are made with, which also normalises them, on the training device.
+        kwargs: the other arguments of [`~transformers.Trainer`]. `processing_class` is saved with the model, and normalises
+            the samples on the training device; by default it is the processor that they are made with.
 
     Raises:
-        ValueError: if a weight is negative or its dataset has no head, evaluation data has no head, the training data
-            was made for other heads, or an argument is given that co-training has no use for.
+        ValueError: for a negative weight, a dataset without a head, training data made for other heads, or an argument that
+            co-training has no use for.
     """
 
     # compute_loss divides by the rows of the whole step, accumulation steps included.
@@ -177,15 +175,10 @@ class CoverTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
-        """Train.
-
-        Args:
-            resume_from_checkpoint: a checkpoint to resume from; True for the newest whole one in `output_dir`, "auto"
-                for the same or, if there are none, a new run. By default it is a new run.
+        """Train, from a checkpoint on if one is asked for, see [`find_checkpoint`].
 
         Raises:
-            CheckpointError: if the checkpoint is damaged or of another run, or all of them are damaged, checkpoints cannot
-                be written to `output_dir`, or a new run would write among those of another.
+            CheckpointError: see [`resume_point`]; or another run uses `output_dir`, or it cannot be written to.
         """
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset")
@@ -552,11 +545,7 @@ class CoverTrainer(Trainer):
     # ---- The Hub ----
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card into the output folder, out of the record of the run; see [`write_model_card`].
-
-        Args:
-            args, kwargs: see [`front_matter`].
-        """
+        """Write the model card into the output folder, out of the run's record; for the arguments see [`front_matter`]."""
         if self.is_world_process_zero():
             if self.train_dataset is not None:
                 # With evaluations since the model was saved.
@@ -577,20 +566,14 @@ class CoverTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | None:
-        """Save the model in `output_dir` and publish it, with its card. All processes must call it.
+        """Save the model in `output_dir` and publish it, with its card; return the commit, on the main process.
 
-        While the network fails it is tried again, for `hub_patience` seconds.
+        All processes must call it. While the network fails it is tried again, for `hub_patience` seconds; then there is a
+        [`PublishingError`], whose message says what to do.
 
         Args:
-            blocking: nothing but True.
             token, revision, private: see [`HubRepository`]; by default those of the training arguments.
             kwargs: see [`create_model_card`](CoverTrainer.create_model_card).
-
-        Returns:
-            The commit, on the main process.
-
-        Raises:
-            PublishingError: if it cannot be published; the message says what to do.
         """
         if not blocking:
             raise ValueError("blocking: the end of training is published while it is waited for, got False")
