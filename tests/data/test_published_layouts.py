@@ -9,18 +9,6 @@ from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 @pytest.fixture
-def touch(tmp_path):
-    """Makes empty files; no file is read, only looked for."""
-
-    def touch(*paths: str) -> None:
-        for path in paths:
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).touch()
-
-    return touch
-
-
-@pytest.fixture
 def read(tmp_path):
     """Reads a dataset whose lists are given as text by their names; the first is the train split."""
 

@@ -7,54 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listed import class_folders, manifest, paths, rows, targets
 from modeling_cover.data.sources import read_sources
 from modeling_cover.data.sources.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from modeling_cover.recipe.dataset_recipe import DatasetRecipe
-
-
-def class_folders(**options) -> DatasetRecipe:
-    return DatasetRecipe(**{"name": "k400", "format": "class_folders", "modality": "video", **options})
-
-
-def manifest(**options) -> DatasetRecipe:
-    return DatasetRecipe(**{"name": "ssv2", "format": "manifest", "modality": "video", **options})
-
-
-def paths(source) -> list[str]:
-    return [media.content for media in source.media]
-
-
-def targets(source) -> list[int]:
-    return [source.target(row) for row in range(len(source))]
-
-
-def rows(source) -> list[tuple[str, str]]:
-    """(path, label) of every row."""
-    return [(path, source.labels[target]) for path, target in zip(paths(source), targets(source), strict=True)]
-
-
-@pytest.fixture
-def touch(tmp_path):
-    """Makes empty files; no file is read, only looked for."""
-
-    def touch(*paths: str) -> None:
-        for path in paths:
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).touch()
-
-    return touch
-
-
-@pytest.fixture
-def write(tmp_path, touch):
-    """Writes a manifest, and the files a.mp4, b.mp4 and c.mp4 beside it."""
-
-    def write(content: str | bytes, name: str = "train.csv") -> str:
-        touch("a.mp4", "b.mp4", "c.mp4")
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(tmp_path / name)
-
-    return write
 
 
 class TestClassFolders:

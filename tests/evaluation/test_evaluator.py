@@ -12,7 +12,6 @@ import torch
 from checkpoints import perturb
 from clips import moving_frames, write_clip
 from datasets import ClassLabel, Dataset, Features, Sequence, Value, Video
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.evaluation.evaluator import VideoClassificationEvaluator
 from modeling_cover.evaluation.metrics import (
     MeanAveragePrecision,
@@ -21,19 +20,12 @@ from modeling_cover.evaluation.metrics import (
     top_k_accuracy,
 )
 from scipy.stats import bootstrap
+from tiny import ENCODER, save_tiny
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor, pipeline
 
 
 LABELS = ["up", "down", "left", "right", "round", "still"]
 TAGS = ["red", "green", "blue"]
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "image_size": 32,
-    "num_frames": 4,
-}
 
 
 class TestMetrics:
@@ -78,12 +70,7 @@ def clips(tmp_path_factory) -> list[str]:
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     heads = {"moves": {"labels": LABELS}, "tags": {"labels": TAGS, "problem_type": "multi_label_classification"}}
-    config = CoverConfig(**SIZES, heads=heads, default_head="moves")
-    torch.manual_seed(0)
-    perturb(CoverForVideoClassification(config)).save_pretrained(folder)
-    CoverVideoProcessor(
-        num_frames=4, size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
+    save_tiny(folder, heads)
     return folder
 
 
@@ -133,7 +120,7 @@ class TestEvaluator:
 
     @pytest.mark.parametrize("as_bytes", [False, True])
     def test_of_anothers_pipeline_too(self, clips, as_bytes):
-        config = VideoMAEConfig(**SIZES, id2label=dict(enumerate(LABELS)))
+        config = VideoMAEConfig(**ENCODER, image_size=32, num_frames=4, id2label=dict(enumerate(LABELS)))
         torch.manual_seed(0)
         processor = VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
         model = perturb(VideoMAEForVideoClassification(config)).eval()

@@ -3,9 +3,10 @@
 
 import pytest
 import torch
-from checkpoints import SIZES, perturb, save_vit
-from modeling_cover import CoverConfig, CoverForVideoClassification
+from checkpoints import save_vit
+from modeling_cover import CoverForVideoClassification
 from modeling_cover.evaluation.rollout import attention_rollout
+from tiny import tiny_model
 from transformers import ViTForImageClassification
 
 
@@ -15,9 +16,7 @@ FRAMES, PATCHES = 3, 4
 
 @pytest.fixture(scope="module")
 def model() -> CoverForVideoClassification:
-    torch.manual_seed(0)
-    config = CoverConfig(**SIZES, num_frames=FRAMES, heads=HEADS, default_head="motions")
-    return perturb(CoverForVideoClassification(config), std=0.3)
+    return tiny_model(HEADS, std=0.3, num_hidden_layers=2, image_size=16, num_frames=FRAMES)
 
 
 @pytest.fixture(scope="module")

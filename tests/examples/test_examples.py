@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 from clips import write_clip
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor, load_recipe
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
 from PIL import Image
+from tiny import save_tiny
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,13 +32,8 @@ HEADS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A checkpoint with a single-label and a multi-label head, a clip, an image and two broken files."""
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("examples")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = CoverConfig(**sizes, image_size=32, patch_size=8, num_frames=4, heads=HEADS, default_head="motions")
-    CoverForVideoClassification(config).save_pretrained(folder / "model")
-    processor = CoverVideoProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, num_frames=4)
-    processor.save_pretrained(folder / "model")
+    save_tiny(folder / "model", HEADS)
     rng = np.random.default_rng(0)
     write_clip(folder / "clip.mp4", rng.integers(0, 256, (6, 48, 64, 3), dtype=np.uint8))
     Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / "image.png")
@@ -155,7 +151,7 @@ class TestRecipes:
 @pytest.mark.slow
 def test_the_benchmark_prints_both_models_side_by_side():
     command = [sys.executable, str(EXAMPLES / "benchmark.py"), "--preset", "tiny", "--rounds", "1", "--device", "cpu"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
     for title in ("Forward, 4x32x32", "Training step, 4x32x32", "Peak memory of a forward pass, 8x64x64"):
         section = finished.stdout.split(title)[1].split("\n\n")[0]
@@ -168,7 +164,7 @@ def test_the_benchmark_prints_both_models_side_by_side():
 def test_what_many_gpus_take_is_predicted_from_what_is_measured(tmp_path):
     script, found = str(EXAMPLES / "benchmark_scaling.py"), tmp_path / "found.json"
     command = [sys.executable, script, "measure", str(found), "--preset", "tiny", "--rounds", "1"]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=600)
     counts = json.loads(found.read_text())["communication"]
     assert counts == {"ddp": {"reduced": 1.0}, "fsdp": {"gathered": 4.0, "scattered": 1.0}}
     page = (EXAMPLES.parent / "docs" / "scaling.md").read_text()
@@ -177,7 +173,7 @@ def test_what_many_gpus_take_is_predicted_from_what_is_measured(tmp_path):
         check=True,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     ).stdout
     for line in printed.splitlines():
         assert line in page.splitlines()

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from clips import write_clip
 from modeling_cover import CoverTrainer, CoverTrainingArguments, load_recipe, prepare_cotraining
+from tiny import ENCODER, TRAINING
 
 
 LISTS = {
@@ -51,24 +52,9 @@ def write_recipe(folder: Path, path: Path, *datasets: dict) -> Path:
     content = {
         "data_root": str(folder),
         "clips": {"num_frames": 2, "image_size": 16, "short_side": 16},
-        "model": {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "patch_size": 8,
-        },
+        "model": ENCODER,
         "datasets": list(datasets),
-        "training": {
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "save_steps": 1,
-            "logging_steps": 1,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        },
+        "training": {**TRAINING, "save_steps": 1, "logging_steps": 1},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))

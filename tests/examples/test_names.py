@@ -24,6 +24,7 @@ from clips import write_clip
 from modeling_cover.hub.model_card import escape_markdown
 from modeling_cover.text import printable
 from PIL import Image
+from tiny import ENCODER, TRAINING
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,22 +46,9 @@ def folder(tmp_path_factory) -> Path:
     recipe = {
         "data_root": str(folder),
         "clips": {"num_frames": 2, "image_size": 16, "short_side": 16},
-        "model": {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "patch_size": 8,
-        },
+        "model": ENCODER,
         "datasets": [{"name": "clips", "format": "manifest", "modality": "video", "splits": splits}],
-        "training": {
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        },
+        "training": TRAINING,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder

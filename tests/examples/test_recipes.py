@@ -15,6 +15,7 @@ from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.recipe.recipe import ClipRecipe, Recipe
 from modeling_cover.training.optimization import is_new
 from PIL import Image
+from tiny import ENCODER
 from transformers import ViTConfig, ViTModel
 
 
@@ -27,7 +28,6 @@ RECIPES = sorted((EXAMPLES / "recipes").rglob("*.yaml"))
 PAPER = [path for path in RECIPES if path.parent.name == "paper"]
 TRANSFERS = [path for path in RECIPES if path.stem.startswith("transfer_")]
 CLASSES = ("first", "second")
-SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 
 
 def write_files(dataset: DatasetRecipe) -> None:
@@ -56,15 +56,15 @@ def write_files(dataset: DatasetRecipe) -> None:
 
 def small(recipe: Recipe, folder: Path) -> Recipe:
     """The same with a model and clips of a size to be tested, from a starting point that is here."""
-    model = {key: value for key, value in recipe.model.items() if key not in SIZES}
+    model = {key: value for key, value in recipe.model.items() if key not in ENCODER}
     if "from_image_checkpoint" in model:
-        ViTModel(ViTConfig(**SIZES, image_size=16)).save_pretrained(folder / "vit")
+        ViTModel(ViTConfig(**ENCODER, image_size=16)).save_pretrained(folder / "vit")
         model["from_image_checkpoint"] = str(folder / "vit")
     elif "from_pretrained" in model:
         save_quickstart(folder / "cover")
         model["from_pretrained"] = str(folder / "cover")
     else:
-        model |= SIZES
+        model |= ENCODER
     clips = ClipRecipe(num_frames=2, image_size=16, short_side=20, sampling=recipe.clips.sampling)
     return dataclasses.replace(recipe, model=model, clips=clips)
 

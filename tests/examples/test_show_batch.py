@@ -14,6 +14,7 @@ import yaml
 from clips import frame_numbers, indexed_frames, write_clip
 from modeling_cover import CoverTrainingArguments, load_recipe, prepare_cotraining
 from PIL import Image, ImageFont
+from tiny import ENCODER
 
 
 COLOURS = {"red": (220, 30, 40), "green": (20, 200, 60)}
@@ -60,12 +61,11 @@ class TestRows:
     def test_they_are_the_samples_of_training(self, folder):
         jitter = {"augmentation": {"color_jitter": {"brightness": 0.4}}}
         rows = read(folder, entry(folder, "clips", **jitter), entry(folder, "pictures", **jitter), start=3, seed=5)
-        sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 1, "intermediate_size": 32}
         recipe = write_recipe(
             folder,
             entry(folder, "clips", **jitter),
             entry(folder, "pictures", **jitter),
-            model={**sizes, "patch_size": 8},
+            model=ENCODER,
         )
         training = prepare_cotraining(load_recipe(recipe), seed=5)
         for row, reference in zip(rows, training.schedule.references(3), strict=False):

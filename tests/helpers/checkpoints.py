@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from torch import nn
+from modeling_cover import CoverForVideoClassification
+from tiny import perturb, tiny_config, tiny_processor
 from transformers import (
     PreTrainedModel,
     TimesformerConfig,
@@ -60,23 +60,13 @@ _OTHER_NAMES = {
 }
 
 
-def perturb(model: nn.Module, std: float = 0.1) -> nn.Module:
-    """Move every parameter, so that none of them is all zeros or ones, which a comparison would not miss."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=std)
-    return model.eval()
-
-
 def save_quickstart(folder: str | os.PathLike) -> CoverForVideoClassification:
     """Saves a model with the heads of the quickstart's, and its video processor, and returns the model."""
     heads = {name: {"labels": labels} for name, labels in QUICKSTART_LABELS.items()}
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
-    config = CoverConfig(**sizes, image_size=32, patch_size=8, heads=heads, default_head="motions")
+    config = tiny_config(heads, hidden_size=64, num_attention_heads=1, intermediate_size=64, num_frames=8)
     model = perturb(CoverForVideoClassification(config))
     model.save_pretrained(folder)
-    size = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
-    CoverVideoProcessor(**size).save_pretrained(folder)
+    tiny_processor(num_frames=8).save_pretrained(folder)
     return model
 
 

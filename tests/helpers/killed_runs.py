@@ -39,6 +39,7 @@ from modeling_cover.recipe.recipe import BadFilesRecipe, ClipRecipe, Recipe
 from modeling_cover.training.checkpoints import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import ENCODER
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -95,15 +96,7 @@ def build_recipe(folder: Path) -> Recipe:
         ),
         clips=ClipRecipe(num_frames=2, image_size=16, short_side=20),
         bad_files=BadFilesRecipe(max_share=0.5),
-        model={
-            "hidden_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "patch_size": 8,
-            "hidden_dropout_prob": 0.1,
-            "drop_path_rate": 0.1,
-        },
+        model={**ENCODER, "num_hidden_layers": 2, "hidden_dropout_prob": 0.1, "drop_path_rate": 0.1},
     )
 
 

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import torch
 from killed_runs import build_recipe
-from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover import CoverTrainer
 from modeling_cover.hub.checkpoint_files import SUMS_NAME, TRAINING_STATE
 from modeling_cover.hub.hashes import file_hashes, read_sums, sums_text
 from modeling_cover.recipe.recipe import Recipe
+from tiny import tiny_trainer
 
 
 def make_trainer(folder: Path, output_dir: Path, recipe=None, **options) -> CoverTrainer:
-    defaults = {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 3, "report_to": "none"}
-    args = CoverTrainingArguments(str(output_dir), use_cpu=True, disable_tqdm=True, **(defaults | options))
-    torch.manual_seed(0)
-    cotraining = prepare_cotraining(recipe or build_recipe(folder), args.seed, args.output_dir)
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    defaults = {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 3}
+    return tiny_trainer(recipe or build_recipe(folder), output_dir, **{**defaults, **options})
 
 
 def with_validation(recipe: Recipe) -> Recipe:

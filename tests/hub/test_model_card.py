@@ -29,6 +29,7 @@ from modeling_cover.hub.run_record import read_summary, write_summary
 from packageless import run_without_package
 from python_server import python
 from test_training_summary import make_recipe, make_trainer
+from tiny import tiny_config
 
 
 ROOT = Path(__file__).parents[2]
@@ -187,8 +188,7 @@ class TestText:
     def test_labels_and_names_show_as_they_are_and_break_nothing(self, checkpoint):
         labels = ["a | b", "<script>alert(1)</script>", "*star* `code` [link](x)\nline"]
         heads = {"odd_head": {"labels": labels}, "videos": {"labels": ["a", "b"]}}
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
-        CoverConfig(**sizes, heads=heads, default_head="odd_head").save_pretrained(checkpoint)
+        tiny_config(heads).save_pretrained(checkpoint)
         videos, _ = read_summary(checkpoint)["datasets"]
         recipe = {**read_summary(checkpoint)["recipe"], "model": {"default_head": "x\n```\n# not a title"}}
         change_summary(checkpoint, recipe=recipe, datasets=[{**videos, "license": "a | b: <c>"}])
@@ -314,6 +314,6 @@ class TestTemplate:
             shutil.copy(ROOT / name, tmp_path)
         shutil.copytree(ROOT / "modeling_cover", tmp_path / "modeling_cover")
         command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "bdist_wheel"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=600)
         (wheel,) = (tmp_path / "dist").glob("*.whl")
         assert f"modeling_cover/hub/{TEMPLATE.name}" in zipfile.ZipFile(wheel).namelist()

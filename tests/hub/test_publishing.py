@@ -35,6 +35,7 @@ from modeling_cover.hub.publishing import (
 from modeling_cover.training.background_publisher import BackgroundPublisher
 from python_server import python
 from safetensors.torch import load_file
+from tiny import tiny_model
 from transformers import AutoModel, AutoModelForVideoClassification
 
 
@@ -287,9 +288,7 @@ class TestLoading:
         assert torch.equal(encoder.layernorm.weight, expected.bfloat16())
 
     def test_a_sharded_checkpoint_spread_over_devices_answers_the_same(self, tmp_path):
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
-        model = CoverForVideoClassification(CoverConfig(**sizes, image_size=16, patch_size=8, heads=HEADS)).eval()
+        model = tiny_model(HEADS, image_size=16, hidden_size=64, num_hidden_layers=4, intermediate_size=128)
         model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
         assert len(list((tmp_path / "sharded").glob("*.safetensors"))) >= 3
         spread = AutoModelForVideoClassification.from_pretrained(

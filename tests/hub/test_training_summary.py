@@ -28,6 +28,7 @@ from modeling_cover.training.run_facts import (
     training_arguments,
 )
 from short_runs import seal
+from tiny import tiny_trainer
 from transformers import HfArgumentParser
 
 
@@ -62,11 +63,7 @@ def recipe(tmp_path_factory) -> Recipe:
 
 
 def make_trainer(recipe: Recipe, output_dir: Path, **options: Any) -> CoverTrainer:
-    fixed = {"use_cpu": True, "disable_tqdm": True, "report_to": "none"}
-    args = CoverTrainingArguments(str(output_dir), **{**OPTIONS, **fixed, **options})
-    torch.manual_seed(0)
-    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    return tiny_trainer(recipe, output_dir, **{**OPTIONS, **options})
 
 
 @pytest.fixture(scope="module")

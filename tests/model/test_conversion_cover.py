@@ -8,14 +8,14 @@ import safetensors.torch
 import torch
 from checkpoints import (
     ORIGINAL_SIZES,
-    SIZES,
     make_timesformer,
     original_state,
     save_original,
     save_timesformer,
     save_vit,
 )
-from modeling_cover import CoverConfig, CoverForVideoClassification
+from modeling_cover import CoverForVideoClassification
+from tiny import tiny_config
 from transformers import ViTForImageClassification
 
 
@@ -332,7 +332,7 @@ class TestOtherCheckpoints:
             from_vit(tmp_path / "timesformer")
 
     def test_a_cover_checkpoint_is_neither(self, tmp_path):
-        CoverForVideoClassification(CoverConfig(**SIZES)).save_pretrained(tmp_path)
+        CoverForVideoClassification(tiny_config()).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="model type 'vit', got 'cover'"):
             from_vit(tmp_path)
         with pytest.raises(ValueError, match="model type 'timesformer', got 'cover'"):

@@ -7,16 +7,15 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from checkpoints import perturb
 from clips import moving_frames, write_clip
 from modeling_cover import (
     CoverConfig,
     CoverForVideoClassification,
     CoverVideoClassificationPipeline,
-    CoverVideoProcessor,
     VideoDecodingError,
     read_video,
 )
+from tiny import save_tiny
 from transformers import pipeline
 
 
@@ -29,13 +28,8 @@ HEADS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = CoverConfig(**sizes, image_size=32, patch_size=8, num_frames=4, heads=HEADS, default_head="motions")
-    perturb(CoverForVideoClassification(config), std=0.3).save_pretrained(folder)
-    processor = CoverVideoProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, num_frames=4)
-    processor.save_pretrained(folder)
+    save_tiny(folder, HEADS, std=0.3, num_hidden_layers=2)
     return folder
 
 
@@ -250,7 +244,7 @@ class TestTimeline:
         one = classify(clip, window=0.5, head="all", views=3, return_embedding=True)
         many = classify([clip], window=0.5, head="all", views=3, return_embedding=True, batch_size=4)[0]
         torch.testing.assert_close(many["embedding"], one["embedding"], atol=1e-6, rtol=0)
-        assert one["embedding"].shape == (9, 32)
+        assert one["embedding"].shape == (9, 16)
         for name in HEADS:
             for entry, expected in zip(many["predictions"][name], one["predictions"][name], strict=True):
                 assert entry == {**expected, "score": pytest.approx(expected["score"], abs=1e-6)}

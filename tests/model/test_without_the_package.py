@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from packageless import run_without_package
+from tiny import tiny_model, tiny_processor
 from transformers import pipeline
 
 
@@ -39,19 +40,13 @@ print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("published")
     heads = {
         "motions": {"labels": ["left", "right", "up"]},
         "images": {"labels": ["checker", "dots"], "modality": "image"},
     }
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = CoverConfig(**sizes, image_size=32, patch_size=8, num_frames=4, heads=heads, default_head="motions")
-    CoverForVideoClassification(config).save_pretrained(folder / "checkpoint")
-    processor = CoverVideoProcessor(
-        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_std=[0.25] * 3, num_frames=4
-    )
-    processor.save_pretrained(folder / "checkpoint")
+    tiny_model(heads, num_hidden_layers=2).save_pretrained(folder / "checkpoint")
+    tiny_processor(image_std=[0.25] * 3).save_pretrained(folder / "checkpoint")
     frames = np.random.default_rng(0).integers(0, 256, (10, 48, 64, 3), dtype=np.uint8)
     write_clip(folder / "clip.mp4", frames)
     return folder

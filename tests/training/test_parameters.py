@@ -7,20 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import build_recipe
-from modeling_cover import CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover import CoverForVideoClassification, CoverTrainer
 from modeling_cover.training.batches import normalized
 from safetensors.torch import load_file
 from short_runs import with_validation
+from tiny import tiny_trainer
 from transformers import TrainerCallback
 
 
 def make_trainer(folder: Path, output_dir: Path, **options) -> CoverTrainer:
-    defaults = {"max_steps": 5, "learning_rate": 0.01, "save_steps": 3, "report_to": "none", "logging_steps": 1}
-    defaults |= {"per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
-    args = CoverTrainingArguments(str(output_dir), **(defaults | options))
-    torch.manual_seed(0)
-    cotraining = prepare_cotraining(with_validation(build_recipe(folder)), args.seed, args.output_dir)
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    defaults = {"max_steps": 5, "learning_rate": 0.01, "save_steps": 3, "logging_steps": 1}
+    recipe = with_validation(build_recipe(folder))
+    return tiny_trainer(recipe, output_dir, **{**defaults, "per_device_train_batch_size": 4, **options})
 
 
 def copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import build_recipe
-from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover import CoverTrainer
 from modeling_cover.hub.model_card import build_model_card
 from modeling_cover.hub.run_record import read_summary
 from modeling_cover.recipe.recipe import Recipe
 from modeling_cover.training.checkpoints import STATE_VERSION, CheckpointError
 from modeling_cover.training.run_settings import differing_parts, joined_parts
 from short_runs import seal
+from tiny import tiny_trainer
 from transformers import TrainerCallback
 
 
@@ -31,12 +32,8 @@ def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
         "logging_steps": 1,
         "lr_scheduler_type": "constant",
         "learning_rate": 1e-3,
-        "report_to": "none",
     }
-    args = CoverTrainingArguments(str(output_dir), use_cpu=True, disable_tqdm=True, **(defaults | options))
-    torch.manual_seed(0)
-    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    return tiny_trainer(recipe, output_dir, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import InfiniteGradient, build_recipe
-from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
+from modeling_cover import CoverTrainer
 from modeling_cover.training.step_guard import NonFiniteTrainingError, TrainingOutOfMemoryError
+from tiny import tiny_trainer
 
 
 class PoisonedTrainer(CoverTrainer):
@@ -38,17 +39,11 @@ def make_trainer(
         "learning_rate": 0.01,
         "logging_steps": 3,
         "save_steps": 2,
-        "report_to": "none",
-        "use_cpu": True,
+        "per_device_train_batch_size": 4,
     }
-    args = CoverTrainingArguments(
-        str(output_dir), per_device_train_batch_size=4, disable_tqdm=True, **(defaults | options)
-    )
-    torch.manual_seed(0)
     recipe = build_recipe(folder)
     recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
-    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
-    trainer = PoisonedTrainer(args=args, **cotraining.trainer_kwargs)
+    trainer = tiny_trainer(recipe, output_dir, PoisonedTrainer, **{**defaults, **options})
     trainer.poisoned = poisoned
     return trainer
 

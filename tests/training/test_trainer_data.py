@@ -16,7 +16,6 @@ from clips import write_clip
 from modeling_cover import (
     CoTrainingDataset,
     CoverTrainer,
-    CoverTrainingArguments,
     EvaluationDataset,
     Recipe,
     prepare_cotraining,
@@ -27,16 +26,7 @@ from modeling_cover.recipe.mixture_recipe import MixtureRecipe
 from modeling_cover.recipe.recipe import BadFilesRecipe, ClipRecipe
 from PIL import Image
 from test_trainer import normalized
-
-
-MODEL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "patch_size": 8,
-    "initializer_range": 0.3,
-}
+from tiny import ENCODER, tiny_trainer
 
 
 @pytest.fixture
@@ -77,12 +67,11 @@ def recipe(tmp_path) -> Recipe:
         ),
         clips=ClipRecipe(num_frames=2, image_size=16, short_side=20),
         bad_files=BadFilesRecipe(max_share=0.5),
-        model=MODEL,
+        model={**ENCODER, "initializer_range": 0.3},
     )
 
 
 def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
-    torch.manual_seed(0)
     defaults = {
         "per_device_train_batch_size": 6,
         "per_device_eval_batch_size": 4,
@@ -90,13 +79,8 @@ def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
         "learning_rate": 0.01,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
     }
-    args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
-    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    return tiny_trainer(recipe, output_dir, **{**defaults, **options})
 
 
 def trained(recipe: Recipe, output_dir: Path, **options) -> tuple[CoverTrainer, dict[str, torch.Tensor]]:
@@ -237,7 +221,7 @@ class TestMixtures:
     def test_an_evaluation_is_no_time_of_training(self, recipe, tmp_path, monkeypatch):
         """The whole of a step but its computation is made to be waiting; evaluations take longer by far."""
         load, decoded = CoTrainingDataset.__getitem__, EvaluationDataset.__getitem__
-        monkeypatch.setattr(CoTrainingDataset, "__getitem__", lambda *key: time.sleep(0.05) or load(*key))
+        monkeypatch.setattr(CoTrainingDataset, "__getitem__", lambda *key: time.sleep(0.1) or load(*key))
         monkeypatch.setattr(EvaluationDataset, "__getitem__", lambda *key: time.sleep(0.1) or decoded(*key))
         trainer, _ = trained(recipe, tmp_path / "run", max_steps=4, eval_strategy="steps", eval_steps=1)
         waits = [entry["data_wait"] for entry in trainer.state.log_history if "loss" in entry]
