@@ -216,7 +216,7 @@ def test_a_forked_worker_reads_the_same_after_the_main_process_has_begun_to(plac
     for worker in workers:
         worker.start()
     for _ in workers:
-        assert queue.get(timeout=60) == [content(row) for row in range(ROWS)]
+        assert queue.get(timeout=600) == [content(row) for row in range(ROWS)]
     for worker in workers:
         worker.join()
     assert bytes_of(source.media[ROWS - 1]) == content(ROWS - 1)

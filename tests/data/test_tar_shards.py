@@ -376,7 +376,7 @@ class TestProcesses:
         queue = context.Queue()
         worker = context.Process(target=_contents, args=(source, queue))
         worker.start()
-        assert queue.get(timeout=60) == [content for _, content, _ in EXPECTED]
+        assert queue.get(timeout=600) == [content for _, content, _ in EXPECTED]
         worker.join()
         assert [media.content for media in source.media] == [content for _, content, _ in EXPECTED]
 

@@ -54,7 +54,7 @@ def test_the_slurm_job_goes_into_the_queue_again_when_it_was_told_to_stop(tmp_pa
         ["bash", str(FOLDER / "slurm.sh"), "my recipe.yaml", "--bf16", "True"],
         cwd=tmp_path,
         env=environment,
-        timeout=60,
+        timeout=600,
     )
     assert finished.returncode == code
     assert (tmp_path / "ran").read_text() == "3 1 32 node1 examples/cotrain.py my recipe.yaml --bf16 True\n"

@@ -52,7 +52,7 @@ def serving(guard: Guard) -> Iterator[str]:
             yield f"http://127.0.0.1:{place.getsockname()[1]}"
         finally:
             server.should_exit = server.force_exit = True
-            thread.join(60)
+            thread.join(600)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def send(url: str, content: bytes, name: str = "clip.mp4", visitor: str = "192.0
     """Of a visitor whose address a proxy on this machine tells."""
     headers = {"x-forwarded-for": visitor}
     return httpx.post(
-        f"{url}/gradio_api/upload", files={"files": (name, content)}, headers=headers, timeout=60, **options
+        f"{url}/gradio_api/upload", files={"files": (name, content)}, headers=headers, timeout=600, **options
     )
 
 
@@ -81,16 +81,16 @@ def ask(
         None if path is None else {"path": path, "meta": {"_type": "gradio.FileData"}, "url": "http://example.org/a"}
     )
     question = {"data": [file, heads], "fn_index": 0, "session_hash": session, "event_data": None}
-    return httpx.post(f"{url}/gradio_api/queue/join", json=question, headers={"x-forwarded-for": visitor}, timeout=60)
+    return httpx.post(f"{url}/gradio_api/queue/join", json=question, headers={"x-forwarded-for": visitor}, timeout=600)
 
 
 def hear(url: str, session: str = "abc", visitor: str = "192.0.2.1") -> str:
     """What the page is told until the last answer is there."""
-    options = {"headers": {"x-forwarded-for": visitor}, "timeout": 60}
+    options = {"headers": {"x-forwarded-for": visitor}, "timeout": 600}
     return httpx.get(f"{url}/gradio_api/queue/data?session_hash={session}", **options).text
 
 
-def waited_for(condition, seconds: float = 60) -> bool:
+def waited_for(condition, seconds: float = 600) -> bool:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.02)
@@ -139,7 +139,7 @@ class TestRoutes:
         (upload,) = send(url, b"x").json()
         values = {"path": "a/b.js", "path_or_url": upload, "url_path": "https://a.hf.space/b", "size": "16"}
         answered = set()
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=600) as client:
             for method, path in registered:
                 filled = re.sub(r"{(\w+)[^}]*}", lambda match: values.get(match[1], "x"), path)
                 for address in (filled, f"{filled}?deep_link=x&session_hash=x"):
@@ -174,7 +174,7 @@ class TestRoutes:
     @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT"])
     def test_no_spelling_leads_anywhere_else(self, url, method, address):
         host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as plain:  # httpx would tidy it up
+        with socket.create_connection((host, int(port)), timeout=600) as plain:  # httpx would tidy it up
             plain.sendall(f"{method} {address} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".encode())
             assert plain.recv(1000).split()[1] == b"404"
 
@@ -221,7 +221,7 @@ class TestQuestions:
         ],
     )
     def test_what_is_no_question_is_refused(self, url, question):
-        assert httpx.post(f"{url}/gradio_api/queue/join", content=question, timeout=60).status_code == 400
+        assert httpx.post(f"{url}/gradio_api/queue/join", content=question, timeout=600).status_code == 400
 
     @pytest.mark.parametrize("is_told", [True, False])
     def test_a_long_one_is_not_waited_for(self, url, is_told):
@@ -236,7 +236,7 @@ class TestQuestions:
 
         headers = {"content-length": str(10_000 * 2**14)} if is_told else {}
         try:
-            answer = httpx.post(f"{url}/gradio_api/queue/join", content=endless(), headers=headers, timeout=60)
+            answer = httpx.post(f"{url}/gradio_api/queue/join", content=endless(), headers=headers, timeout=600)
             assert answer.status_code == 413
         except httpx.TransportError:
             pass  # the connection was closed before the answer was read
@@ -245,7 +245,7 @@ class TestQuestions:
     def test_one_that_comes_slowly_is_not_waited_for(self):
         with serving(app_of(Limits(message_seconds=0.3))) as url:
             host, port = url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=60) as slow:
+            with socket.create_connection((host, int(port)), timeout=600) as slow:
                 slow.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
                 assert slow.recv(1000).split()[1] == b"408"
 
@@ -254,7 +254,7 @@ class TestQuestions:
         hold = threading.Event()
 
         def slowly(upload, heads):
-            hold.wait(60)
+            hold.wait(600)
             yield "none", "", ""
 
         guard.page.fns[0].fn = slowly
@@ -274,7 +274,7 @@ class TestQuestions:
         hold, original = threading.Event(), guard.page.fns[0].fn
 
         def slowly(upload, heads):
-            hold.wait(60)
+            hold.wait(600)
             yield from original(upload, heads)
 
         guard.page.fns[0].fn = slowly
@@ -377,7 +377,7 @@ class TestUploads:
         head = b"POST /gradio_api/upload?upload_id=broken HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n"
         head += b"Content-Type: multipart/form-data; boundary=a\r\n\r\n"
         head += b'--a\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
-        with socket.create_connection((host, int(port)), timeout=60) as broken:
+        with socket.create_connection((host, int(port)), timeout=600) as broken:
             broken.sendall(head + b"x" * 10_000)
             assert waited_for(lambda: len(guard.uploads) == before + 1)
         assert waited_for(lambda: len(guard.uploads) == before)
@@ -385,7 +385,7 @@ class TestUploads:
     def test_one_that_pauses_is_not_waited_for(self):
         with serving(app_of(Limits(silent_seconds=0.3))) as url:
             host, port = url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=60) as slow:
+            with socket.create_connection((host, int(port)), timeout=600) as slow:
                 slow.sendall(
                     b"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n"
                     b"Content-Type: multipart/form-data; boundary=a\r\n\r\n--a"
@@ -394,14 +394,14 @@ class TestUploads:
 
     def test_the_page_is_told_how_much_has_come(self, url):
         assert send(url, b"x" * 1000, params={"upload_id": "u"}).status_code == 200
-        told = httpx.get(f"{url}/gradio_api/upload_progress?upload_id=u", timeout=60).text
+        told = httpx.get(f"{url}/gradio_api/upload_progress?upload_id=u", timeout=600).text
         assert told.endswith('data: {"msg": "done"}\n\n')
 
 
 class TestConnections:
     def connect(self, url: str) -> socket.socket:
         host, port = url.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=60)
+        return socket.create_connection((host, int(port)), timeout=600)
 
     def is_closed(self, connection: socket.socket) -> bool:
         try:
@@ -421,6 +421,6 @@ class TestConnections:
         monkeypatch.setattr(Connection, "most", 8)
         idle = [self.connect(url) for _ in range(12)]
         assert all(self.is_closed(connection) for connection in idle[:4])
-        assert httpx.get(f"{url}/theme.css", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/theme.css", timeout=600).status_code == 200
         for connection in idle:
             connection.close()

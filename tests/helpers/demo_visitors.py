@@ -174,7 +174,7 @@ class Crowd:
     def silent_connections(self, visitor: Visitor) -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(60):
-                connection = stack.enter_context(socket.create_connection(self.place, timeout=60))
+                connection = stack.enter_context(socket.create_connection(self.place, timeout=600))
                 connection.sendall(b"GET / HTTP/1.1\r\nX: ")
             time.sleep(2)
 

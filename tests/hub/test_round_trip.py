@@ -173,13 +173,17 @@ def test_training_does_not_wait_for_a_hub_that_is_away_and_its_end_is_published_
         def leave_at_the_first_commit():
             while not any("/commit/" in request.path for request in hub.requests):
                 time.sleep(0.02)
-            hub.go_away(10)
-            came_back.append(time.time() + 10)
+            hub.go_away(3600)
+            time.sleep(10)
+            while not (folder / "outputs" / "checkpoint-9").exists():
+                time.sleep(0.02)
+            came_back.append(time.time())
+            hub.come_back()
 
-        leaving = threading.Thread(target=leave_at_the_first_commit)
+        leaving = threading.Thread(target=leave_at_the_first_commit, daemon=True)
         leaving.start()
         finished = train(hub, folder)
-        leaving.join()
+        leaving.join(600)
         assert_trained_well(finished, folder)
         assert_is_published(hub, folder)
     assert (folder / "outputs" / "checkpoint-9").stat().st_mtime < came_back[0]

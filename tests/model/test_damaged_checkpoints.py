@@ -202,7 +202,7 @@ def test_a_file_that_claims_to_be_huge_is_refused_within_little_memory(tmp_path)
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -236,7 +236,7 @@ class TestCheckpoints:
             [sys.executable, "-c", script, str(Path(__file__).parents[1] / "helpers"), str(folder), str(run)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert finished.returncode == 1
         assert "checkpoint-9 cannot be written" in finished.stderr
