@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow quality style benchmark clean
+.PHONY: quickstart test test-slow test-all quality style benchmark clean
 
 # One thread: the data loader's worker has the second core, and two threads that share a core wait for one another.
 quickstart: $(VENV)/base
@@ -13,12 +13,18 @@ quickstart: $(VENV)/base
 	$(BIN)/python examples/quickstart_report.py
 
 # As many processes as cores of the smallest machine it is meant for, of one thread each.
-test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# What `make test` leaves out: whole matrices of which it runs a part, and what the newest change seldom breaks.
+# The specification.
+test: $(VENV)/installed
+	$(PYTEST) -m "not slow"
+
+# What takes long for a reason: killed runs, launchers, whole matrices. `make test` has something faster of each.
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/installed
+	$(PYTEST)
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
