@@ -35,10 +35,13 @@ BLOCKS = [
     )
 ]
 
+# Each of their snippets exports a model or trains the study; test_exporting.py and test_miniature.py have smaller ones.
+SLOW_PAGES = ("exporting", "paper_in_miniature")
+
 
 def blocks(*languages: str) -> list:
     return [
-        pytest.param(code, id=f"{page}: {code.splitlines()[0][:60]}")
+        pytest.param(code, id=f"{page}: {code.splitlines()[0][:60]}", marks=[pytest.mark.slow] * (page in SLOW_PAGES))
         for page, language, code in BLOCKS
         if language in languages
     ]
@@ -160,7 +163,13 @@ def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
         assert len(read_sources(dataset)["train"]) >= 1
 
 
-@pytest.mark.parametrize("page", sorted({page for page, language, _ in BLOCKS if language == "python"}))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW_PAGES))
+        for page in sorted({page for page, language, _ in BLOCKS if language == "python"})
+    ],
+)
 def test_the_python_snippets_of_a_page_run(hub, workspace, page):
     snippets = [code for name, language, code in BLOCKS if (name, language) == (page, "python")]
     # One interpreter, as most of its time is imports; each snippet has names of its own.

@@ -2,10 +2,7 @@
 """Checkpoints on their datasets: views, orders of frames, processes, and what examples/evaluate_checkpoint.py says and writes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 from checkpoints import QUICKSTART_LABELS, save_quickstart, save_timesformer
 from clips import write_clip
+from forked_runs import call, start_processes
 from modeling_cover import (
     CoverConfig,
     CoverForVideoClassification,
@@ -217,18 +215,14 @@ class TestTheCommand:
         written = []
         for processes in (1, 3):
             output = tmp_path / str(processes)
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             given = ["--model", folder / "model", "--recipe", folder / "recipe.yaml", "--output", output]
-            given += ["--dataset", "shapes", "--dataset", "textures", "--batch_size", 2]
-            command = [sys.executable, *launcher, ROOT / "examples" / "evaluate_checkpoint.py", *given]
-            environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-            finished = subprocess.run(
-                list(map(str, command)), env=environment, capture_output=True, text=True, timeout=200, check=False
-            )
-            assert finished.returncode == 0, finished.stderr[-3000:]
+            given += ["--dataset", "shapes", "--dataset", "textures", "--batch_size", 2, "--num_workers", 0]
+            log, on_cpu = tmp_path / f"{processes}.log", {"ACCELERATE_USE_CPU": "true"}
+            run = start_processes(call, processes, log, on_cpu, evaluate_checkpoint.main, list(map(str, given)))
+            assert run.wait(600) == 0, log.read_text()[-3000:]
             written.append(json.loads((output / "evaluation.json").read_text()))
             assert written[-1].pop("processes") == processes
-            assert finished.stdout.count("top-1") == 1
+            assert log.read_text().count("top-1") == 1
             for figures in written[-1]["datasets"].values():
                 assert figures.pop("rows_per_second") > 0
         assert written[0] == written[1]

@@ -14,6 +14,7 @@ from clips import write_clip
 from packageless import run_without_package
 from PIL import Image
 from python_server import python
+from tiny import ENCODER
 from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTModel
 
 
@@ -21,7 +22,6 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
-SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64, "patch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def workspace(tmp_path_factory) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
 
     save_quickstart(folder / "outputs" / "quickstart")
-    ViTModel(ViTConfig(**SIZES, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
-    timesformer = TimesformerForVideoClassification(TimesformerConfig(**SIZES, image_size=32, num_labels=400))
+    ViTModel(ViTConfig(**ENCODER, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
+    timesformer = TimesformerForVideoClassification(TimesformerConfig(**ENCODER, image_size=32, num_labels=400))
     timesformer.save_pretrained(folder / "facebook" / "timesformer-base-finetuned-k400")
 
     def clip(path: str) -> None:
@@ -75,7 +75,13 @@ def test_a_python_snippet_runs(workspace, code):
 
 # The two commands with `make` are run by .ci/run.
 @pytest.mark.parametrize(
-    "code", [code for language, code in BLOCKS if language == "bash" and not code.startswith("make ")]
+    "code",
+    [
+        # An export takes as long as the others together, and test_exporting.py has a smaller one.
+        pytest.param(code, marks=[pytest.mark.slow] * ("export.py" in code))
+        for language, code in BLOCKS
+        if language == "bash" and not code.startswith("make ")
+    ],
 )
 def test_a_command_runs(workspace, code):
     path = os.pathsep.join([str(Path(python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -93,6 +94,11 @@ def _call(function: Callable, log: Path, environment: dict[str, Any], arguments:
     os.dup2(file, 2)
     os.dup2(file, 1)
     function(*arguments)
+
+
+def call(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Call a script's `main`, and exit with what it returns."""
+    sys.exit(main(arguments))
 
 
 def _train(folder: Path, output_dir: Path, options: dict[str, Any]) -> None:

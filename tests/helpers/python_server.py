@@ -34,11 +34,16 @@ if name == "accelerate":
     if arguments[0] != "launch" or not arguments[1].endswith(".py"):
         os.execv({accelerate!r}, [{accelerate!r}, *arguments])
     arguments = arguments[1:]
-elif not arguments or not (arguments[0] in ("-c", "-m") or arguments[0].endswith(".py")):
+elif name == "torchrun":
+    arguments = ["-m", "torch.distributed.run", *arguments]
+elif arguments[:1] == ["-u"]:
+    arguments = arguments[1:]
+if not arguments or not (arguments[0] in ("-c", "-m") or arguments[0].endswith(".py")):
     os.execv({python!r}, [{python!r}, *arguments])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = dict(arguments=arguments, folder=os.getcwd(), environment=dict(os.environ), has_package=name != "stranger")
+environment = dict(os.environ, PYTHON_EXEC={address!r}.replace("socket", "python"))  # what torchrun starts
+request = dict(arguments=arguments, folder=os.getcwd(), environment=environment, has_package=name != "stranger")
 data = json.dumps(request).encode()
 socket.send_fds(server, [len(data).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(data)
@@ -50,7 +55,7 @@ _READ_BY_IMPORTS = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "HOME",
 
 
 def python() -> str:
-    """The path of the program. It is called `python`, and lies beside an `accelerate` that launches a script alike."""
+    """The path of the program. It is called `python`, and lies beside an `accelerate` and a `torchrun` alike."""
     return str(_started() / "python")
 
 
@@ -64,7 +69,7 @@ def _started() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="python"))
     atexit.register(shutil.rmtree, folder)
     address, accelerate = str(folder / "socket"), str(Path(sys.executable).with_name("accelerate"))
-    for name in ("python", "accelerate", "stranger"):
+    for name in ("python", "accelerate", "torchrun", "stranger"):
         client = folder / name
         client.write_text(_CLIENT.format(python=sys.executable, accelerate=accelerate, address=address))
         client.chmod(0o755)

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from checkpoints import perturb, save_timesformer
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.hub.exporting import (
     METADATA_NAME,
     export_onnx,
@@ -23,6 +23,7 @@ from modeling_cover.hub.exporting import (
     largest_difference,
     save_program,
 )
+from tiny import tiny_config
 
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def timesformer(folder):
     torch.manual_seed(0)
-    return save_timesformer(folder / "timesformer", num_frames=8)
+    return save_timesformer(folder / "timesformer", num_frames=8, num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +105,7 @@ class TestValues:
     @pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
     def test_patches_that_are_no_squares_and_bf16(self, attention):
         torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        config = CoverConfig(**sizes, image_size=(16, 32), patch_size=(8, 16), num_frames=2, num_channels=1)
+        config = tiny_config(image_size=(16, 32), patch_size=(8, 16), num_frames=2, num_channels=1)
         model = perturb(CoverForVideoClassification(config)).bfloat16()
         model.set_attn_implementation(attention)
         program = export_program(model).module()
@@ -116,8 +116,7 @@ class TestValues:
 
     def test_the_size_that_is_exported_with_may_be_the_models_own(self):
         """4 x 5 patches and three frames are what stands for all sizes; a condition on equality would bind the program."""
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        config = CoverConfig(**sizes, image_size=(32, 40), patch_size=8, num_frames=3, return_dict=False)
+        config = tiny_config(image_size=(32, 40), num_frames=3, return_dict=False)
         model = perturb(CoverForVideoClassification(config))
         assert largest_difference(model, export_program(model).module()) < 1e-5
 

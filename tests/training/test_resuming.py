@@ -8,9 +8,11 @@ import random
 import signal
 from pathlib import Path
 
+import forked_runs
 import pytest
 import torch
 from killed_runs import (
+    TIME_LIMIT,
     build_recipe,
     faults_of,
     finish,
@@ -30,17 +32,22 @@ from short_runs import final_weights, make_trainer, with_validation
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 
+# Processes are forked, which cannot have workers of their own; in `make test-slow` they are started as a user starts them.
+FORKED = {"launch": forked_runs.start, "workers": (0,)}
+STARTED = {"launch": start, "workers": (0, 2)}
+
+
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
     """The folder of a run that was not stopped."""
-    return run_whole(folder, folder / "whole")
+    return run_whole(folder, folder / "whole", launch=forked_runs.start)
 
 
 class TestKilledRuns:
-    @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-    def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed):
+    @pytest.mark.parametrize(("seed", "how"), [(0, FORKED), pytest.param(1, STARTED, marks=pytest.mark.slow)])
+    def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed, how):
         run = folder / f"killed{seed}"
-        run_killed(folder, run, kills=2, rng=random.Random(seed))
+        run_killed(folder, run, kills=2, rng=random.Random(seed), **how)
         assert faults_of(run, whole) == []
 
     def test_one_that_has_ended_trains_no_more(self, folder, whole):
@@ -55,20 +62,23 @@ class TestKilledRuns:
         train(folder, whole)
         assert [path.name for path in whole.iterdir() if path.name.startswith(".")] == [LOCK_NAME]
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        ("number", "launch"),
+        [(signal.SIGTERM, forked_runs.start), pytest.param(signal.SIGUSR1, start, marks=pytest.mark.slow)],
+    )
     def test_one_that_is_told_to_stop_writes_a_checkpoint_and_the_same_command_goes_on_from_it(
-        self, folder, whole, number
+        self, folder, whole, number, launch
     ):
         run = folder / f"stopped{number}"
         run.mkdir()
-        process = start(folder, run, save_steps=1000)
+        process = launch(folder, run, save_steps=1000)
         trained = run / "trained-0.jsonl"
         assert wait_for(lambda: trained.exists() and len(trained.read_text().splitlines()) > 4, process)
         process.send_signal(number)
-        assert process.wait(30) == PREEMPTED_EXIT_CODE
+        assert process.wait(TIME_LIMIT) == PREEMPTED_EXIT_CODE
         steps = int(newest_checkpoint(run).name.removeprefix("checkpoint-"))
         assert steps == len(trained.read_text().splitlines())
-        assert start(folder, run, save_steps=1000).wait(60) == 0
+        assert launch(folder, run, save_steps=1000).wait(TIME_LIMIT) == 0
         assert faults_of(run, whole) == []
 
 
@@ -86,10 +96,11 @@ class TestTwoProcesses:
 
     options = {"per_device_train_batch_size": 2}
 
-    def test_killed_runs_end_as_one_that_was_not_stopped(self, folder):
-        whole = run_whole(folder, folder / "whole2", 2, **self.options)
-        run = folder / "killed2"
-        run_killed(folder, run, kills=1, rng=random.Random(0), processes=2, **self.options)
+    @pytest.mark.parametrize("how", [FORKED, pytest.param(STARTED, marks=pytest.mark.slow)], ids=["forked", "started"])
+    def test_killed_runs_end_as_one_that_was_not_stopped(self, folder, tmp_path, how):
+        whole = run_whole(folder, tmp_path / "whole", 2, launch=how["launch"], **self.options)
+        run = tmp_path / "killed"
+        run_killed(folder, run, kills=1, rng=random.Random(0), processes=2, **how, **self.options)
         assert faults_of(run, whole, processes=2) == []
 
     @pytest.mark.slow
@@ -100,14 +111,14 @@ class TestTwoProcesses:
         trained = run / "trained-1.jsonl"
         assert wait_for(lambda: trained.exists() and len(trained.read_text().splitlines()) > 2, process)
         os.kill(int((run / "1.pid").read_text()), signal.SIGTERM)
-        assert process.wait(60) == 1  # torchrun's own; that of the processes is in its report
+        assert process.wait(TIME_LIMIT) == 1  # torchrun's own; that of the processes is in its report
         log = run.with_suffix(".log").read_text()
         assert f"exitcode  : {PREEMPTED_EXIT_CODE}" in log
         assert newest_checkpoint(run) is not None
         before = labels_of_steps(run, 2)
         for number in range(2):
             (run / f"trained-{number}.jsonl").unlink()
-        finish(start(folder, run), run)
+        finish(forked_runs.start(folder, run), run)
         after = labels_of_steps(run, 1)
         assert min(after) == max(before) + 1
         assert {**before, **after} == labels_of_steps(whole, 1)
@@ -116,7 +127,10 @@ class TestTwoProcesses:
     def test_a_loss_that_is_not_finite_on_one_is_skipped_by_both(self, folder):
         run = folder / "poisoned2"
         run.mkdir()
-        finish(start(folder, run, 2, **self.options, poisoned={"step": 2, "process": 1}, max_steps=4), run)
+        finish(
+            forked_runs.start(folder, run, 2, **self.options, poisoned={"step": 2, "process": 1}, max_steps=4),
+            run,
+        )
         weights = load_file(run / "final" / "model.safetensors")
         assert all(weight.isfinite().all() for weight in weights.values())
         (line,) = (run / "skipped_steps.jsonl").read_text().splitlines()

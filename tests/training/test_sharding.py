@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import finish, start
+from forked_runs import start
+from killed_runs import finish
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.training.zero import check_options
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ def zero(stage: int, **options) -> dict:
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
-POISONED = {"step": 2, "gradient_step": 3}
+POISONED = {"step": 1, "gradient_step": 2}  # steps in which nothing is evaluated
 ALONE = {"processes": 1, "per_device_train_batch_size": 4, "poisoned": {**POISONED, "process": 0}}
 KINDS = {"ddp": {}, "one process": ALONE, "fsdp": FSDP, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
 
@@ -36,14 +37,14 @@ ALL_KINDS = [kind if kind in ("ddp", "fsdp", "zero3") else slow(kind) for kind i
 OPTIONS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "max_steps": 10,
-    "save_steps": 5,
+    "max_steps": 6,
+    "save_steps": 3,
     "lr_scheduler_type": "constant",
     "max_grad_norm": 1.0,
     "ema_decay": 0.9,
     "activation_checkpointing": True,
     "eval_strategy": "steps",
-    "eval_steps": 5,
+    "eval_steps": 3,
     "load_best_model_at_end": True,
     "mixed_sizes": True,
     "poisoned": {**POISONED, "process": 1},
@@ -54,7 +55,7 @@ OPTIONS = {
 
 
 class Runs:
-    """One of 10 steps of each kind, with checkpoints at 5 and 10, and all that could go wrong together; when asked for."""
+    """One of 6 steps of each kind, with checkpoints at 3 and 6, and all that could go wrong together; when asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -82,7 +83,7 @@ def assert_close(path: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS[1:])
-@pytest.mark.parametrize("step", [5, 10])
+@pytest.mark.parametrize("step", [3, 6])
 @pytest.mark.parametrize("file", ["model", "training_state/weights", "training_state/optimizer"])
 def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step, file):
     path = f"checkpoint-{step}/{file}.safetensors"
@@ -101,24 +102,24 @@ def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step,
 )
 def test_a_checkpoint_of_one_goes_on_in_another(folder, runs, first, second):
     run = folder / f"{first} then {second}"
-    shutil.copytree(runs[first] / "checkpoint-5", run / "checkpoint-5")
+    shutil.copytree(runs[first] / "checkpoint-3", run / "checkpoint-3")
     finish(start(folder, run, 2, **OPTIONS, **KINDS[second]), run)
-    for file in ("checkpoint-10/model", "checkpoint-10/training_state/weights", "final/model"):
+    for file in ("checkpoint-6/model", "checkpoint-6/training_state/weights", "final/model"):
         assert_close(run / f"{file}.safetensors", runs["ddp"] / f"{file}.safetensors")
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS[1:])
 def test_a_checkpoint_is_a_model_like_any_other(runs, kind):
-    model = CoverForVideoClassification.from_pretrained(runs[kind] / "checkpoint-10")
+    model = CoverForVideoClassification.from_pretrained(runs[kind] / "checkpoint-6")
     assert model.config.architectures == ["CoverForVideoClassification"]
     assert model.dtype == torch.float32
-    sharded, whole = ({file.name for file in (runs[name] / "checkpoint-10").rglob("*")} for name in (kind, "ddp"))
+    sharded, whole = ({file.name for file in (runs[name] / "checkpoint-6").rglob("*")} for name in (kind, "ddp"))
     assert sharded == whole
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_all_processes_have_the_best_model_at_the_end(runs, kind):
-    state = json.loads((runs[kind] / "checkpoint-10/trainer_state.json").read_text())
+    state = json.loads((runs[kind] / "checkpoint-6/trainer_state.json").read_text())
     best = load_file(Path(state["best_model_checkpoint"]) / "model.safetensors")
     copies = ["final/model", "final-0", "final-1"] if kind == "ddp" else ["final/model"]
     for copy in copies:
@@ -133,7 +134,7 @@ def test_steps_that_are_not_finite_are_skipped(runs, kind):
     assert skipped == expected
     assert [json.loads(line)["step"] for line in skipped.splitlines()] == list(POISONED.values())
     states = [
-        json.loads((runs[name] / "checkpoint-5/training_state/state.json").read_text()) for name in (kind, "ddp")
+        json.loads((runs[name] / "checkpoint-3/training_state/state.json").read_text()) for name in (kind, "ddp")
     ]
     rates, expected = ([group["lr"] for group in state["optimizer"]["param_groups"]] for state in states)
     assert rates == expected
@@ -151,10 +152,10 @@ BF16 = {
 def test_in_bf16_weights_stay_in_fp32_and_go_the_same_way(folder, runs, kind):
     run = folder / f"{kind} in bf16"
     run.mkdir()
-    finish(start(folder, run, 2, **(OPTIONS | {"max_steps": 5}), **BF16[kind]), run)
-    found = load_file(run / "checkpoint-5/training_state/weights.safetensors")
+    finish(start(folder, run, 2, **(OPTIONS | {"max_steps": 3}), **BF16[kind]), run)
+    found = load_file(run / "checkpoint-3/training_state/weights.safetensors")
     assert {weight.dtype for weight in found.values()} == {torch.float32}
-    expected, later = (load_file(runs["ddp"] / f"checkpoint-{n}/training_state/weights.safetensors") for n in (5, 10))
+    expected, later = (load_file(runs["ddp"] / f"checkpoint-{n}/training_state/weights.safetensors") for n in (3, 6))
     assert distance(found, expected) < 0.2 * distance(later, expected)
 
 

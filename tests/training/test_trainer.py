@@ -3,15 +3,14 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from clips import write_clip
+from forked_runs import start_processes
 from modeling_cover import (
     CoTrainingDataset,
     CoverForVideoClassification,
@@ -25,19 +24,12 @@ from modeling_cover.data.mixture import MixtureSampler
 from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe, Recipe
 from modeling_cover.training import batches
 from PIL import Image
+from tiny import ENCODER, tiny_trainer
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 
-MODEL = {
-    "default_head": "videos",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "patch_size": 8,
-    "initializer_range": 0.3,
-}
+MODEL = {**ENCODER, "default_head": "videos", "initializer_range": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +62,6 @@ def recipe(tmp_path_factory) -> Recipe:
 
 
 def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
-    torch.manual_seed(0)
-    cotraining = prepare_cotraining(recipe, seed=0)
     defaults = {
         "per_device_train_batch_size": 8,
         "max_steps": 1,
@@ -81,12 +71,9 @@ def make_trainer(recipe: Recipe, output_dir: Path, **options) -> CoverTrainer:
         "max_grad_norm": 0.0,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
+        "seed": 0,
     }
-    args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
-    return CoverTrainer(args=args, **cotraining.trainer_kwargs)
+    return tiny_trainer(recipe, output_dir, **{**defaults, **options})
 
 
 def normalized(sample: dict) -> torch.Tensor:
@@ -121,6 +108,20 @@ def logged_and_evaluated(trainer: CoverTrainer) -> dict[str, float]:
     return {name: value for name, value in {**logged, **metrics}.items() if name.endswith(kinds)} | {
         "loss": logged["loss"]
     }
+
+
+def train_once(recipe: Recipe, output: Path, options: dict[str, Any], processes: int) -> None:
+    """One step of several processes, each with a part of the rows of its single-process twin, and an evaluation."""
+    trainer = make_trainer(recipe, output.parent, **options)
+    before = weights(trainer.model)
+    trainer.train()
+    metrics = logged_and_evaluated(trainer)
+    assert trainer.accelerator.num_processes == processes
+    if trainer.args.process_index == 0:
+        after = weights(trainer.model)
+        torch.save({name: after[name] - before[name] for name in after}, output)
+        output.with_suffix(".json").write_text(json.dumps(metrics))
+    trainer.end()
 
 
 def rows_of_first_step(recipe: Recipe) -> tuple[CoverForVideoClassification, list[dict]]:
@@ -205,32 +206,12 @@ class TestLoss:
         trainer.train()
         whole = {name: parameter - before[name] for name, parameter in weights(trainer.model).items()}
         metrics = logged_and_evaluated(trainer)
-        arguments = {
-            "recipe": str(tmp_path / "recipe.json"),
-            "output": str(tmp_path / "several" / "updates.pt"),  # a folder of theirs: `trainer` holds the other
-            "options": json.dumps({"loss_reduction": reduction, **options}),
-            "processes": str(processes),
-        }
-        Path(arguments["recipe"]).write_text(
-            json.dumps({dataset.name: dict(dataset.splits) for dataset in recipe.datasets})
-        )
-        script = Path(__file__).parents[1] / "helpers" / "train_processes.py"
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
-        finished = subprocess.run(
-            [sys.executable, *command, *arguments.values()],
-            env={
-                **os.environ,
-                "ACCELERATE_USE_CPU": "true",
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(sys.path),
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        assert_same_direction_and_size(torch.load(arguments["output"], weights_only=True), whole)
-        theirs = json.loads(Path(arguments["output"]).with_suffix(".json").read_text())
+        log, on_cpu = tmp_path / "log", {"ACCELERATE_USE_CPU": "true"}
+        output = tmp_path / "several" / "updates.pt"  # a folder of theirs: `trainer` holds the other
+        theirs = recipe, output, {"loss_reduction": reduction, **options}, processes
+        assert start_processes(train_once, processes, log, on_cpu, *theirs).wait(600) == 0, log.read_text()[-3000:]
+        assert_same_direction_and_size(torch.load(output, weights_only=True), whole)
+        theirs = json.loads(output.with_suffix(".json").read_text())
         assert theirs == pytest.approx(metrics, rel=1e-5)
 
     def test_a_data_set_of_weight_zero_trains_nothing_but_is_still_logged(self, recipe, tmp_path):
