@@ -198,6 +198,7 @@ class CoverTrainer(Trainer):
             except torch.OutOfMemoryError as error:
                 message = out_of_memory(error, self.state.global_step, self.args)
                 raise TrainingOutOfMemoryError(message) from error
+            self.publisher.wait()
         # The best checkpoint, where it was loaded, is an average already.
         if self.weight_average is not None and self.record.best_step is None:
             self.weight_average.swap()
