@@ -4,9 +4,9 @@
     python examples/benchmark_data.py [--rounds 7] [--seconds 10]
 
 It draws clips with camera motion, moving objects and sensor noise, encodes them as x264 does by default (constant rate
-factor 23, a keyframe every 250 frames), makes compact ones of them, and reads both through the code that training uses,
-on one thread. Times are medians, over rounds in which the candidates take turns, of the process's own time on the CPU:
-what one core does in a second. Some 2 minutes on 2 CPU cores; it prints the tables of docs/compact_data.md.
+factor 23, a keyframe every 250 frames), makes compact ones of them, and reads both through the code that training
+uses, on one thread. Times are medians, over rounds in which the candidates take turns, of the process's own time on
+the CPU: what one core does in a second. Some 2 minutes on 2 CPU cores; it prints the tables of docs/compact_data.md.
 """
 
 import argparse

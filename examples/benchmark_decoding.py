@@ -5,14 +5,14 @@
     python examples/benchmark_decoding.py [--rounds 7] [--row_seconds 8] [--seconds 10]
         [--folder outputs/benchmark_decoding]
 
-Each cell of the table is the CPU time in ms (and the time on the clock), for the others how many times that is ours, and
-how far their pixels are from ours: at most and on average, of 255.
+Each cell of the table is the CPU time in ms (and the time on the clock), for the others how many times that is ours,
+and how far their pixels are from ours: at most and on average, of 255.
 
-Draws clips, encodes them into `folder` (a file that is there already is used again), and takes 16 uniform frames of each
-by each reader, then one input for the model by the video processor. All on one CPU core. The readers take turns, in
-another order each round, for `rounds` rounds or `row_seconds`, whichever is more; times, and how many times ours they are
-in the same round, are medians over these. Prints a table in Markdown, in which a reader that is not installed, or fails,
-says so. Some 10 minutes on 2 CPU cores.
+Draws clips, encodes them into `folder` (a file that is there already is used again), and takes 16 uniform frames of
+each by each reader, then one input for the model by the video processor. All on one CPU core. The readers take turns,
+in another order each round, for `rounds` rounds or `row_seconds`, whichever is more; times, and how many times ours
+they are in the same round, are medians over these. Prints a table in Markdown, in which a reader that is not
+installed, or fails, says so. Some 10 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -114,8 +114,9 @@ def write_file(path: Path, encoder: str, options: dict[str, str], height: int, w
 
 
 def pack(path: Path) -> None:
-    """Rewrites MPEG-4 in AVI as DivX and XviD do: of the B-frames that follow another frame (P1 B1 B2 P2) the first comes in
-    its packet, each other in place of the one before, and a frame that is not coded in place of the last (P1+B1 B2 - P2)."""
+    """Rewrites MPEG-4 in AVI as DivX and XviD do: of the B-frames that follow another frame (P1 B1 B2 P2) the first
+    comes in its packet, each other in place of the one before, and a frame that is not coded in place of the last
+    (P1+B1 B2 - P2)."""
     start, sign = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
     bits = f"0101{'0' * (FPS - 1).bit_length()}1001111111"  # P, its time, "not coded", and ones up to the last byte
     not_coded = start + int(bits[:16], 2).to_bytes(2, "big")

@@ -3,8 +3,8 @@
 
     python examples/benchmark_demo.py --model outputs/quickstart
 
-Serves the page of demo.py in a process of its own and asks it about a clip of 10 seconds, 640 x 360, 30 frames a second, H.264. Takes some
-30 seconds.
+Serves the page of demo.py in a process of its own and asks it about a clip of 10 seconds, 640 x 360, 30 frames a
+second, H.264. Takes some 30 seconds.
 """
 
 import argparse

@@ -3,8 +3,9 @@
 
     python examples/benchmark_export.py [--rounds 5] [--model outputs/quickstart]
 
-Without `--model` it has the Base architecture with random weights. Times are medians over rounds in which the programs take turns, on the
-CPU in fp32, torch and onnxruntime each with its usual threads: of a clip and of an image of the usual size. Some 3 minutes on 2 CPU cores.
+Without `--model` it has the Base architecture with random weights. Times are medians over rounds in which the programs
+take turns, on the CPU in fp32, torch and onnxruntime each with its usual threads: of a clip and of an image of the
+usual size. Some 3 minutes on 2 CPU cores.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 
     python examples/benchmark_guards.py [--steps 200]
 
-Trains the quickstart's model on its data (which it draws first if need be), on one thread, and times what is done beside the
-step itself: deciding whether it is finite and whether to stop, counting losses and accuracies of each dataset, and writing
-the log every tenth step. Some 40 seconds on 2 CPU cores.
+Trains the quickstart's model on its data (which it draws first if need be), on one thread, and times what is done
+beside the step itself: deciding whether it is finite and whether to stop, counting losses and accuracies of each
+dataset, and writing the log every tenth step. Some 40 seconds on 2 CPU cores.
 """
 
 import argparse

@@ -37,14 +37,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 
-# Rows of an epoch: what the paper says of its datasets (section 4.1), ImageNet-1k's training split, and Kinetics-400's.
+# Rows of an epoch: what the paper says of its datasets (section 4.1), ImageNet-1k's training split, and
+# Kinetics-400's.
 ROWS = {"k400": 240_000, "ssv2": 168_000, "mit": 791_000, "imagenet": 1_281_167}
 NUM_LABELS = {"k400": 400, "ssv2": 174, "mit": 305, "imagenet": 1000}
 IMAGES = "imagenet"
 FRAMES_OF_A_CLIP = 16
 # Of the rows of a GPU, how many are clips, where steps are timed; between them, times are interpolated.
 MEASURED_CLIPS = {2: (0, 1, 2), 4: (0, 2, 4), 16: (0, 4, 8, 12, 16)}
-# GPUs, rows of each in a pass, and passes of an optimizer step: the paper's 128 rows a step first, then what keeps GPUs busy.
+# GPUs, rows of each in a pass, and passes of an optimizer step: the paper's 128 rows a step first, then what keeps
+# GPUs busy.
 SETTINGS = ((1, 16, 8), (8, 16, 1), (64, 2, 1), (64, 16, 1), (512, 4, 1), (512, 16, 1))
 PRESETS = {
     "large": {

@@ -3,8 +3,9 @@
 
     python examples/demo.py --model outputs/quickstart [--port 7860]
 
-Needs `pip install modeling-cover[demo]`. It runs on a CPU, and takes files from strangers: their size, length and kind are limited,
-what is wrong with one is said on the page, and nothing of the server is shown. `examples/publish.py --space` makes a Space of it.
+Needs `pip install modeling-cover[demo]`. It runs on a CPU, and takes files from strangers: their size, length and kind
+are limited, what is wrong with one is said on the page, and nothing of the server is shown. `examples/publish.py
+--space` makes a Space of it.
 """
 
 import argparse
@@ -313,8 +314,8 @@ def build_page(demo: Demo, title: str, uploads: Uploads) -> gradio.Blocks:
             image = left_alone(gradio.File(label="Picture", height=120))
             of_image = gradio.Button("What is it?", variant="primary", elem_id="ask-picture")
         parts = [gradio.HTML(elem_id=name) for name in ("answer", "timeline", "where")]
-        # A model answers one after the other; who waits too long had better come again. Gradio's components do nothing with a
-        # file: they have some converted by FFmpeg.
+        # A model answers one after the other; who waits too long had better come again. Gradio's components do nothing
+        # with a file: they have some converted by FFmpeg.
         options = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}
         of_video.click(of_upload(demo.answer_video), [video, heads], parts, api_name="video", **options)
         of_image.click(of_upload(demo.answer_image), [image, heads], parts, api_name="picture", **options)

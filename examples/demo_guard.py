@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands between the page of demo.py and strangers.
 
-Gradio has some eighty routes, and its own way with uploads: it writes any number of them, of any total size, under a name that all
-visitors share, and runs FFmpeg on some. Here, those routes are answered that the page asks for and no others; a question is written
-anew from what is known in it; and uploads lie in files without names (`demo_uploads.py`).
+Gradio has some eighty routes, and its own way with uploads: it writes any number of them, of any total size, under a
+name that all visitors share, and runs FFmpeg on some. Here, those routes are answered that the page asks for and no
+others; a question is written anew from what is known in it; and uploads lie in files without names
+(`demo_uploads.py`).
 
-A visitor is an address. Behind a proxy, set uvicorn's FORWARDED_ALLOW_IPS to the proxy's address, which tells those of its visitors.
+A visitor is an address. Behind a proxy, set uvicorn's FORWARDED_ALLOW_IPS to the proxy's address, which tells those of
+its visitors.
 """
 
 import asyncio
@@ -33,7 +35,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 logger = logging.getLogger("demo")
 
 _API = "/gradio_api"
-# What Gradio answers itself: the page, its parts, a question, and what comes of it. Its clients ask for the two in the third line.
+# What Gradio answers itself: the page, its parts, a question, and what comes of it. Its clients ask for the two in the
+# third line.
 PAGE_ROUTES = re.compile(
     rf"GET (?:/|/theme\.css|/favicon\.ico|/(?:assets|static)/[\w./-]+|{_API}/queue/data)|HEAD /|POST {_API}/queue/join"
     rf"|GET (?:/config|{_API}/info)"
@@ -357,7 +360,8 @@ def _with_body(scope: dict[str, Any], body: bytes, receive: Receive) -> tuple[di
 class Connection(H11Protocol):
     """A connection that ends when no request comes in time; of too many, the oldest of who has the most.
 
-    uvicorn waits for ever for a request that has not come, or not wholly, as many connections as there are file descriptors.
+    uvicorn waits for ever for a request that has not come, or not wholly, as many connections as there are file
+    descriptors.
     """
 
     most, request_seconds = 512, 15

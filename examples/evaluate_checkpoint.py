@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a checkpoint on all datasets of a recipe, or on some of them, as the paper does: by the mean of 1x3 views.
 
-    accelerate launch examples/evaluate_checkpoint.py --model outputs/quickstart --recipe examples/recipes/quickstart.yaml
-    accelerate launch examples/evaluate_checkpoint.py --model ORG/NAME --recipe RECIPE --dataset ssv2 --views 4x3 --reverse_frames
+    accelerate launch examples/evaluate_checkpoint.py --model outputs/quickstart --recipe
+    examples/recipes/quickstart.yaml accelerate launch examples/evaluate_checkpoint.py --model ORG/NAME --recipe RECIPE
+    --dataset ssv2 --views 4x3 --reverse_frames
 
-The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into `--output`
-evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row, there is
-per_class_average_precision_<dataset>.png and no confusion matrix. A picture that cannot be drawn is named on stderr with the reason; the
-metrics are written before, and the exit code is of them alone. Brackets are 95% bootstrap intervals. Files that cannot be decoded are
-listed in quarantine.jsonl there and count neither for nor against the model; with more than the recipe's `bad_files` allows, it stops.
+The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into
+`--output` evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row,
+there is per_class_average_precision_<dataset>.png and no confusion matrix. A picture that cannot be drawn is named on
+stderr with the reason; the metrics are written before, and the exit code is of them alone. Brackets are 95% bootstrap
+intervals. Files that cannot be decoded are listed in quarantine.jsonl there and count neither for nor against the
+model; with more than the recipe's `bad_files` allows, it stops.
 """
 
 import argparse
@@ -89,7 +91,8 @@ def draw(metrics: dict[str, Any], name: str, output: Path) -> None:
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """Evaluate each dataset, on all processes; the main one writes evaluation.json, draws the pictures and returns its content."""
+    """Evaluate each dataset, on all processes; the main one writes evaluation.json, draws the pictures and returns its
+    content."""
     check_processes(accelerator.num_processes)
     views, output = Views.parse(options.views), options.output
     recipe = load_recipe(options.recipe)

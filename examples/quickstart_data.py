@@ -22,8 +22,8 @@ the others to chance, so that no head can stand in for another:
   a clip from left to right changes its label: train without.
 - `images` names the texture of a still shape.
 
-In `shapes` and `images` colour helps, as it does with real objects: two classes share a family of hues. In `motions` any
-hue goes with any label.
+In `shapes` and `images` colour helps, as it does with real objects: two classes share a family of hues. In `motions`
+any hue goes with any label.
 
 Every file is a function of (seed, dataset, split, label, number) alone: neither the scale nor the number of processes
 changes it. The same seed and the same versions of NumPy, PyAV and Pillow give the same bytes.
@@ -170,9 +170,9 @@ def draw_image(rng: np.random.Generator, texture: str, shape: str, colour: np.nd
 
 
 def write_clip(path: Path, frames: np.ndarray) -> None:
-    """Encodes frames (T, H, W, 3) as H.264, so that the bytes are always the same: on one thread, and with one quantizer.
-    To choose several, x264 looks ahead (its macroblock tree), and on processors with AVX-512 it then makes use of memory
-    that nothing was written to."""
+    """Encodes frames (T, H, W, 3) as H.264, so that the bytes are always the same: on one thread, and with one
+    quantizer. To choose several, x264 looks ahead (its macroblock tree), and on processors with AVX-512 it then makes
+    use of memory that nothing was written to."""
     to_yuv = VideoReformatter()
     options = {"preset": "veryfast", "qp": "26", "threads": "1"}
     with av.open(str(path), "w") as container:

@@ -3,9 +3,9 @@
 
     python examples/show_batch.py RECIPE.yaml [--rows 16] [--position 0] [--seed SEED] [--output batch.png]
 
-Wrong preprocessing is a silent fault: colours swapped, a crop that cuts the action off, "left" mirrored into "right", a
-label of another row. The frames are those after augmentation, before they are normalised, and the rows those which a run of
-that seed draws from that position on. No weights are loaded; it takes some seconds.
+Wrong preprocessing is a silent fault: colours swapped, a crop that cuts the action off, "left" mirrored into "right",
+a label of another row. The frames are those after augmentation, before they are normalised, and the rows those which a
+run of that seed draws from that position on. No weights are loaded; it takes some seconds.
 """
 
 import argparse
@@ -67,7 +67,8 @@ def seed_of(recipe: Recipe) -> int:
 
 
 def read_rows(recipe: Recipe, start: int, count: int, seed: int) -> Iterator[Row]:
-    """The samples that a run draws from position `start` on. A file that cannot be decoded is replaced, as in training.
+    """The samples that a run draws from position `start` on. A file that cannot be decoded is replaced, as in
+    training.
 
     Raises:
         ValueError: if data cannot be read as the recipe says.
@@ -160,7 +161,8 @@ def draw_sheet(rows: Sequence[Row], title: str) -> Figure:
 
 
 def shown_side(native: int, columns: int) -> int:
-    """How large a frame is drawn: small ones a whole number of times as large, large ones as large as the line allows."""
+    """How large a frame is drawn: small ones a whole number of times as large, large ones as large as the line
+    allows."""
     allowed = min(LARGEST_FRAME, max(SMALLEST_FRAME, LINE_WIDTH // columns - GAP))
     return native * (allowed // native) if native <= allowed else allowed
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a Hugging Face Space that shows a model with the page of demo.py.
 
-It has a copy of the package, so that the Space runs the code that it was made with; `hf upload org/name-demo FOLDER --repo-type space`
-makes a Space of it.
+It has a copy of the package, so that the Space runs the code that it was made with; `hf upload org/name-demo FOLDER
+--repo-type space` makes a Space of it.
 """
 
 import re
@@ -48,7 +48,8 @@ def write_space(folder: Path, model_id: str, revision: str | None = None, title:
     """Write the folder of a Space that shows a model of the Hub.
 
     Args:
-        folder: which is made; if it is there, it must be empty or an earlier Space of this function, which is replaced.
+        folder: which is made; if it is there, it must be empty or an earlier Space of this function, which is
+            replaced.
         model_id: `org/name`; of a private model, the Space needs a secret HF_TOKEN.
         revision: a branch, a tag or a commit; by default the main branch.
         title: of the page.

@@ -4,7 +4,8 @@
 torchvision's wheels on PyPI are built for CUDA. Beside a CPU-only torch their compiled operators cannot be loaded, and
 `import torchvision` (hence `from transformers import pipeline`) fails with "operator torchvision::nms does not exist",
 although its transforms, the only part needed here, are pure Python. Declaring the two operators that torchvision
-registers fake kernels for is enough; calling them stays an error. The package imports this module before anything else.
+registers fake kernels for is enough; calling them stays an error. The package imports this module before anything
+else.
 """
 
 import importlib.util

@@ -22,8 +22,8 @@ from .text import printable, some
 
 logger = logging.get_logger(__name__)
 
-# Of a drawing: a file that cannot be written; a plot too large, or a text that cannot be laid out; a font that FreeType
-# refuses.
+# Of a drawing: a file that cannot be written; a plot too large, or a text that cannot be laid out; a font that
+# FreeType refuses.
 DRAWING_ERRORS = (OSError, ValueError, RuntimeError)
 
 _BASE = "DejaVu Sans"
@@ -44,7 +44,8 @@ def told_if_not_drawn(path: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def plain_text(names: Iterable[str]) -> Iterator[None]:
-    """While a matplotlib figure is made and saved: none of its texts is read as TeX, fonts are those that `names` need.
+    """While a matplotlib figure is made and saved: none of its texts is read as TeX, fonts are those that `names`
+    need.
 
     What no font has is said by [`find_fonts`], in place of matplotlib's warning for each glyph.
     """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mends torchvision beside a CPU-only torch before any test module imports transformers; and what several of them train on."""
+"""Mends torchvision beside a CPU-only torch before any test module imports transformers; and what several of them
+train on."""
 
 import modeling_cover._torchvision  # noqa: F401  isort: skip
 

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the data of examples/paper_in_miniature.py: pictures of clothes from Fashion-MNIST, moved about, as real H.264 and PNG files.
+"""Draws the data of examples/paper_in_miniature.py: pictures of clothes from Fashion-MNIST, moved about, as real H.264
+and PNG files.
 
 Three datasets, each with a train, a validation and a test split:
 
-- `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way; the class is the pair, of three tops
+- `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way; the class is
+the pair, of three tops
   and three shoes. How they move says nothing.
-- `moves`, videos, the miniature's Something-Something: what happens. One garment moves before another one that stands still; the
-  class is the movement and what of four kinds moves: "sandal, to the left". Played backwards, that is "sandal, to the right"; what moves to and fro
-  does so backwards, too.
-- `garments`, images, the miniature's ImageNet: a garment, of ten kinds. `wardrobe`, the miniature's ImageNet-21k, has more of them, for pre-training.
+- `moves`, videos, the miniature's Something-Something: what happens. One garment moves before another one that stands
+still; the
+  class is the movement and what of four kinds moves: "sandal, to the left". Played backwards, that is "sandal, to the
+  right"; what moves to and fro does so backwards, too.
+- `garments`, images, the miniature's ImageNet: a garment, of ten kinds. `wardrobe`, the miniature's ImageNet-21k, has
+more of them, for pre-training.
 
 So the three have what is seen in common, and no class.
 
-All are on a slowly moving background cut from other garments, enlarged and dimmed, in random tints, with noise, and compressed. The pictures of the train
-splits are from Fashion-MNIST's train split, those of validation and test from disjoint halves of its test split, so no garment of a test clip
-was ever trained on.
+All are on a slowly moving background cut from other garments, enlarged and dimmed, in random tints, with noise, and
+compressed. The pictures of the train splits are from Fashion-MNIST's train split, those of validation and test from
+disjoint halves of its test split, so no garment of a test clip was ever trained on.
 
-Fashion-MNIST (Xiao et al. 2017, MIT licence) is read from its four published files, which Debian has as the package dataset-fashion-mnist.
+Fashion-MNIST (Xiao et al. 2017, MIT licence) is read from its four published files, which Debian has as the package
+dataset-fashion-mnist.
 """
 
 import colorsys
@@ -181,7 +186,8 @@ def _outfit(rng: np.random.Generator, garment: Callable[[str], np.ndarray], labe
 
 
 def _move(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
-    """One that moves in a part of the clip, from and to a random point of the way, and one in the background that does not."""
+    """One that moves in a part of the clip, from and to a random point of the way, and one in the background that does
+    not."""
     kind, name = MOVES[label]
     axis, course = COURSES[name]
     start, end = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
@@ -278,7 +284,8 @@ def draw_miniature(
 
 
 def draw_preview(pictures: FashionMNIST, seed: int, columns: int = NUM_FRAMES) -> Image.Image:
-    """Frames of the first training clip of some classes, one in a row, and an image of each of some kinds of garment."""
+    """Frames of the first training clip of some classes, one in a row, and an image of each of some kinds of
+    garment."""
 
     def first(dataset: str, label: str) -> np.ndarray:
         return render(plan_sample(dataset, "train", label, 0), pictures, seed)

@@ -107,7 +107,8 @@ class Run:
 
 
 def plan_runs() -> list[Run]:
-    """All runs of a seed, and those that it starts from before it; the longest early, so that none is left over at the end."""
+    """All runs of a seed, and those that it starts from before it; the longest early, so that none is left over at the
+    end."""
     together = {"outfits": 1.0, "moves": 1.0, "garments": 1.0}
     images = {"garments": 1.0}
     wardrobe = {"wardrobe": 1.0}

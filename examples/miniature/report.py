@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of examples/paper_in_miniature.py: each table and figure of the paper beside its miniature, as Markdown and PNG.
+"""The report of examples/paper_in_miniature.py: each table and figure of the paper beside its miniature, as Markdown
+and PNG.
 
-All numbers are top-1 in percent. A difference is taken within each seed, whose data and order of training the two runs share.
+All numbers are top-1 in percent. A difference is taken within each seed, whose data and order of training the two runs
+share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -341,7 +343,8 @@ def write_report(comparisons: Sequence[Comparison], introduction: str, folder: P
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Bars of the means of each row, beside one another for each dataset, with a dot for each seed; the paper's on the left."""
+    """Bars of the means of each row, beside one another for each dataset, with a dot for each seed; the paper's on the
+    left."""
     with plain_text(comparison.miniature):
         figure = Figure(figsize=(11, 3.8), layout="constrained")
         FigureCanvasAgg(figure)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doing the runs of a study: each is a recipe, written into its folder, that `examples/cotrain.py` trains by itself, too."""
+"""Doing the runs of a study: each is a recipe, written into its folder, that `examples/cotrain.py` trains by itself,
+too."""
 
 import json
 import shutil
@@ -211,7 +212,8 @@ def _evaluate(
     processor: CoverVideoProcessor,
     sources: Mapping[str, Mapping[str, Source]],
 ) -> dict[str, dict[str, float]]:
-    """Top-1 of each dataset; of videos also played backwards; and of a linear classifier of the frozen encoder's features."""
+    """Top-1 of each dataset; of videos also played backwards; and of a linear classifier of the frozen encoder's
+    features."""
     top1, backwards = {}, {}
     for name in run.datasets:
         source = sources[name]["validation"]

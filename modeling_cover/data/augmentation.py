@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation: what is random about the pixels of a training sample (section 4.1 of the paper, and the field's usual).
+"""Augmentation: what is random about the pixels of a training sample (section 4.1 of the paper, and the field's
+usual).
 
 Everything drawn is a function of the run's seed and of the sample's position alone, each kind of augmentation from a
 random stream of its own: switching one on does not change what another draws. All frames of a clip are treated alike;
@@ -89,7 +90,8 @@ def random_resized_crop(frames: torch.Tensor, crop: RandomResizedCrop, height: i
 
 
 def rand_augment(frames: torch.Tensor, augment: RandAugment) -> torch.Tensor:
-    """Frames (T, 3, H, W), uint8, after the operations of RandAugment (Cubuk et al. 2020) drawn from torch's generator.
+    """Frames (T, 3, H, W), uint8, after the operations of RandAugment (Cubuk et al. 2020) drawn from torch's
+    generator.
 
     torchvision does one operation of one strength at a time; that strengths deviate, and that an operation may be left
     out, is timm's.

@@ -62,7 +62,8 @@ class Mix:
 
 
 def draw_mix(augmentation: Augmentation, randomness: SampleRandomness) -> Mix | None:
-    """How to mix the sample with a partner, if at all. The partner is the caller's choice: another row of the dataset."""
+    """How to mix the sample with a partner, if at all. The partner is the caller's choice: another row of the
+    dataset."""
     if not augmentation.mixes:
         return None
     rng = randomness.of(Purpose.MIX)

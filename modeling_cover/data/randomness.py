@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 
-# What separates the streams that share the run's seed: the order of samples within a block, each sample's augmentation,
-# the rows that stand in for those that cannot be decoded, the order of the rows of a dataset, and, of a streamed one,
-# of its shards and of the rows of a block. Other numbers would change every run, so they stay.
+# What separates the streams that share the run's seed: the order of samples within a block, each sample's
+# augmentation, the rows that stand in for those that cannot be decoded, the order of the rows of a dataset, and, of a
+# streamed one, of its shards and of the rows of a block. Other numbers would change every run, so they stay.
 ORDER_STREAM, SAMPLE_STREAM, REPLACEMENT_STREAM, ROW_STREAM = 0, 1, 2, 3
 SHARD_STREAM, BLOCK_STREAM = 10, 11
 
 
 class Purpose(IntEnum):
-    """What random numbers of a sample are drawn for. Another number for a purpose would change every run, so they stay."""
+    """What random numbers of a sample are drawn for. Another number for a purpose would change every run, so they
+    stay."""
 
     # From 1, since a zero at the end of numpy's seeds means nothing: [1, 2, 0] seeds as [1, 2] does.
     FRAMES = 1

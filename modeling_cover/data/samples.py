@@ -47,8 +47,8 @@ UNREADABLE = IGNORED  # the label of an evaluation's row whose file cannot be de
 
 EVALUATED = "validation"  # the split of an evaluation
 
-# Decoded of a sample: 9 minutes of 1920 x 1080 at 30 frames a second, if none of them can be passed over. Counted and not
-# timed, so that the same rows are bad on every machine and in every run.
+# Decoded of a sample: 9 minutes of 1920 x 1080 at 30 frames a second, if none of them can be passed over. Counted and
+# not timed, so that the same rows are bad on every machine and in every run.
 _MAX_SAMPLE_PIXELS = 2**35
 
 # Rows that are tried in place of one that cannot be decoded.
@@ -69,8 +69,8 @@ def load_frames(
         short_side: of the frames, in pixels; as they are stored if None.
 
     Raises:
-        VideoDecodingError: if the file cannot be decoded, or not without more work than a sample may take, or is remote
-            and cannot be fetched.
+        VideoDecodingError: if the file cannot be decoded, or not without more work than a sample may take, or is
+            remote and cannot be fetched.
     """
     with media.on_disk() as media:
         if modality == "image":
@@ -83,7 +83,8 @@ def load_frames(
 
 
 class CoTrainingDataset(torch.utils.data.Dataset):
-    """Training samples of all datasets, indexed by [`SampleReference`]: clips (T, 3, H, W) of uint8, and their targets.
+    """Training samples of all datasets, indexed by [`SampleReference`]: clips (T, 3, H, W) of uint8, and their
+    targets.
 
     By default a clip is resized to the processor's short side, cropped at a random place, the same in each of its
     frames, and mirrored with probability 1/2 where the dataset allows it (section 4.1 of the paper). What is random

@@ -31,7 +31,8 @@ def check_datasets(
         processor: says which frames of a video are decoded, and at which size.
         num_workers: processes that decode.
         full: decode every frame of a video, not just those that training would.
-        near_duplicates: also look for copies that were encoded again or scaled, see [`~modeling_cover.dataset_tools.duplicates`].
+        near_duplicates: also look for copies that were encoded again or scaled, see
+            [`~modeling_cover.dataset_tools.duplicates`].
         refusals: why training would not begin, each with the dataset that it is about.
 
     Raises:

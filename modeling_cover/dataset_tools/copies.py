@@ -38,7 +38,8 @@ def copy_findings(splits: Sequence[SplitScan], near_duplicates: bool) -> Iterato
 
 
 def _read_rows(splits: Sequence[SplitScan]) -> pd.DataFrame:
-    """The rows that could be read: their split's number, their own, their segment, and equal numbers of equal files."""
+    """The rows that could be read: their split's number, their own, their segment, and equal numbers of equal
+    files."""
     read = [np.flatnonzero(split.rows["is_read"]) for split in splits]
     facts = np.concatenate([split.rows[rows] for split, rows in zip(splits, read, strict=True)])
     digests = pd.DataFrame(facts["digest"])

@@ -2,8 +2,9 @@
 """Which files are the same, by their bytes or by what they show.
 
 A fingerprint is 256 signs of a clip's lowest spatial frequencies: 64 of each of 4 frames spread over it, or 128 of an
-image, twice. Encoding again, scaling and a change of brightness or contrast leave nearly all of them as they are, while
-those of different pictures agree by chance, in half of them. A mirrored, cropped or trimmed copy is another picture.
+image, twice. Encoding again, scaling and a change of brightness or contrast leave nearly all of them as they are,
+while those of different pictures agree by chance, in half of them. A mirrored, cropped or trimmed copy is another
+picture.
 """
 
 import numpy as np
@@ -47,12 +48,13 @@ def _lowest_frequencies(count: int) -> np.ndarray:
 
 
 def near_groups(fingerprints: np.ndarray) -> np.ndarray:
-    """The group (N,) of each of the fingerprints (N, 4), by its first: one differs from another by `TOLERANCE` bits or fewer.
+    """The group (N,) of each of the fingerprints (N, 4), by its first: one differs from another by `TOLERANCE` bits or
+    fewer.
 
     Two that differ in 15 bits are equal in one of 16 parts of 16 bits (Norouzi et al. 2012, Fast Search in Hamming
-    Space with Multi-Index Hashing): so each part is sorted, and only those equal in it are compared. Time goes with the
-    square of the number that share a part, memory with the number of all. Of equal ones, which share them all, the first
-    stands for the others.
+    Space with Multi-Index Hashing): so each part is sorted, and only those equal in it are compared. Time goes with
+    the square of the number that share a part, memory with the number of all. Of equal ones, which share them all, the
+    first stands for the others.
     """
     distinct, firsts, distinct_of = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
     # In their order, not in that of their bits: so the first of a group is the first of all its fingerprints.

@@ -19,8 +19,8 @@ from ..model.video_opening_cover import Effort, VideoSource, open_video, packets
 # A header's duration is rounded, and may be that of a sound track which goes on for a little after its last packet.
 _LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.25, 0.02
 
-# Containers whose header has a duration. Of others, such as transport streams, FFmpeg makes one out of the times that it
-# finds, which may run back: where a clock wraps, or files were joined end to end.
+# Containers whose header has a duration. Of others, such as transport streams, FFmpeg makes one out of the times that
+# it finds, which may run back: where a clock wraps, or files were joined end to end.
 _ANNOUNCING = ("asf", "avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mxf", "nut")
 
 

@@ -277,7 +277,8 @@ def _write_report(split: _Split) -> dict[str, Any]:
     path = split.folder / "class_histogram.png"
     with told_if_not_drawn(path), replacing(path) as file:
         draw_class_histogram(f"{split.source.name}, {split.name}", summary["class_counts"], file)
-    # What was being written when a process was killed: shards, which are all whole by now. Others may be reporting, too.
+    # What was being written when a process was killed: shards, which are all whole by now. Others may be reporting,
+    # too.
     for leftover in split.folder.glob(f".{split.name}-*{UNFINISHED}"):
         leftover.unlink(missing_ok=True)
     return summary

@@ -27,7 +27,8 @@ from ..recipe.checks import check_whole_number
 
 
 class _Codec(NamedTuple):
-    """A codec's modality, the extension of its files, and its own scale of quality: lowest and highest number, default."""
+    """A codec's modality, the extension of its files, and its own scale of quality: lowest and highest number,
+    default."""
 
     modality: str
     extension: str
@@ -184,8 +185,8 @@ def encode_video(frames: np.ndarray, codec: str, quality: int, duration: float |
         raise VideoDecodingError(f"frames of one pixel's height or width cannot be encoded as {codec}")
     options = {
         "mjpeg": {"qmin": f"{quality}", "qmax": f"{quality}"},
-        # One keyframe, and then what is quick to decode: no CABAC, no deblocking, no B-frames. No macroblock tree, which
-        # on processors with AVX-512 makes use of memory that nothing was written to: the bytes would differ.
+        # One keyframe, and then what is quick to decode: no CABAC, no deblocking, no B-frames. No macroblock tree,
+        # which on processors with AVX-512 makes use of memory that nothing was written to: the bytes would differ.
         "h264": {
             "crf": f"{quality}",
             "g": f"{num_frames}",

@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a model does on a dataset: `views` of its rows, the `scores` of their classes, `metrics` and `plots` of these."""
+"""How well a model does on a dataset: `views` of its rows, the `scores` of their classes, `metrics` and `plots` of
+these."""

@@ -70,8 +70,8 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
             device: where a model that is no pipeline yet is put: the number of a GPU, or -1 for the CPU.
             input_column: of `Video` or `Image` features, or of paths or bytes.
             label_column: of `ClassLabel` features, one or a list of them; or of indices or names.
-            label_mapping: the index of each name that the pipeline gives; by default those of the `ClassLabel`, or else
-                the model's `label2id`.
+            label_mapping: the index of each name that the pipeline gives; by default those of the `ClassLabel`, or
+                else the model's `label2id`.
             pipeline_options: of the pipeline's call: `head`, `views` and so on of ours, `num_frames` of others.
 
         Returns:
@@ -104,8 +104,8 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
     def prepare_pipeline(
         self, model_or_pipeline: str | PreTrainedModel | Pipeline, device: int | None = None, **kwargs: Any
     ) -> Pipeline:
-        """A pipeline of a model, for CoVeR's our own. (`evaluate`'s method looks for TensorFlow models, which transformers
-        no longer has.)"""
+        """A pipeline of a model, for CoVeR's our own. (`evaluate`'s method looks for TensorFlow models, which
+        transformers no longer has.)"""
         if not isinstance(model_or_pipeline, Pipeline):
             config = getattr(model_or_pipeline, "config", None) or AutoConfig.from_pretrained(model_or_pipeline)
             task = PIPELINE_TASK if config.model_type == "cover" else self.task
@@ -153,7 +153,8 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
         n_resamples: int = 9999,
         random_state: int | None = None,
     ) -> dict[str, Any]:
-        """`evaluate`'s, of rows that are drawn by their numbers: it would take one prediction a row, and these are several."""
+        """`evaluate`'s, of rows that are drawn by their numbers: it would take one prediction a row, and these are
+        several."""
         from scipy.stats import bootstrap
 
         # Ours need no copy of each resample in Arrow.

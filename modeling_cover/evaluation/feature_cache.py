@@ -63,7 +63,8 @@ def _write(path: Path, identity: dict[str, Any], outputs: RowOutputs) -> None:
 
 
 def features_identity(model: CoverForVideoClassification, dataset: ViewsDataset) -> dict[str, Any]:
-    """What features depend on. Of the files it has the names and not the content: remove the cache where that changes."""
+    """What features depend on. Of the files it has the names and not the content: remove the cache where that
+    changes."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.cover.state_dict().items()):
         weights.update(name.encode())

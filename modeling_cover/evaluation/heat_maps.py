@@ -30,7 +30,8 @@ _DPI = 100
 
 
 def shown_frames(processor: CoverVideoProcessor, clip: torch.Tensor) -> np.ndarray:
-    """The frames (T, H, W, 3), uint8, that a clip (T, 3, H, W) of the processor was made of: cropped, not normalized."""
+    """The frames (T, H, W, 3), uint8, that a clip (T, 3, H, W) of the processor was made of: cropped, not
+    normalized."""
     pixels = clip.float().cpu()
     if processor.do_normalize:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))

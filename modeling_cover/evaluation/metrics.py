@@ -34,7 +34,8 @@ class _LocalMetric(evaluate.Metric):
 
     def _described(self, inputs: str, features: Features) -> evaluate.MetricInfo:
         info = evaluate.MetricInfo(self.__doc__, citation="", inputs_description=inputs, features=features)
-        # Rows are of one length, of which `datasets` makes one array. MetricInfo takes the format with single values only.
+        # Rows are of one length, of which `datasets` makes one array. MetricInfo takes the format with single values
+        # only.
         info.format = "numpy"
         return info
 
@@ -110,8 +111,8 @@ def average_precisions(scores: np.ndarray, has_label: np.ndarray, counts: np.nda
 
 
 def average_precision(scores: np.ndarray, has_label: np.ndarray, counts: np.ndarray) -> float:
-    """The area under precision over recall of one label: the sum of precision times gain in recall, from the highest score
-    (rows,) down; rows of equal score are one point of the curve."""
+    """The area under precision over recall of one label: the sum of precision times gain in recall, from the highest
+    score (rows,) down; rows of equal score are one point of the curve."""
     order = np.argsort(-scores, kind="stable")
     hits, ranks = np.cumsum((has_label * counts)[order]), np.cumsum(counts[order])
     is_last_of_equals = np.append(np.diff(scores[order]) != 0, True) & (ranks > 0)
@@ -160,8 +161,8 @@ def mean_metrics(of_datasets: Mapping[str, Mapping[str, float]]) -> dict[str, fl
         of_datasets: the metrics of each, as [`compute_metrics`] has them.
 
     Returns:
-        `mean_top1`, `mean_top5` and `mean_map`, each over the datasets that have the metric; and `mean_score`, over all
-        datasets the mean of the main metric: top-1, or mAP of a multi-label one. What no dataset has is left out.
+        `mean_top1`, `mean_top5` and `mean_map`, each over the datasets that have the metric; and `mean_score`, over
+        all datasets the mean of the main metric: top-1, or mAP of a multi-label one. What no dataset has is left out.
     """
     values = {key: [metrics[key] for metrics in of_datasets.values() if key in metrics] for key in MEAN_METRICS}
     values["score"] = [value for key in MAIN_METRICS for value in values[key]]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simple classifiers of features, to see what an encoder knows without training it: nearest neighbours, and a linear one."""
+"""Simple classifiers of features, to see what an encoder knows without training it: nearest neighbours, and a linear
+one."""
 
 from collections.abc import Sequence
 
@@ -24,7 +25,8 @@ def nearest_neighbour_scores(
     num_neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
-    """Scores (rows, classes) by the classes of the nearest training rows, each with a weight of exp(cosine / temperature).
+    """Scores (rows, classes) by the classes of the nearest training rows, each with a weight of exp(cosine /
+    temperature).
 
     Args:
         train_features: (training rows, D).
@@ -47,7 +49,8 @@ def nearest_neighbour_scores(
 def fit_linear(features: torch.Tensor, targets: torch.Tensor, num_classes: int, l2: float) -> torch.nn.Linear:
     """The linear classifier with the least mean loss plus l2 / 2 times its squared weights, for standardised features.
 
-    The problem is convex: nothing is random, and L-BFGS finds the one solution. What is returned takes features as they are.
+    The problem is convex: nothing is random, and L-BFGS finds the one solution. What is returned takes features as
+    they are.
 
     Args:
         features: (rows, D).
@@ -78,7 +81,8 @@ def fit_linear(features: torch.Tensor, targets: torch.Tensor, num_classes: int, 
         return value
 
     optimizer.step(loss)
-    # Without the random weights that it begins with: a training run goes by the generator that they would be drawn from.
+    # Without the random weights that it begins with: a training run goes by the generator that they would be drawn
+    # from.
     classifier = skip_init(torch.nn.Linear, features.shape[1], num_classes, device=features.device)
     with torch.no_grad():
         classifier.weight.copy_(weight / deviation)
@@ -93,7 +97,8 @@ def choose_l2(
     strengths: Sequence[float] = L2_STRENGTHS,
     seed: int = 0,
 ) -> float:
-    """The strength whose classifier, fitted to four fifths of the training rows, has the least loss on the other fifth.
+    """The strength whose classifier, fitted to four fifths of the training rows, has the least loss on the other
+    fifth.
 
     Raises:
         ValueError: if there are fewer than five rows.

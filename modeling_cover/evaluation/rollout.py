@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the model looks: attention rollout over space and time.
 
-Each layer mixes tokens three times over: temporal attention, spatial attention, and the residual streams around both. Followed
-backwards from the class token through all layers, they say how much of each patch of each frame reaches it. With divided
-attention that is one row vector that is multiplied by small matrices, a track or a frame at a time: the matrix among all
-1 + T * N tokens is never made.
+Each layer mixes tokens three times over: temporal attention, spatial attention, and the residual streams around both.
+Followed backwards from the class token through all layers, they say how much of each patch of each frame reaches it.
+With divided attention that is one row vector that is multiplied by small matrices, a track or a frame at a time: the
+matrix among all 1 + T * N tokens is never made.
 
 Axes: B clips, T frames, N patches of a frame, S = 1 + N tokens of a frame with the class token.
 """
@@ -24,11 +24,12 @@ def attention_rollout(
 ) -> torch.Tensor:
     """How much of each patch of each frame reaches the class token, (B, T, H / patch, W / patch).
 
-    Without a head, attention rollout ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)): attention maps averaged
-    over their heads, and the residual stream counted as half of each. With a head, for one of its labels ([Chefer et al.
-    2021](https://arxiv.org/abs/2103.15679)): what counts is the positive part of each map times the gradient of the label's
-    logit. Either way the class token is followed, whose rows of spatial attention are averaged over frames. Values are not
-    negative and sum to 1 over a clip, or are all 0 where no attention speaks for the label.
+    Without a head, attention rollout ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)): attention maps
+    averaged over their heads, and the residual stream counted as half of each. With a head, for one of its labels
+    ([Chefer et al. 2021](https://arxiv.org/abs/2103.15679)): what counts is the positive part of each map times the
+    gradient of the label's logit. Either way the class token is followed, whose rows of spatial attention are averaged
+    over frames. Values are not negative and sum to 1 over a clip, or are all 0 where no attention speaks for the
+    label.
 
     Args:
         model: with any attention; maps are taken from eager attention, on the same weights.
@@ -101,7 +102,8 @@ def _weighted_maps(
 def _follow_class_token(
     spatial: list[torch.Tensor], temporal: list[torch.Tensor], num_frames: int, is_weighted: bool
 ) -> torch.Tensor:
-    """The patches' part of the class token's row, (B, T, N), from maps (B * T, S, S) and (B * N, T, T) of each layer."""
+    """The patches' part of the class token's row, (B, T, N), from maps (B * T, S, S) and (B * N, T, T) of each
+    layer."""
     batch_size, num_patches = spatial[0].shape[0] // num_frames, spatial[0].shape[-1] - 1
     # Rollout averages attention and residual stream; with gradients the two are added.
     half = 1.0 if is_weighted else 0.5

@@ -25,7 +25,8 @@ class RowOutputs:
 
     Attributes:
         outputs: (rows, ...), what was asked for.
-        targets: (rows,) or, with several labels a row, (rows, classes); `UNREADABLE` where a file could not be decoded.
+        targets: (rows,) or, with several labels a row, (rows, classes); `UNREADABLE` where a file could not be
+            decoded.
         seconds: that it took, decoding included.
     """
 
@@ -42,7 +43,8 @@ def score_rows(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> RowOutputs:
-    """The probabilities of the classes (rows, classes), the mean over the views of each row as in section 4.1 of the paper.
+    """The probabilities of the classes (rows, classes), the mean over the views of each row as in section 4.1 of the
+    paper.
 
     Each row is scored once, by one of the processes, in a batch of the same rows however many processes there are.
 
@@ -97,7 +99,8 @@ def _of_rows(
     batch_size: int,
     num_workers: int,
 ) -> RowOutputs:
-    """What `compute` makes (rows, *shape) of the clips (rows * views, T, 3, H, W) of each batch, and the number of views."""
+    """What `compute` makes (rows, *shape) of the clips (rows * views, T, 3, H, W) of each batch, and the number of
+    views."""
     check_whole_number("batch_size", batch_size)
     accelerator, num_rows = accelerator or Accelerator(), len(dataset)
     starts = range(0, num_rows, batch_size)[accelerator.process_index :: accelerator.num_processes]

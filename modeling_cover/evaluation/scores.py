@@ -26,18 +26,18 @@ def evaluate_scores(
 
     Args:
         scores: (rows, classes), probabilities.
-        targets: the class of each row (rows,), or with several labels a row 0 and 1 (rows, classes); `UNREADABLE` where a
-            file could not be decoded, which counts neither for nor against the model.
+        targets: the class of each row (rows,), or with several labels a row 0 and 1 (rows, classes); `UNREADABLE`
+            where a file could not be decoded, which counts neither for nor against the model.
         labels: of the classes.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
-        `rows` in all and, if there are any, `unreadable` ones; `top1`, `top5`, `mean_class_accuracy` over the classes that
-        have rows, `ece` (see [`calibration_error`]) and the `confusion` matrix; with several labels a row, `map`, unless no
-        row has a label.
-        `intervals` has 95% bootstrap intervals of these but `ece`; `classes` the rows of each class and its `accuracy` or
-        `average_precision`, None where it has no row.
+        `rows` in all and, if there are any, `unreadable` ones; `top1`, `top5`, `mean_class_accuracy` over the classes
+        that have rows, `ece` (see [`calibration_error`]) and the `confusion` matrix; with several labels a row, `map`,
+        unless no row has a label.
+        `intervals` has 95% bootstrap intervals of these but `ece`; `classes` the rows of each class and its `accuracy`
+        or `average_precision`, None where it has no row.
 
     Raises:
         ValueError: if not one row could be decoded.

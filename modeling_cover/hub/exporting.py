@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints as programs that run without this package: torch.export's, and ONNX.
 
-A program takes `pixel_values`, (batch, frames, channels, height, width), as the video processor makes them: any number of clips, of any
-number of frames, one included, and of any size in whole patches. It gives `<head>_logits`, (batch, labels), of each head, and
-`pooler_output`, (batch, hidden size), what the heads see. Both kinds of files tell in their metadata how to make the one and read the
-other, see [`program_metadata`].
+A program takes `pixel_values`, (batch, frames, channels, height, width), as the video processor makes them: any number
+of clips, of any number of frames, one included, and of any size in whole patches. It gives `<head>_logits`, (batch,
+labels), of each head, and `pooler_output`, (batch, hidden size), what the heads see. Both kinds of files tell in their
+metadata how to make the one and read the other, see [`program_metadata`].
 """
 
 import json
@@ -64,7 +64,8 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
         heads: whose logits it gives, in this order; by default all.
 
     Raises:
-        ValueError: if there is no such head, or the model is in training mode, in part or whole, or has another attention.
+        ValueError: if there is no such head, or the model is in training mode, in part or whole, or has another
+            attention.
     """
     heads = _checked_heads(model, heads)
     attention = model.config._attn_implementation
@@ -81,7 +82,8 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
     exported = _Program(model, heads).eval()
     with torch.no_grad():
         program = torch.export.export(exported, (example,), dynamic_shapes={"pixel_values": dynamic})
-    # Where there is an example, a program also checks what torch's tracing has assumed of its memory, and refuses one frame.
+    # Where there is an example, a program also checks what torch's tracing has assumed of its memory, and refuses one
+    # frame.
     program.example_inputs = None
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -115,11 +117,13 @@ def export_onnx(
 def program_metadata(
     model: CoverForVideoClassification, video_processor: CoverVideoProcessor, heads: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """What a user of a program needs to know. An ONNX program has each value as JSON, a .pt2 all of it, as `metadata.json`.
+    """What a user of a program needs to know. An ONNX program has each value as JSON, a .pt2 all of it, as
+    `metadata.json`.
 
     `heads` has labels, modality and problem type of each head; `default_head` the name of the model's, or of the first
-    where that is not exported; `patch_size` its height and width in pixels; `num_frames` those that the model was trained with;
-    `video_processor` the configuration that makes `pixel_values`, such as `image_mean`, `image_std` and `crop_size`.
+    where that is not exported; `patch_size` its height and width in pixels; `num_frames` those that the model was
+    trained with; `video_processor` the configuration that makes `pixel_values`, such as `image_mean`, `image_std` and
+    `crop_size`.
     """
     heads = _checked_heads(model, heads)
     default = model.config.default_head
@@ -170,8 +174,8 @@ def save_program(
 ) -> float:
     """Write a program, of the kind that the suffix of `path` tells, `.onnx` or `.pt2`, and check it against the model.
 
-    A file is there only if it gives what the model gives. An ONNX program of more than about 1.5 GB has its weights in a
-    second file, `<name>.onnx.data`.
+    A file is there only if it gives what the model gives. An ONNX program of more than about 1.5 GB has its weights in
+    a second file, `<name>.onnx.data`.
 
     Args:
         path: of the file, replaced if it is there.
@@ -184,8 +188,8 @@ def save_program(
 
     Raises:
         ImportError: if an ONNX program is asked for, and the packages of the extra `onnx` are not installed.
-        ValueError: as [`export_program`], if the model is not in fp32 on the CPU, no file can be at `path`, or an output
-            differs from the model's by more than 1e-4.
+        ValueError: as [`export_program`], if the model is not in fp32 on the CPU, no file can be at `path`, or an
+            output differs from the model's by more than 1e-4.
     """
     path = Path(path)
     if path.suffix not in (ONNX_SUFFIX, PROGRAM_SUFFIX):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards: a README.md that says what a checkpoint's own files say, and where they say nothing, "not recorded".
 
-The text is in `model_card_template.md.jinja`. A card that was written by hand, or edited since it was generated, is nobody's
-but its author's: it carries no mark that fits its content, and is left alone.
+The text is in `model_card_template.md.jinja`. A card that was written by hand, or edited since it was generated, is
+nobody's but its author's: it carries no mark that fits its content, and is left alone.
 """
 
 import hashlib
@@ -49,13 +49,14 @@ _MARK = re.compile(r"\n<!-- Generated from the checkpoint's files\. sha256: ([0-
 
 
 def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **overrides: Any) -> ModelCard:
-    """The model card of a checkpoint, out of its configuration, the record of its training and the picture of its curves.
+    """The model card of a checkpoint, out of its configuration, the record of its training and the picture of its
+    curves.
 
     Args:
         folder: of the checkpoint. A generated card in it hands on its language, its license and its tags.
         model_id: what the snippets load, `org/name` on the Hub.
-        overrides: fields of the front matter, as [`~huggingface_hub.ModelCardData`] takes them, such as `license`; tags
-            come on top of those that every card has.
+        overrides: fields of the front matter, as [`~huggingface_hub.ModelCardData`] takes them, such as `license`;
+            tags come on top of those that every card has.
 
     Raises:
         ValueError: if the folder has no configuration of a CoVeR model, its record of the training is damaged, or
@@ -94,7 +95,8 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **o
 
 
 def write_model_card(folder: str | os.PathLike, model_id: str | None = None, **overrides: Any) -> Path:
-    """Write [`build_model_card`]'s as the README.md of a checkpoint's folder, unless somebody has written one there."""
+    """Write [`build_model_card`]'s as the README.md of a checkpoint's folder, unless somebody has written one
+    there."""
     path = Path(folder) / MODEL_CARD_NAME
     if path.exists() and not is_generated_card(path):
         logger.warning(f"{path} was written or edited by hand, and is left as it is: to have one generated, remove it")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a checkpoint's folder goes to the Hub, and how it gets there through a network that fails.
 
-Only weights as safetensors, configurations, the model's code, its card and the curves of its training are published; the
-state of the optimizer only where it is asked for; nothing that names a folder, a user or a token of this machine.
+Only weights as safetensors, configurations, the model's code, its card and the curves of its training are published;
+the state of the optimizer only where it is asked for; nothing that names a folder, a user or a token of this machine.
 """
 
 import hashlib
@@ -63,7 +63,8 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str, training_state: st
 
     Args:
         folder: as [`~transformers.PreTrainedModel.save_pretrained`] or a trainer writes it.
-        repo_id: of the repository, which the model card names. A card that is missing or was generated is generated again.
+        repo_id: of the repository, which the model card names. A card that is missing or was generated is generated
+            again.
         training_state: the folder in the repository for all that a run needs to go on; by default that is left out.
 
     Raises:
@@ -192,7 +193,8 @@ class HubRepository:
     def api(self) -> HfApi:
         session = get_session()
         if session.timeout.read is None:
-            # huggingface_hub waits for ever for some answers, and would have a run whose network is silent do so at its end.
+            # huggingface_hub waits for ever for some answers, and would have a run whose network is silent do so at
+            # its end.
             session.timeout = LONGEST_SILENCE
         return HfApi(token=self.token, library_name="modeling_cover")
 
@@ -245,7 +247,8 @@ def publish(
     patience: float = 300.0,
     stopped: threading.Event | None = None,
 ) -> CommitInfo:
-    """Publish a checkpoint, see [`files_to_publish`], by one commit. While the network or the Hub fail, it is tried again.
+    """Publish a checkpoint, see [`files_to_publish`], by one commit. While the network or the Hub fail, it is tried
+    again.
 
     Args:
         folder: of the checkpoint.

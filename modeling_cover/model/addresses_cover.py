@@ -167,7 +167,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def retried(attempt: Callable[[], Result], deadline: float) -> Result:
-    """What `attempt` returns. After a failure that may pass it is tried again, until a `deadline` by time.monotonic()."""
+    """What `attempt` returns. After a failure that may pass it is tried again, until a `deadline` by
+    time.monotonic()."""
     for wait in RETRY_WAITS:
         try:
             return attempt()

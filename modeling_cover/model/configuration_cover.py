@@ -81,8 +81,8 @@ class CoverConfig(PreTrainedConfig):
         default to the first of each. Order carries no meaning. Without heads there is one, named `default_head` (or
         "default"), with the labels of `id2label` (or `num_labels` of them).
     default_head (`str`, *optional*):
-        The head whose logits are `outputs.logits`, and whose labels are `id2label`, `label2id` and `num_labels`. May be
-        left out where there is just one head.
+        The head whose logits are `outputs.logits`, and whose labels are `id2label`, `label2id` and `num_labels`. May
+        be left out where there is just one head.
 
     Example:
 
@@ -100,7 +100,8 @@ class CoverConfig(PreTrainedConfig):
     ```"""
 
     model_type = "cover"
-    # Where the package is installed, transformers knows its pipeline, and must not ask for consent to run a stored one.
+    # Where the package is installed, transformers knows its pipeline, and must not ask for consent to run a stored
+    # one.
     _has_known_pipeline = False
     # One head's logits are what a Trainer gathers as predictions.
     keys_to_ignore_at_inference = [

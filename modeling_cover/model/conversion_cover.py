@@ -252,7 +252,8 @@ def _check_stored(path: str | os.PathLike) -> None:
 
 
 def _check_tensors(path: str | os.PathLike, state: Any) -> None:
-    """Raise a `ValueError` unless `state` has tensors of numbers by name, no larger than the file that they are from."""
+    """Raise a `ValueError` unless `state` has tensors of numbers by name, no larger than the file that they are
+    from."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
     for name, tensor in state.items():
@@ -356,7 +357,8 @@ def check_revision(place: str | os.PathLike, revision: str | None) -> None:
 
 
 def check_stored(weights: EncoderWeights, expected: Weights) -> None:
-    """Raise a `ValueError` unless an encoder has the names and shapes of `expected`, and all of its numbers are finite."""
+    """Raise a `ValueError` unless an encoder has the names and shapes of `expected`, and all of its numbers are
+    finite."""
     check_whole(weights.source, weights.state_dict, expected)
     state = {**weights.state_dict, **weights.classifier}
     if names := sorted(name for name, weight in state.items() if not torch.isfinite(weight).all()):

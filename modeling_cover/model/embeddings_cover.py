@@ -38,7 +38,8 @@ def resize_position_embeddings(
 
 
 def _in_the_graph(embeddings: torch.Tensor) -> torch.Tensor:
-    """The same, as the result of an operation: gradients then come in one order whether or not there was a resizing."""
+    """The same, as the result of an operation: gradients then come in one order whether or not there was a
+    resizing."""
     return embeddings.view_as(embeddings)
 
 
@@ -103,7 +104,8 @@ class CoverEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def resize(self, num_frames: int, image_size: int | tuple[int, int]) -> None:
-        """Replace the stored embeddings by resized ones, for `num_frames` and `image_size` (height and width, pixels)."""
+        """Replace the stored embeddings by resized ones, for `num_frames` and `image_size` (height and width,
+        pixels)."""
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
         height, width = as_pair(image_size)

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Which frames of a video make a clip: pure functions over indices.
 
-All of them return ascending indices, from 0 to `total_num_frames - 1`, and as many as they were asked for however short
-the video is; nothing is left to chance but by a generator that is passed in.
+All of them return ascending indices, from 0 to `total_num_frames - 1`, and as many as they were asked for however
+short the video is; nothing is left to chance but by a generator that is passed in.
 
 The drawings show the frames of a video in a row: `#` is chosen, `.` is not.
 """
@@ -44,7 +44,8 @@ def segment_frame_indices(total_num_frames: int, num_frames: int, rng: np.random
         9 frames, 3 wanted      # . .   . . #   . # .       0, 5, 7
         2 frames, 4 wanted      #   #   #   #               0, 0, 1, 1      (a short clip repeats its frames)
 
-    Each frame of a segment is as likely as the others; `uniform_frame_indices` is what evaluation takes in their place.
+    Each frame of a segment is as likely as the others; `uniform_frame_indices` is what evaluation takes in their
+    place.
 
     Raises:
         ValueError: if either number is not positive.

@@ -34,8 +34,8 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
 
     Args:
         logits: (R, L).
-        labels: (R,), or (R, L) of probabilities that add up to 1, as mixing two samples makes them; for a multi-label head
-            (R, L), 0 or 1 for each label, or between.
+        labels: (R,), or (R, L) of probabilities that add up to 1, as mixing two samples makes them; for a multi-label
+            head (R, L), 0 or 1 for each label, or between.
 
     Raises:
         ValueError: if the labels have another shape, or are out of the head's range.
@@ -66,7 +66,8 @@ def mixed_head_losses(
     Args:
         head_logits: (R, L) of each head, for all rows.
         labels: (R,), or a dict {head: labels of its rows, in order}.
-        head_ids: (R,), the head of each row as an index into `config.head_names`; -100 for a row that counts for nothing.
+        head_ids: (R,), the head of each row as an index into `config.head_names`; -100 for a row that counts for
+            nothing.
 
     Raises:
         ValueError: if shapes, head ids, names or labels do not fit.

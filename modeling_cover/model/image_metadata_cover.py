@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an image file says beside its pixels: how it is to be turned; and the file without the rest, where that is broken."""
+"""What an image file says beside its pixels: how it is to be turned; and the file without the rest, where that is
+broken."""
 
 import io
 import re
@@ -24,20 +25,22 @@ import PIL.Image
 
 
 _PNG, _RIFF = b"\x89PNG\r\n\x1a\n", b"RIFF"
-# Of what is not needed to decode, PNG's specification calls the chunk "ancillary": their names begin with a small letter.
+# Of what is not needed to decode, PNG's specification calls the chunk "ancillary": their names begin with a small
+# letter.
 _PNG_KEPT = (b"eXIf", b"iTXt", b"tRNS")
 _XMP_KEYWORD = b"XML:com.adobe.xmp\0\0"  # and not compressed
 _WEBP_KEPT = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"EXIF", b"XMP ")
 # They are held three times.
 _MAX_BYTES = 2**27
 _ORIENTATION = 0x0112
-# Of TIFF: bytes by type of an entry, the tags of further directories (EXIF, GPS, interoperability), those of a tile's sides.
+# Of TIFF: bytes by type of an entry, the tags of further directories (EXIF, GPS, interoperability), those of a tile's
+# sides.
 _TIFF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _TIFF_DIRECTORIES, _TILE_WIDTH, _TILE_HEIGHT = (34665, 34853, 40965), 322, 323
 _MAX_TIFF_DIRECTORIES = 8
 _MAX_TILE_PIXELS = 2**24
-# Of JPEG: what begins a segment (in the data of a scan, a byte of ones is followed by a zero or a restart), the codes of
-# the headers of frames, of the end, of a scan, and the bytes that tell.
+# Of JPEG: what begins a segment (in the data of a scan, a byte of ones is followed by a zero or a restart), the codes
+# of the headers of frames, of the end, of a scan, and the bytes that tell.
 _JPEG_SEGMENT, _JPEG_HEAD, _PIECE = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]"), 9, 2**16
 _JPEG_FRAMES, _JPEG_END, _JPEG_SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xD9, 0xDA
 # Twenty scans of 50 million pixels; encoders write some ten.
@@ -85,7 +88,8 @@ def _raw_profile(text: str) -> bytes:
 
 
 def check_tiff(file: BinaryIO) -> None:
-    """Raise a `ValueError` if a TIFF file refers to more than it has, which PIL would copy: the same bytes again and again.
+    """Raise a `ValueError` if a TIFF file refers to more than it has, which PIL would copy: the same bytes again and
+    again.
 
     A tile may be larger than the image, and is decoded whole.
     """

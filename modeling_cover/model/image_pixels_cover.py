@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What counts of an image file, its pixels, whatever its name is, its depth, and what else the file tells about them."""
+"""What counts of an image file, its pixels, whatever its name is, its depth, and what else the file tells about
+them."""
 
 import os
 from typing import BinaryIO
@@ -95,7 +96,8 @@ def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def rgb_pixels(image: PIL.Image.Image) -> np.ndarray:
-    """(H, W, 3), uint8: what `to_rgb` makes of the image, some rows at a time, since each step is a copy of all of them.
+    """(H, W, 3), uint8: what `to_rgb` makes of the image, some rows at a time, since each step is a copy of all of
+    them.
 
     Raises:
         ValueError: as of `to_rgb`.
@@ -113,11 +115,12 @@ def rgb_pixels(image: PIL.Image.Image) -> np.ndarray:
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image in RGB of 8 bits; what is transparent becomes white.
 
-    A grey image of 16 bits (PIL's modes "I;16" and "I") is scaled by 257, where PIL itself would make white of all above
-    255.
+    A grey image of 16 bits (PIL's modes "I;16" and "I") is scaled by 257, where PIL itself would make white of all
+    above 255.
 
     Raises:
-        ValueError: the values are not of a range that is known: "I" beyond 0 to 65535, or floats ("F") beyond 0 to 255.
+        ValueError: the values are not of a range that is known: "I" beyond 0 to 65535, or floats ("F") beyond 0 to
+            255.
     """
     if _is_deep(image):
         image = _of_eight_bits(image)

@@ -159,8 +159,8 @@ def _has_image_suffix(path: str | os.PathLike) -> bool:
 def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
     """The image at a path or a URL, or in a file or its bytes, turned upright by its EXIF data.
 
-    What else a file tells (text, profiles) may be broken, or too much: its pixels are what counts. Within [`time_limit`]
-    the time is looked at between two pieces of the file.
+    What else a file tells (text, profiles) may be broken, or too much: its pixels are what counts. Within
+    [`time_limit`] the time is looked at between two pieces of the file.
 
     Raises:
         VideoDecodingError: whatever is wrong with it.
@@ -243,7 +243,8 @@ def _open_image(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[Binary
 
 
 class _TimedFile:
-    """A file that is given up when the time for reading is over; see [`time_limit`]. PIL reads a piece after the other."""
+    """A file that is given up when the time for reading is over; see [`time_limit`]. PIL reads a piece after the
+    other."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PyTorch CoVeR model (Zhang et al. 2021, "Co-training Transformer with Videos and Images Improves Action Recognition").
+"""PyTorch CoVeR model (Zhang et al. 2021, "Co-training Transformer with Videos and Images Improves Action
+Recognition").
 
 A TimeSformer with divided space-time attention and one classification head for each dataset; an image is a clip of
 one frame. Axes, in the shapes below:
@@ -78,7 +79,8 @@ class CoverDropPath(nn.Module):
 
 
 class CoverLayer(GradientCheckpointingLayer):
-    """Divided space-time attention (Bertasius et al. 2021): temporal attention, spatial attention, MLP, each pre-norm."""
+    """Divided space-time attention (Bertasius et al. 2021): temporal attention, spatial attention, MLP, each
+    pre-norm."""
 
     def __init__(self, config: CoverConfig, layer_index: int):
         super().__init__()
@@ -244,8 +246,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
     ) -> CoverVideoClassifierOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)` or a list):
-            Clips, or a list of such groups of clips of different shapes; the encoder runs once for each group, and rows
-            are numbered through the groups in order.
+            Clips, or a list of such groups of clips of different shapes; the encoder runs once for each group, and
+            rows are numbered through the groups in order.
         labels (`torch.LongTensor` of shape `(batch_size,)`, a `torch.FloatTensor` or a dict, *optional*):
             The class of each row in its head's label space; for a multi-label head 0 or 1 for each class, of shape
             `(batch_size, num_labels)`. With `head_ids` and multi-label heads a dict: each head's rows in order.
@@ -335,7 +337,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         self.config.num_frames, self.config.image_size = num_frames, image_size
 
     def pipeline(self, video_processor: "CoverVideoProcessor", **kwargs: Any) -> "CoverVideoClassificationPipeline":
-        """A [`CoverVideoClassificationPipeline`] of this model; `kwargs` are options of its calls, or of any pipeline."""
+        """A [`CoverVideoClassificationPipeline`] of this model; `kwargs` are options of its calls, or of any
+        pipeline."""
         # This line is also what makes transformers save the pipeline's code with the model's.
         from .pipeline_cover import CoverVideoClassificationPipeline
 
@@ -376,7 +379,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
                 position embeddings once, here.
 
         Raises:
-            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or lacks weights of the encoder.
+            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or lacks weights of the
+                encoder.
         """
         check_config_fields(kwargs)
         weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames, revision)
@@ -403,8 +407,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`.
 
         Raises:
-            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or weights are missing, left
-                over or not finite.
+            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or weights are missing,
+                left over or not finite.
         """
         check_config_fields(kwargs)
         weights = encoder_weights_from_timesformer(pretrained_model_name_or_path, revision)

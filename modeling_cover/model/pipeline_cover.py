@@ -97,16 +97,16 @@ class CoverVideoClassificationPipeline(Pipeline):
         """Classify a video or an image, or each of a list, a generator or a dataset of them.
 
         Args:
-            inputs: a video: a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H, W);
-                an image: a path or URL that ends as images do, a PIL image, an array (H, W, C) or (C, H, W). Items of
-                a list, which may be videos and images in any order, are classified each for itself.
+            inputs: a video: a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H,
+                W); an image: a path or URL that ends as images do, a PIL image, an array (H, W, C) or (C, H, W). Items
+                of a list, which may be videos and images in any order, are classified each for itself.
             head: the name of a head, a list of names, or "all" (unless a head is called so); by default the model's
                 default head.
             top_k: the labels of highest score to return, 5 by default; None for all. Of windows, 1 by default.
             threshold: return only labels of at least this score, from 0 to 1: for multi-label heads, say. With a
                 threshold and no `top_k`, all such labels.
-            views: 3 for crops at the start, the centre and the end of the longer side, whose scores are averaged, as in
-                the paper's evaluation (section 4.1); 1 for the centre crop. By default as the processor has it.
+            views: 3 for crops at the start, the centre and the end of the longer side, whose scores are averaged, as
+                in the paper's evaluation (section 4.1); 1 for the centre crop. By default as the processor has it.
             num_clips: temporal clips of a video, whose scores are averaged, too.
             num_frames, frame_sampling, frame_stride: of a clip; by default as the processor has it.
             window: seconds; classify windows of a video that follow one another, which gives a timeline.

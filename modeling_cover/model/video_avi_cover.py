@@ -13,8 +13,8 @@
 # limitations under the License.
 """The index of a plain AVI file, read from its bytes.
 
-Through FFmpeg and PyAV a packet takes 5 microseconds, which is a fifth of the time for a short clip of MPEG-4, where one
-packet in three is decoded. In AVI, packets are chunks that follow one another, and at the end is a list of them:
+Through FFmpeg and PyAV a packet takes 5 microseconds, which is a fifth of the time for a short clip of MPEG-4, where
+one packet in three is decoded. In AVI, packets are chunks that follow one another, and at the end is a list of them:
 
     RIFF "AVI "   LIST hdrl   ...   LIST movi   00dc 01wb 00dc ...   idx1
 
@@ -139,7 +139,8 @@ def _chunks(data: bytes, number: int, num_streams: int) -> tuple[list[int], list
 
 
 def _parts(data: bytes) -> tuple[range | None, np.ndarray]:
-    """Where the chunks of LIST movi lie, None if nowhere; and the list of them, which must be at the end of the file."""
+    """Where the chunks of LIST movi lie, None if nowhere; and the list of them, which must be at the end of the
+    file."""
     movi, position = None, 12
     while data[:4] == b"RIFF" and data[8:12] == b"AVI " and position + _HEADER.itemsize <= len(data):
         name, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")

@@ -162,7 +162,8 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
 class ClipMetadata(VideoMetadata):
     """Of a clip whose frames may not follow one another at one rate."""
 
-    # (F,), when each frame is displayed, since the first is; None where it is not told. No field, which a copy would take.
+    # (F,), when each frame is displayed, since the first is; None where it is not told. No field, which a copy would
+    # take.
     seconds = None
 
     @property
@@ -401,8 +402,8 @@ def decode_in_order(
     if outline.index.promised is None:
         with open_video(source, num_threads=1) as (container, stream):
             outline = replace(outline, index=scan_packets(container, stream))
-    # What a decoder makes up for what is damaged depends on the number of its threads. A file that was to be decoded by
-    # plan, and is here, is damaged.
+    # What a decoder makes up for what is damaged depends on the number of its threads. A file that was to be decoded
+    # by plan, and is here, is damaged.
     if num_threads != 1 and not outline.index.is_exact:
         try:
             return _decode_as_one(source, outline, frames, num_threads, strict=True)

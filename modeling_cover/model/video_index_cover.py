@@ -15,8 +15,8 @@
 
 A container is a sequence of packets, each of a compressed frame, in the order in which they are decoded. Frames that
 refer to later ones are decoded after these, so frames are displayed in another order: that of their timestamps, or, in
-AVI, which has none, that which the pictures' own headers tell. `scan_packets` reads all packets once; `VideoIndex.plan`
-says which of them some frames need.
+AVI, which has none, that which the pictures' own headers tell. `scan_packets` reads all packets once;
+`VideoIndex.plan` says which of them some frames need.
 """
 
 import math
@@ -41,10 +41,12 @@ from .video_times_cover import UNKNOWN, Announced, Clock, TimeLine, rate_of, tim
 # 38 hours at 30 frames a second. An index takes some 40 bytes a packet.
 _MAX_PACKETS = 2**22
 
-# A packet takes some bytes of the file, if not for its data, then for its place in a list; of a few packets, none need.
+# A packet takes some bytes of the file, if not for its data, then for its place in a list; of a few packets, none
+# need.
 _LEAST_BYTES_A_PACKET, _FEW_PACKETS = 4, 2**14
 
-# Up to this many bytes of packets are kept, so that a file of usual size is read but once. A packet takes some 700 more.
+# Up to this many bytes of packets are kept, so that a file of usual size is read but once. A packet takes some 700
+# more.
 _MAX_KEPT_BYTES, _BYTES_OF_A_PACKET = 2**26, 1024
 
 # How many times the file's size its packets may be together, since a container may refer to the same bytes again and
@@ -53,16 +55,16 @@ _MAX_EXPANSION, _MAX_SMALL_BYTES = 4, 2**26
 
 _AVI, _MATROSKA, _MP4 = "avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's names
 
-# Containers with an index of their own, which gives each frame a time. The others (transport streams, bare streams) leave
-# FFmpeg to guess, and may cut a frame into several packets.
+# Containers with an index of their own, which gives each frame a time. The others (transport streams, bare streams)
+# leave FFmpeg to guess, and may cut a frame into several packets.
 _INDEXED_CONTAINERS = (_AVI, _MATROSKA, _MP4)
 
 # Those whose header says when the whole ends; and those of which each packet says how long the frame is displayed.
 _HAVE_END = (_MATROSKA, "flv")
 _HAVE_FRAME_DURATIONS = (_AVI, "gif", "apng")
 
-# Codecs of which each packet is one frame that is displayed, and which decode a keyframe and what follows it as if there
-# had been nothing before.
+# Codecs of which each packet is one frame that is displayed, and which decode a keyframe and what follows it as if
+# there had been nothing before.
 _SEEKABLE_CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
 
 
@@ -344,7 +346,8 @@ def _line(
 
 
 def in_place(display_order: np.ndarray, told: np.ndarray, num_packets: int) -> np.ndarray:
-    """A timestamp for each packet (N,): those of frames (F,) and, of what is not displayed, that of the latest frame."""
+    """A timestamp for each packet (N,): those of frames (F,) and, of what is not displayed, that of the latest
+    frame."""
     timestamps = np.full(num_packets, UNKNOWN)
     timestamps[display_order] = told
     return np.where(timestamps == UNKNOWN, np.maximum.accumulate(timestamps), timestamps)

@@ -88,7 +88,8 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _max_alloc() -> Any:
-    """FFmpeg's function of that name in the library that PyAV uses; None where it cannot be found, which is said once."""
+    """FFmpeg's function of that name in the library that PyAV uses; None where it cannot be found, which is said
+    once."""
     try:
         # Of a name that a library lacks, the libraries are asked that it was linked with. (On Windows they are not.)
         function = ctypes.CDLL(av._core.__file__).av_max_alloc
@@ -190,7 +191,8 @@ class _Boxes:
             content = b"" if place < 0 else _decompressed(content[place + 8 :])
             self.walk(io.BytesIO(content), 0, len(content), depth + 1)
             return
-        # What in it is a box depends on the codec. It is no table of numbers, in which the codes would stand by chance.
+        # What in it is a box depends on the codec. It is no table of numbers, in which the codes would stand by
+        # chance.
         for code in (*_COUNTED, b"stsc"):
             if code in content:
                 raise ValueError(f"its box {kind.decode()} has a box {code.decode()}")

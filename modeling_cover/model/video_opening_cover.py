@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Opens video files that may be a stranger's: which kinds, how large, for how long; and one error for whatever is wrong."""
+"""Opens video files that may be a stranger's: which kinds, how large, for how long; and one error for whatever is
+wrong."""
 
 import errno
 import io
@@ -47,8 +48,8 @@ _CONTAINERS = (
     "yuv4mpegpipe"
 )
 
-# A few bytes can claim to be a picture of gigabytes: 4096 x 4096, and of 32 bits. Where frames refer to others, a decoder
-# keeps several of them, so these are smaller: 3840 x 2160 with 10 bits and every second colour value of a row.
+# A few bytes can claim to be a picture of gigabytes: 4096 x 4096, and of 32 bits. Where frames refer to others, a
+# decoder keeps several of them, so these are smaller: 3840 x 2160 with 10 bits and every second colour value of a row.
 _MAX_PIXELS = 2**24
 _MAX_FRAME_BYTES, _MAX_LONE_FRAME_BYTES = 2**25, 2**26
 _USUAL_BITS = 12  # of a pixel, before the decoder tells
@@ -64,8 +65,8 @@ _MAX_STREAMS = 64  # a film with its languages and subtitles has less
 _DEMUXER_OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "protocol_whitelist": "file",
-    # As it opens a file, FFmpeg would decode the first frames of each stream, some twenty of H.264, to see what they are
-    # like: that takes long, and gigabytes if there are many streams of large frames.
+    # As it opens a file, FFmpeg would decode the first frames of each stream, some twenty of H.264, to see what they
+    # are like: that takes long, and gigabytes if there are many streams of large frames.
     "codec_whitelist": "none",
     "max_streams": str(_MAX_STREAMS),
 }
@@ -97,7 +98,8 @@ class VideoDecodingError(ValueError):
 
 @contextmanager
 def reading(source: VideoSource) -> Iterator[None]:
-    """What goes wrong with a file leaves as a VideoDecodingError that names it; what it is not to blame for as an OSError."""
+    """What goes wrong with a file leaves as a VideoDecodingError that names it; what it is not to blame for as an
+    OSError."""
     try:
         yield
     except VideoDecodingError:
@@ -132,7 +134,8 @@ def said_of(error: Exception) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Within it, in this thread, a video or image that is still read after `seconds` is given up with a VideoDecodingError.
+    """Within it, in this thread, a video or image that is still read after `seconds` is given up with a
+    VideoDecodingError.
 
     For files of strangers: how long a packet takes depends on the codec. Time is looked at between two packets, and
     between two pieces of an image's file.
@@ -197,8 +200,8 @@ class Effort:
         self._buffers = None if is_bounded else set()
 
     def _count(self, pictures: list[VideoFrame]) -> None:
-        """A decoder takes its buffers from a pool, which grows when all of them are in use. So there can be no more than
-        have been seen, and those of the pictures that wait.
+        """A decoder takes its buffers from a pool, which grows when all of them are in use. So there can be no more
+        than have been seen, and those of the pictures that wait.
 
         Raises:
             ValueError: they take too much memory.
@@ -247,11 +250,11 @@ def open_video(
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The stream's packets from where the container stands.
 
-    Where a truncated file ends inside a frame, the half that is left is no frame. In the middle, FFmpeg's mark of what is
-    corrupt may also mean that two whole files were joined there.
+    Where a truncated file ends inside a frame, the half that is left is no frame. In the middle, FFmpeg's mark of what
+    is corrupt may also mean that two whole files were joined there.
     """
-    # In streams without packets of their own, FFmpeg finds the end of a frame at the start of the next, and marks the one
-    # before.
+    # In streams without packets of their own, FFmpeg finds the end of a frame at the start of the next, and marks the
+    # one before.
     is_late, was_corrupt, last = bool(container.format.flags & Flags.ts_discont.value), False, None
     for packet in container.demux(stream):
         check_time()
@@ -272,8 +275,8 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
 
 
 def check_frame_size(stream: VideoStream) -> int:
-    """The bytes of a frame, as far as they are known. Raises a `ValueError` if those that a decoder keeps would take too
-    much memory."""
+    """The bytes of a frame, as far as they are known. Raises a `ValueError` if those that a decoder keeps would take
+    too much memory."""
     context = stream.codec_context
     bits = 0 if context.format is None else context.format.padded_bits_per_pixel
     num_bytes = context.width * context.height * bits // 8

@@ -13,12 +13,12 @@
 # limitations under the License.
 """In which order pictures are displayed, as their own headers say: AVI tells of a frame only when it is decoded.
 
-`order_reader` has a reader for the codecs that it knows. It is fed the packets of a file in the order in which they are
-decoded, and tells what to decode in the place of each, which is one picture.
+`order_reader` has a reader for the codecs that it knows. It is fed the packets of a file in the order in which they
+are decoded, and tells what to decode in the place of each, which is one picture.
 
 - MPEG-4 Part 2 (ISO 14496-2): I and P pictures are displayed when the next of them is decoded, B pictures at once, and
-  nothing refers to these. DivX and XviD pack B pictures into the packet before theirs, and leave a picture "not coded" in
-  their place, so that each packet seems to be displayed as soon as it is decoded.
+  nothing refers to these. DivX and XviD pack B pictures into the packet before theirs, and leave a picture "not coded"
+  in their place, so that each packet seems to be displayed as soon as it is decoded.
 - H.264 (ISO 14496-10): each picture has a number, the picture order count, that begins again at each IDR picture.
 """
 
@@ -41,7 +41,8 @@ _PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")
 
 _LAYER = re.compile(b"\0\0\1[\x20-\x2f]")  # the start code of a video object layer
 
-# Kinds of pictures, as two bits of their headers have them (1 are P pictures, 3 sprites); and "not coded": the one before goes on.
+# Kinds of pictures, as two bits of their headers have them (1 are P pictures, 3 sprites); and "not coded": the one
+# before goes on.
 _I, _B, _N = 0, 2, 4
 
 # Types of a layer that FFmpeg takes to be without B pictures where it is not told.
@@ -87,7 +88,8 @@ class OrderReader:
         self.is_regular = True  # whether each packet so far is what this reader knows
 
     def picture(self, data: bytes, start: int, stop: int) -> bytes | None:
-        """The picture to be decoded in the place of the next packet, `data` from `start` to `stop`; None for itself."""
+        """The picture to be decoded in the place of the next packet, `data` from `start` to `stop`; None for
+        itself."""
         raise NotImplementedError
 
     def display_order(self) -> np.ndarray:
@@ -183,7 +185,8 @@ class Mpeg4Order(OrderReader):
             if len(kinds) and not self._has_b_pictures:
                 is_displayed[-1] = True  # at the end FFmpeg repeats the picture that goes on
             return np.flatnonzero(is_displayed)
-        # The decoder tells by the times in pictures which B pictures it can decode, and those of N pictures are among them.
+        # The decoder tells by the times in pictures which B pictures it can decode, and those of N pictures are among
+        # them.
         self.is_regular &= self._has_b_pictures and _N not in self._kinds
         references, b_pictures = np.flatnonzero((kinds != _B) & (kinds != _N)), np.flatnonzero(kinds == _B)
         # Each by the packet at which it is displayed. Of the first B pictures, what they refer to is not there.
@@ -246,8 +249,8 @@ class Mpeg4Order(OrderReader):
 
 
 def _told_of_layer(layer: bytes) -> tuple[int, bool]:
-    """Of the head of a layer: how many bits of a picture's header its time within the second takes, 0 if the head is cut;
-    and whether there may be B pictures."""
+    """Of the head of a layer: how many bits of a picture's header its time within the second takes, 0 if the head is
+    cut; and whether there may be B pictures."""
     try:
         bits = _Bits(layer[:_HEADER_BYTES])
         bits.read(1)  # random access
@@ -270,8 +273,8 @@ def _told_of_layer(layer: bytes) -> tuple[int, bool]:
 def _cut(data: bytes, start: int, second: int) -> bytes:
     """The first picture of a packet, up to where the second begins.
 
-    The decoder looks at some bytes behind a picture to find its end, so the head of the second stays. With another bit in
-    its kind, the decoder takes it for none that is packed.
+    The decoder looks at some bytes behind a picture to find its end, so the head of the second stays. With another bit
+    in its kind, the decoder takes it for none that is packed.
     """
     kind = second + len(_VOP)
     return data[start:kind] + bytes([data[kind] | 0x40]) + data[kind + 1 : kind + 9]
@@ -400,7 +403,8 @@ def _unescaped(data: bytes) -> bytes:
 
 
 def is_idr(data: bytes, length_size: int | None) -> bool:
-    """Whether an H.264 packet is an IDR picture. Containers also flag others, whose successors may refer further back."""
+    """Whether an H.264 packet is an IDR picture. Containers also flag others, whose successors may refer further
+    back."""
     position = 0
     while True:
         if length_size is None:

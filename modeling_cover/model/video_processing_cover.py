@@ -129,8 +129,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 A video: a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or
                 (T, C, H, W), or a list of frames, that is of PIL images or of 3-D arrays. An image: a path, a URL,
                 bytes or a file object whose content is one (grey of 16 bits is scaled by 257), a PIL image or a 3-D
-                array. A batch: a list of any of these, each item taken by itself, or a 5-D array. Arrays hold values of 0
-                to 255, unless `do_rescale=False`, and 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
+                array. A batch: a list of any of these, each item taken by itself, or a 5-D array. Arrays hold values
+                of 0 to 255, unless `do_rescale=False`, and 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
             kwargs:
                 Options for this call, in place of the processor's own. With `do_sample_frames` a video, decoded or
                 not, becomes `num_frames` frames, repeated if it has fewer; an image always stays one frame.
@@ -175,9 +175,9 @@ class CoverVideoProcessor(BaseVideoProcessor):
             kwargs: options as of `preprocess`.
 
         Yields:
-            [`BatchFeature`] with `pixel_values` (B, T, 3, H, W) of adjacent windows, with several spatial crops those of
-            the first window, then those of the next; `windows`, the start and end of each in seconds; and `num_windows`
-            of the whole video.
+            [`BatchFeature`] with `pixel_values` (B, T, 3, H, W) of adjacent windows, with several spatial crops those
+            of the first window, then those of the next; `windows`, the start and end of each in seconds; and
+            `num_windows` of the whole video.
 
         Raises:
             VideoDecodingError: the video cannot be read, or does not tell when its frames are displayed.
@@ -263,8 +263,9 @@ class CoverVideoProcessor(BaseVideoProcessor):
         short_side: int | None = None,
     ) -> tuple[np.ndarray, VideoMetadata] | list:
         r"""
-        Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames without
-        `sample_indices_fn`; as large as they are without `short_side`. Of a list, a list of all frames and one of all metadata.
+        Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames
+        without `sample_indices_fn`; as large as they are without `short_side`. Of a list, a list of all frames and one
+        of all metadata.
         """
         if isinstance(video_url_or_urls, list):
             fetched = [self.fetch_videos(video, sample_indices_fn, short_side) for video in video_url_or_urls]
@@ -367,7 +368,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
         }
         pixel_values = []
         for video in videos:
-            # One at a time: the base stacks all of one shape, and fresh memory for that costs more than the arithmetic.
+            # One at a time: the base stacks all of one shape, and fresh memory for that costs more than the
+            # arithmetic.
             (clip,) = super()._preprocess([video], **done, **kwargs)["pixel_values_videos"]
             pixel_values.append(clip.to(torch.float32))
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
@@ -420,7 +422,8 @@ def _sample_tensor(
 
 
 def _temporal_views(video: torch.Tensor, num_clips: int) -> list[torch.Tensor]:
-    """The clips (T, C, H, W) that lie one after the other in a video. A single frame is an image, with a single view."""
+    """The clips (T, C, H, W) that lie one after the other in a video. A single frame is an image, with a single
+    view."""
     return list(video.chunk(num_clips)) if len(video) > 1 else [video]
 
 

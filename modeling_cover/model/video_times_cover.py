@@ -26,15 +26,15 @@ from av.format import Flags
 
 UNKNOWN = -(2**63)  # of a time that is not told
 
-# A clock that goes on so much later is another one: at a keyframe, where FFmpeg (`dts_delta_threshold`) and players take
-# it for such; at any frame, where no recording pauses for so long.
+# A clock that goes on so much later is another one: at a keyframe, where FFmpeg (`dts_delta_threshold`) and players
+# take it for such; at any frame, where no recording pauses for so long.
 _JUMP_AT_KEYFRAME, _JUMP = 10, 3600  # seconds
 
 # Between keyframes, times that go back by less are out of order, and the clock is the same.
 _DISORDER = 1  # seconds
 
-# A duration is believed if it is so many times the usual one or shorter, unless something else confirms it, and not if it
-# is so many times shorter.
+# A duration is believed if it is so many times the usual one or shorter, unless something else confirms it, and not if
+# it is so many times shorter.
 _USUAL = 4
 
 
@@ -127,8 +127,8 @@ def _median(steps: np.ndarray) -> int:
 
 
 def _last(own: int, rest: int | None, usual: int | None, announced: Announced) -> int:
-    """How long the last frame is displayed: as its packet says, as the header says, or as long as others, in this order
-    where they are to be believed."""
+    """How long the last frame is displayed: as its packet says, as the header says, or as long as others, in this
+    order where they are to be believed."""
 
     def is_likely(duration: int, has_witness: bool) -> bool:
         # A shorter one comes of a rate such as 1000 that a browser's recorder gives; a longer one may be meant.

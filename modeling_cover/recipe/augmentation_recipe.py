@@ -34,7 +34,8 @@ class ColorJitter:
 
     Attributes:
         brightness, contrast, saturation: x multiplies by a factor between max(0, 1 - x) and 1 + x.
-        hue: x turns by up to x of the colour circle either way, at most 0.5. It costs several times the others together.
+        hue: x turns by up to x of the colour circle either way, at most 0.5. It costs several times the others
+            together.
     """
 
     brightness: float = 0.4

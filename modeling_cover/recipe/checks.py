@@ -9,7 +9,8 @@ from typing import Any
 
 
 def checked_keys(where: str, content: Any, known: set[str] | None) -> dict[str, Any]:
-    """A copy of the mapping `content`; a `ValueError` that says `where` for a key that is not `known`, if that is given."""
+    """A copy of the mapping `content`; a `ValueError` that says `where` for a key that is not `known`, if that is
+    given."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where}: expected keys and values, got {content!r}")
     for key in content:

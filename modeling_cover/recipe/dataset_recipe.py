@@ -49,8 +49,8 @@ class DatasetRecipe:
         name: of the dataset, of its head and of its metrics.
         format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.data.sources.read_sources`] for each.
         modality: "video" or "image".
-        splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of a
-            manifest and of lists, shards and Parquet files, they may be addresses such as s3://bucket/train.csv.
+        splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of
+            a manifest and of lists, shards and Parquet files, they may be addresses such as s3://bucket/train.csv.
         license: of its files, an identifier of the Hub such as "cc-by-4.0" or a name; written into the model card.
         weight: w in the paper's loss (section 3.3).
         share: of the samples, where the mixture's shares are explicit.

@@ -5,8 +5,8 @@
     datasets: [k400, {name: imagenet, weight: 0.75}]
     training: {learning_rate: 1.0e-3}
 
-Sections are laid over those of the base key by key. `datasets` chooses among its datasets and changes keys of those that it chooses; a dataset
-that the base does not have is given whole. Without `datasets`, there are all of the base's.
+Sections are laid over those of the base key by key. `datasets` chooses among its datasets and changes keys of those
+that it chooses; a dataset that the base does not have is given whole. Without `datasets`, there are all of the base's.
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,7 +13,8 @@ clips:
   num_frames: 16                      # frames of a clip
   image_size: 448                     # side of the square crop, in pixels
   short_side: 512                     # of a frame before cropping, in pixels; default: 8 / 7 of image_size
-  sampling: uniform                   # over the whole video, as the paper does; dense: frame_stride apart, from a random
+  sampling: uniform                   # over the whole video, as the paper does; dense: frame_stride apart, from a
+  random
                                       # start; segments: a random frame of each of num_frames equal segments
   frame_stride: 1                     # of dense sampling
 mixture:                              # see mixture_recipe.py
@@ -99,7 +100,8 @@ class BadFilesRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecipe:
-    """What the model is fed: frames of a clip and how they are chosen, crop and short side before cropping, in pixels."""
+    """What the model is fed: frames of a clip and how they are chosen, crop and short side before cropping, in
+    pixels."""
 
     num_frames: int = 8
     image_size: int = 224

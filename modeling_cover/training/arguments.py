@@ -192,7 +192,8 @@ def _check_installed(what: str, package: str) -> None:
 
 
 def _mend_inductor() -> None:
-    """Switch an analysis of inductor's off, which fails on a GPU with an assertion about a token behind the class token."""
+    """Switch an analysis of inductor's off, which fails on a GPU with an assertion about a token behind the class
+    token."""
     import torch._inductor.config  # which takes a while
 
     torch._inductor.config.triton.coalesce_tiling_analysis = False

@@ -32,7 +32,8 @@ class _Upload:
 
 
 class BackgroundPublisher:
-    """Uploads checkpoints of a run from a thread, one at a time. Nothing that goes wrong reaches the run: it is logged.
+    """Uploads checkpoints of a run from a thread, one at a time. Nothing that goes wrong reaches the run: it is
+    logged.
 
     Args:
         repository: where to.
@@ -131,9 +132,10 @@ class BackgroundPublisher:
 class RunPublisher:
     """With `push_to_hub`, publishes each save of a run in the background, and the end of training with the model card.
 
-    Of transformers' options, `hub_strategy` says what of a save is published: "every_save" the model, "checkpoint" also what
-    a run needs to resume, as `last-checkpoint`, "all_checkpoints" each as `checkpoint-...`, "end" nothing before the end.
-    Where saves are faster than the network, those that wait give way to newer ones, unless `hub_always_push` is set.
+    Of transformers' options, `hub_strategy` says what of a save is published: "every_save" the model, "checkpoint"
+    also what a run needs to resume, as `last-checkpoint`, "all_checkpoints" each as `checkpoint-...`, "end" nothing
+    before the end. Where saves are faster than the network, those that wait give way to newer ones, unless
+    `hub_always_push` is set.
 
     Its methods are the main process's.
 
@@ -158,7 +160,8 @@ class RunPublisher:
         )
 
     def begin(self, token: str | None = None, private: bool | None = None) -> str:
-        """Have the repository made, by a thread, so that a network that fails is no reason not to train; return its id."""
+        """Have the repository made, by a thread, so that a network that fails is no reason not to train; return its
+        id."""
         repository = self.repository(token, private)
         if self._background is None:
             keep_all = self._args.hub_always_push or self._args.hub_strategy == HubStrategy.ALL_CHECKPOINTS

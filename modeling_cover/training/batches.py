@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches on their way into the model: whose rows they have, their pixels normalised, the operations that they take."""
+"""Batches on their way into the model: whose rows they have, their pixels normalised, the operations that they
+take."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class MixtureCallback(TrainerCallback):
-    """Starts a new run with nothing in quarantine, and tells the sampler where an epoch begins, which accelerate does not
-    do through every wrapper that a resumed run adds."""
+    """Starts a new run with nothing in quarantine, and tells the sampler where an epoch begins, which accelerate does
+    not do through every wrapper that a resumed run adds."""
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
@@ -38,7 +38,8 @@ class MixtureCallback(TrainerCallback):
         is_resumed = state.global_step == self._first_step and not args.ignore_data_skip
         sampler.skip(state.global_step * sampler.step_size % len(sampler) if is_resumed else 0)
         if train_dataloader is not None and train_dataloader._iterator is not None:
-            # Workers that stay are not seeded again. Where a run resumes they are started, and a seed is drawn for them.
+            # Workers that stay are not seeded again. Where a run resumes they are started, and a seed is drawn for
+            # them.
             torch.empty((), dtype=torch.int64).random_()
 
 

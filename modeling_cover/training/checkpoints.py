@@ -99,8 +99,9 @@ def what_is_wrong(checkpoint: str | os.PathLike, check_hashes: bool = True) -> s
     """Why a checkpoint is not whole, with the name of the file; None if it is.
 
     Args:
-        check_hashes: compare the hash of each file, which reads them all. Without, those of tensors are looked at by their
-            sizes and their headers alone. So are the files of a checkpoint that has no hashes, as an earlier version wrote it.
+        check_hashes: compare the hash of each file, which reads them all. Without, those of tensors are looked at by
+            their sizes and their headers alone. So are the files of a checkpoint that has no hashes, as an earlier
+            version wrote it.
     """
     folder = Path(checkpoint)
     try:
@@ -318,7 +319,8 @@ class RunCheckpoints:
         return checkpoint.rename(target)
 
     def link(self, checkpoint: Path) -> Path:
-        """The files of a checkpoint under another name, without taking their room again; to be removed by the caller."""
+        """The files of a checkpoint under another name, without taking their room again; to be removed by the
+        caller."""
         target = checkpoint.with_name(f"{_LINKED}{checkpoint.name}-{uuid.uuid4().hex[:8]}")
         try:
             return shutil.copytree(checkpoint, target, copy_function=_link)
@@ -327,8 +329,8 @@ class RunCheckpoints:
             raise
 
     def keep(self, most: int | None, best: str | os.PathLike | None = None, written: Path | None = None) -> None:
-        """Remove the oldest checkpoints beyond `most`, never the newest nor the best, nor the one just `written`: there
-        may be newer ones where a run has resumed from an older one."""
+        """Remove the oldest checkpoints beyond `most`, never the newest nor the best, nor the one just `written`:
+        there may be newer ones where a run has resumed from an older one."""
         if not most or most < 1:
             return
         newest_first = checkpoints_in(self.output_dir)

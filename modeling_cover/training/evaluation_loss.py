@@ -21,7 +21,8 @@ class EvaluationLoss:
     Args:
         config: the model's.
         device: that of the losses.
-        gather: the rows of all processes, without those that only fill up the last batch; by default there is one process.
+        gather: the rows of all processes, without those that only fill up the last batch; by default there is one
+            process.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class EvaluationLoss:
         self._totals.zero_()
 
     def add(self, head: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Add a batch, and return the mean loss of its rows; 0 if none could be decoded. Every process must call it."""
+        """Add a batch, and return the mean loss of its rows; 0 if none could be decoded. Every process must call
+        it."""
         readable = readable_rows(labels)
         losses = row_losses(self._config, head, logits, labels.masked_fill(labels == UNREADABLE, 0))
         losses = torch.stack([losses.masked_fill(~readable, 0), readable.to(losses)], dim=1)
@@ -53,7 +55,8 @@ class EvaluationLoss:
 
 
 def forget_unreadable(dataset: Any, hold: Callable[[], None]) -> None:
-    """Empty the list of evaluated files that could not be decoded: they may have been mended since the last evaluation.
+    """Empty the list of evaluated files that could not be decoded: they may have been mended since the last
+    evaluation.
 
     Every process must call it.
 

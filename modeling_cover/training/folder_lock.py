@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run a folder: the lock on an output folder, which any death of its process releases.
 
-It is the system's lock on a file in the folder (flock), which says nothing where two machines of a network drive each have
-locks of their own, or where there are none. So the file names the host and the process that hold it, and a thread of theirs
-sets its time every few seconds: a holder on another machine is there if that time moves.
+It is the system's lock on a file in the folder (flock), which says nothing where two machines of a network drive each
+have locks of their own, or where there are none. So the file names the host and the process that hold it, and a thread
+of theirs sets its time every few seconds: a holder on another machine is there if that time moves.
 """
 
 import errno
@@ -93,7 +93,8 @@ def _take(file: BinaryIO) -> bool:
 
 
 def _holder(path: Path) -> dict | None:
-    """The host and the process that hold a lock, or held it when they died; None if it was released, or is being taken."""
+    """The host and the process that hold a lock, or held it when they died; None if it was released, or is being
+    taken."""
     try:
         record = json.loads(path.read_bytes())
     except ValueError:

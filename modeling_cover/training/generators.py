@@ -15,7 +15,8 @@ import torch
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Leaves the generators as they were, whatever is drawn inside: a data loader that begins draws a seed, for one."""
+    """Leaves the generators as they were, whatever is drawn inside: a data loader that begins draws a seed, for
+    one."""
     state = rng_state()
     try:
         yield

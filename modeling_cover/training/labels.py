@@ -19,7 +19,8 @@ Labels = torch.Tensor | Mapping[str, torch.Tensor]
 def hits_of_heads(
     config: CoverConfig, head_logits: Mapping[str, torch.Tensor], labels: Labels, head_ids: torch.Tensor
 ) -> torch.Tensor:
-    """(heads,), the rows of each head whose label has the largest logit; of mixed samples, the label that is most of it.
+    """(heads,), the rows of each head whose label has the largest logit; of mixed samples, the label that is most of
+    it.
 
     A multi-label head has none. Nothing waits for the device to learn a shape.
 
@@ -44,8 +45,8 @@ def hits_of_heads(
 def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor, factor: float) -> dict:
     """Each head's labels, of a single-label head as probabilities of which `factor` is spread over all of its labels.
 
-    It is what `label_smoothing` of [`torch.nn.functional.cross_entropy`] means. Labels of multi-label heads stay as they
-    are.
+    It is what `label_smoothing` of [`torch.nn.functional.cross_entropy`] means. Labels of multi-label heads stay as
+    they are.
     """
     smoothed = {}
     for index, name in enumerate(config.head_names):
@@ -66,7 +67,8 @@ def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor,
 
 
 def row_losses(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(R,), the loss of each row of the head `name`: [`~modeling_cover.model.head_losses_cover.head_loss`] is their mean.
+    """(R,), the loss of each row of the head `name`: [`~modeling_cover.model.head_losses_cover.head_loss`] is their
+    mean.
 
     Args:
         logits: (R, L).

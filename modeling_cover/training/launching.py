@@ -26,7 +26,8 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def check_processes(processes: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise a `ValueError` where a launcher has started several processes that each take themselves for the only one."""
+    """Raise a `ValueError` where a launcher has started several processes that each take themselves for the only
+    one."""
     launched = int(environment.get("WORLD_SIZE", "1"))
     if processes == 1 < launched:
         raise ValueError(

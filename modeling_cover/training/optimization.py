@@ -66,8 +66,8 @@ def parameter_groups(
     """The groups that an optimizer takes, one for each learning rate and weight decay.
 
     Args:
-        decaying: names of the parameters that decay; embeddings never do, nor do heads that are not trained: their gradient
-            is of zeros, and decay would eat their weights all the same.
+        decaying: names of the parameters that decay; embeddings never do, nor do heads that are not trained: their
+            gradient is of zeros, and decay would eat their weights all the same.
         trained_heads: names of the heads that have training data.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -86,7 +86,8 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def drop_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: int, drop_epochs: Sequence[float], drop_factor: float, steps: int
 ) -> LambdaLR:
-    """A schedule that multiplies the learning rate by `drop_factor` from each of `drop_epochs` on, after a linear warm-up.
+    """A schedule that multiplies the learning rate by `drop_factor` from each of `drop_epochs` on, after a linear
+    warm-up.
 
     Args:
         steps: optimizer steps of an epoch.

@@ -20,7 +20,8 @@ _SMALL = 30  # points of a curve up to which each is marked
 
 
 class CoverProgressCallback(ProgressCallback):
-    """Beside the bar of steps, the newest loss of each dataset, samples a second, and the share of waiting for data."""
+    """Beside the bar of steps, the newest loss of each dataset, samples a second, and the share of waiting for
+    data."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         super().on_log(args, state, control, logs=logs, **kwargs)

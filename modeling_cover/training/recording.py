@@ -36,8 +36,8 @@ from .run_settings import Settings, differing_parts, joined_parts, run_settings
 class RunRecord:
     """What a run notes about itself.
 
-    What it counts continues where the run was stopped: the record of a run that was killed differs from another only in
-    the time.
+    What it counts continues where the run was stopped: the record of a run that was killed differs from another only
+    in the time.
 
     Args:
         args: the run's training arguments.
@@ -124,7 +124,8 @@ class RunRecord:
         return run_settings(self._args, self._config, self._dataset, self._loss_weights)
 
     def check_resumes(self, checkpoint: Path) -> None:
-        """Raise a [`CheckpointError`] that says what differs if a checkpoint is another run's, see [`check_same_run`]."""
+        """Raise a [`CheckpointError`] that says what differs if a checkpoint is another run's, see
+        [`check_same_run`]."""
         steps_per_epoch = len(self._sampler) // self._sampler.step_size
         has_ended = has_no_step_left(checkpoint, self._args, steps_per_epoch)
         run = self._config, self.identity, self.settings
@@ -195,7 +196,8 @@ class RunRecord:
 
 
 def evaluated_rows(eval_dataset: object) -> dict[str, int | None]:
-    """The rows of each dataset that is evaluated; None if it is not ours. Metrics of one dataset do not say whose they are."""
+    """The rows of each dataset that is evaluated; None if it is not ours. Metrics of one dataset do not say whose they
+    are."""
     if not isinstance(eval_dataset, Mapping):
         return {}
     return {name: len(data) if isinstance(data, EvaluationDataset) else None for name, data in eval_dataset.items()}

@@ -49,7 +49,8 @@ def from_main_process(find: Callable[[], Found]) -> Found:
 
 @contextmanager
 def raised_by_all() -> Iterator[None]:
-    """Raise a [`CheckpointError`] of any process on all of them at the end of the block, which would else wait for it."""
+    """Raise a [`CheckpointError`] of any process on all of them at the end of the block, which would else wait for
+    it."""
     error = None
     try:
         yield
@@ -67,8 +68,8 @@ def find_checkpoint(asked: str | os.PathLike | bool | None, args: CoverTrainingA
     """The checkpoint that a run resumes from; None for a new run.
 
     Args:
-        asked: a checkpoint; True for the newest whole one in `output_dir`, "auto" for the same or, if there are none, a new
-            run; by default a new run.
+        asked: a checkpoint; True for the newest whole one in `output_dir`, "auto" for the same or, if there are none,
+            a new run; by default a new run.
         args: the run's.
 
     Raises:
@@ -151,8 +152,8 @@ def resume_point(
     record: RunRecord,
     args: CoverTrainingArguments,
 ) -> str | None:
-    """The checkpoint that a run resumes from, known to be of the same run, or whose weights the model has taken; None for
-    a new run. Every process must call it.
+    """The checkpoint that a run resumes from, known to be of the same run, or whose weights the model has taken; None
+    for a new run. Every process must call it.
 
     Args:
         asked: see [`find_checkpoint`].

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run writes into its record: what is trained on what, how, and how well.
 
-Nothing of it is private. Of the recipe and of the training arguments only what decides the outcome is written down, and
-every path is replaced by the word PATH.
+Nothing of it is private. Of the recipe and of the training arguments only what decides the outcome is written down,
+and every path is replaced by the word PATH.
 """
 
 import csv
@@ -96,14 +96,15 @@ def starting_point(recipe: Recipe) -> dict[str, str | None]:
 
 
 def _loaded_commit(place: str | None, file: str, revision: str | None, repo_type: str) -> str | None:
-    """The commit that a revision was when a file of it was loaded, as huggingface_hub's cache has it; None if unknown."""
+    """The commit that a revision was when a file of it was loaded, as huggingface_hub's cache has it; None if
+    unknown."""
     found = None if place is None else try_to_load_from_cache(place, file, revision=revision, repo_type=repo_type)
     return Path(found).parent.name if isinstance(found, str) else None
 
 
 def dataset_origin(dataset: DatasetRecipe | None) -> dict[str, str | None]:
-    """How a dataset is stored and licensed, and where it is on the Hub and the commit that was loaded, if it is; None where
-    nothing says so."""
+    """How a dataset is stored and licensed, and where it is on the Hub and the commit that was loaded, if it is; None
+    where nothing says so."""
     if dataset is None:
         return dict.fromkeys(("format", "license", "hub_id", "commit", "config_name", "validation_split"))
     place = hub_id(dataset.path)
@@ -235,8 +236,8 @@ def _version(package: str) -> str | None:
 
 
 def measured_emissions(folder: str | os.PathLike) -> float | None:
-    """Kilograms of CO2 equivalents that codecarbon has written down in the output folder of a run, of all of its sessions;
-    None if it was not asked."""
+    """Kilograms of CO2 equivalents that codecarbon has written down in the output folder of a run, of all of its
+    sessions; None if it was not asked."""
     path = Path(folder) / EMISSIONS_NAME
     if not path.is_file():
         return None

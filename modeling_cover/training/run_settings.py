@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a run: which of them may change when it resumes from a checkpoint, and with which it took which steps."""
+"""The settings of a run: which of them may change when it resumes from a checkpoint, and with which it took which
+steps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,8 @@ def joined_parts(before: Sequence[Mapping[str, Any]], settings: Settings, step: 
         step: how many have been taken.
 
     Returns:
-        Dictionaries with `first_step`, `last_step` (counted from 1, both included) and `settings`, one for each change.
+        Dictionaries with `first_step`, `last_step` (counted from 1, both included) and `settings`, one for each
+        change.
     """
     parts = [dict(part) for part in before]
     last = parts[-1]["last_step"] if parts else 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that a run has in memory, as what a checkpoint can hold: tensors by name, and JSON.
 
-Weights and optimizer state are keyed by the names of parameters, each whole, so that a run may resume with its parameters
-sharded over processes that were not, and the other way round.
+Weights and optimizer state are keyed by the names of parameters, each whole, so that a run may resume with its
+parameters sharded over processes that were not, and the other way round.
 """
 
 import os
@@ -72,7 +72,8 @@ class WholeState:
         return tensors, {"values": values, "param_groups": whole.get("param_groups", [])}
 
     def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
-        """Take what [`optimizer_state`] returned; groups, rates, betas and decay stay those of the optimizer as it is."""
+        """Take what [`optimizer_state`] returned; groups, rates, betas and decay stay those of the optimizer as it
+        is."""
         state, stored = grouped_by_parameter(tensors, rest), parameter_groups_of(rest)
         options = {name: group for group in stored for name in group["params"]}
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -157,8 +158,8 @@ def rng_state_of(
 def load_process_rng_state(checkpoint: str | os.PathLike, process: int, seed: int) -> None:
     """Set this process's random number generators to where they were when a checkpoint was written.
 
-    A process that the run did not have seeds its own. Which samples are drawn, and how they are augmented, does not depend
-    on these generators.
+    A process that the run did not have seeds its own. Which samples are drawn, and how they are augmented, does not
+    depend on these generators.
     """
     state = read_state(checkpoint)
     stored = rng_state_of(process, read_tensors(checkpoint, "rng"), state["rng"])
@@ -237,7 +238,8 @@ class RunState:
         return weights, state, tensors
 
     def load(self, checkpoint: str | os.PathLike) -> None:
-        """Load what [`gathered`] returned, but for the average, and what [`load_unlogged`] loads once training begins."""
+        """Load what [`gathered`] returned, but for the average, and what [`load_unlogged`] loads once training
+        begins."""
         state = read_state(checkpoint)
         self._whole.load_weights(trained_weights(checkpoint))
         self._whole.load_optimizer_state(read_tensors(checkpoint, "optimizer"), state["optimizer"])
@@ -251,7 +253,8 @@ class RunState:
 def load_unlogged(
     checkpoint: str | os.PathLike, metrics: StepMetrics, guard: StepGuard, process: int
 ) -> dict[str, Any]:
-    """Load what a run had counted since its last log, and return the `last_step`. An earlier version has not stored it."""
+    """Load what a run had counted since its last log, and return the `last_step`. An earlier version has not stored
+    it."""
     stored = read_state(checkpoint).get("unlogged")
     if stored is None:
         return {}

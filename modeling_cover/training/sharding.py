@@ -30,8 +30,8 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def configure_sharding(accelerator: Accelerator) -> None:
     """Shard layer by layer unless the configuration says otherwise, and reduce gradients in fp32, as DDP does.
 
-    By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails; and
-    with bf16 it rounds gradients before they are added up.
+    By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails;
+    and with bf16 it rounds gradients before they are added up.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -70,7 +70,7 @@ def padded(batch: dict[str, Any], num_groups: int, patch_size: tuple[int, int]) 
 
 
 def whole_model(config: CoverConfig) -> CoverForVideoClassification:
-    """A model without memory, to write whole weights with. A sharded one is of a class of torch's, whose source would be
-    written as the model's, or its parameters are empty."""
+    """A model without memory, to write whole weights with. A sharded one is of a class of torch's, whose source would
+    be written as the model's, or its parameters are empty."""
     with torch.device("meta"), whole_parameters():
         return CoverForVideoClassification(config)

@@ -65,13 +65,13 @@ class CoverTrainer(Trainer):
         sum over datasets i of  weight_i * mean over the rows of dataset i of their loss
 
     or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows: see
-    [`step_loss`]. Its gradient does not depend on how the rows are spread over accumulation steps and processes. An epoch
-    is a whole number of steps: see [`MixtureSampler`].
+    [`step_loss`]. Its gradient does not depend on how the rows are spread over accumulation steps and processes. An
+    epoch is a whole number of steps: see [`MixtureSampler`].
 
     The log has `loss`, of each dataset what [`StepMetrics.logs`] has and `<dataset>_bad_files`, and `data_wait`. An
     evaluation has `eval_<dataset>_...`, what [`compute_metrics`] has, and `eval_mean_...`, what [`mean_metrics`] has:
-    `eval_mean_score` chooses the best checkpoint unless `metric_for_best_model` says otherwise. Predictions are the five
-    classes of largest logit, in order; of a multi-label dataset, or with another `compute_metrics`, the logits.
+    `eval_mean_score` chooses the best checkpoint unless `metric_for_best_model` says otherwise. Predictions are the
+    five classes of largest logit, in order; of a multi-label dataset, or with another `compute_metrics`, the logits.
 
     Args:
         model: with a head for each dataset, of the same name.
@@ -81,12 +81,12 @@ class CoverTrainer(Trainer):
         schedule: what is drawn at each position of the run; by default every dataset in proportion to its size.
         eval_dataset: by name of the dataset, see [`EvaluationDataset`].
         recipe: the run's, for its record, see [`RunRecord`].
-        kwargs: the other arguments of [`~transformers.Trainer`]. `processing_class` is saved with the model, and normalises
-            the samples on the training device; by default it is the processor that they are made with.
+        kwargs: the other arguments of [`~transformers.Trainer`]. `processing_class` is saved with the model, and
+            normalises the samples on the training device; by default it is the processor that they are made with.
 
     Raises:
-        ValueError: for a negative weight, a dataset without a head, training data made for other heads, or an argument that
-            co-training has no use for.
+        ValueError: for a negative weight, a dataset without a head, training data made for other heads, or an argument
+            that co-training has no use for.
     """
 
     # compute_loss divides by the rows of the whole step, accumulation steps included.
@@ -206,8 +206,8 @@ class CoverTrainer(Trainer):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def hold_output_dir(self) -> None:
-        """Make the output folder this run's, as long as the trainer is there; raise a [`CheckpointError`] if another run
-        uses it. Every process must call it."""
+        """Make the output folder this run's, as long as the trainer is there; raise a [`CheckpointError`] if another
+        run uses it. Every process must call it."""
         with raised_by_all():
             if self.args.should_save:
                 self._folder_lock = lock_folder(self.args.output_dir)
@@ -309,9 +309,11 @@ class CoverTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """This batch's part of the loss of its optimizer step; in evaluation, the mean over its rows that could be decoded.
+        """This batch's part of the loss of its optimizer step; in evaluation, the mean over its rows that could be
+        decoded.
 
-        `inputs` is a batch of `collate_clips`, normalised, `num_items_in_batch` (heads,) the rows of each head in the step.
+        `inputs` is a batch of `collate_clips`, normalised, `num_items_in_batch` (heads,) the rows of each head in the
+        step.
         """
         if model.training:
             loss, outputs = self._training_loss(model, inputs, num_items_in_batch)
@@ -399,7 +401,8 @@ class CoverTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         try:
-            # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its own.
+            # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its
+            # own.
             with kept_generators(), self.step_metrics.clock_stopped():
                 metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except EvaluationAbandonedError:
@@ -459,7 +462,8 @@ class CoverTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: None = None) -> None:
         self.note("writing a checkpoint")
         self.store_flos()
-        # What all processes must do together comes first: then the one that writes can fail without the others waiting.
+        # What all processes must do together comes first: then the one that writes can fail without the others
+        # waiting.
         self._note_best()
         step, quarantine = self.state.global_step, self.train_dataset.quarantine
         weights, state, tensors = self.run_state.gathered(step, self._last_step)
@@ -546,7 +550,8 @@ class CoverTrainer(Trainer):
     # ---- The Hub ----
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card into the output folder, out of the run's record; for the arguments see [`front_matter`]."""
+        """Write the model card into the output folder, out of the run's record; for the arguments see
+        [`front_matter`]."""
         if self.is_world_process_zero():
             if self.train_dataset is not None:
                 # With evaluations since the model was saved.
@@ -569,8 +574,8 @@ class CoverTrainer(Trainer):
     ) -> CommitInfo | None:
         """Save the model in `output_dir` and publish it, with its card; return the commit, on the main process.
 
-        All processes must call it. While the network fails it is tried again, for `hub_patience` seconds; then there is a
-        [`PublishingError`], whose message says what to do.
+        All processes must call it. While the network fails it is tried again, for `hub_patience` seconds; then there
+        is a [`PublishingError`], whose message says what to do.
 
         Args:
             token, revision, private: see [`HubRepository`]; by default those of the training arguments.

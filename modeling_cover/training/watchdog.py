@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names the process that all others wait for, where one has stalled, and ends the run.
 
-Each process writes down what it is doing where the others can read it, in a store that the main process keeps. One that has
-not come any further for too long looks at what all are doing: the one that is furthest behind, or does not say anything any
-more, is the one to look at. Where the main process itself stands still, so does the store: a client waits for its answer
-without a deadline, so each talks to it from a thread that nothing waits for.
+Each process writes down what it is doing where the others can read it, in a store that the main process keeps. One
+that has not come any further for too long looks at what all are doing: the one that is furthest behind, or does not
+say anything any more, is the one to look at. Where the main process itself stands still, so does the store: a client
+waits for its answer without a deadline, so each talks to it from a thread that nothing waits for.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ STALLED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 # What a process is doing. All go through the same ones in the same order.
 PHASES = ("waiting for data", "forward pass", "backward pass", "optimizer step", "evaluation", "writing a checkpoint")
 
-# In beats, of which there is one a second. A process that has not said anything for so long is silent; the main one, whose
-# store is read twice for it, has some more.
+# In beats, of which there is one a second. A process that has not said anything for so long is silent; the main one,
+# whose store is read twice for it, has some more.
 _BEATS_OF_THE_SILENT = 10
 _BEATS_TO_ANSWER = 14
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed's ZeRO: weights and optimizer state that it has spread over processes, whole, and what is asked of its options.
+"""DeepSpeed's ZeRO: weights and optimizer state that it has spread over processes, whole, and what is asked of its
+options.
 
-DeepSpeed's own checkpoints are pickles, and of one stage and number of processes. Ours are the same as without it, so a run
-may resume with it or without.
+DeepSpeed's own checkpoints are pickles, and of one stage and number of processes. Ours are the same as without it, so
+a run may resume with it or without.
 """
 
 import math
@@ -44,15 +45,15 @@ def check_options(config: Mapping[str, Any], max_grad_norm: float) -> None:
 
 
 def visible_to_zero(loss: torch.Tensor) -> torch.Tensor:
-    """A loss whose gradient is NaN where it is not finite: DeepSpeed's optimizer steps inside of `backward`, and looks at
-    gradients alone."""
+    """A loss whose gradient is NaN where it is not finite: DeepSpeed's optimizer steps inside of `backward`, and looks
+    at gradients alone."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
 
 @contextmanager
 def whole_parameters() -> Iterator[None]:
-    """Inside, `from_pretrained` loads parameters whole, as adding heads and converting do need, where ZeRO-3 has it shard
-    them: the Trainer shards the model once it is made."""
+    """Inside, `from_pretrained` loads parameters whole, as adding heads and converting do need, where ZeRO-3 has it
+    shard them: the Trainer shards the model once it is made."""
     reference = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
     try:
@@ -78,7 +79,8 @@ class ZeroState(WholeState):
 
     @property
     def _groups(self) -> list[tuple[nn.Parameter, list[nn.Parameter], int]]:
-        """This process's part of a group, the parameters of the group, and which of the optimizer's groups it is in."""
+        """This process's part of a group, the parameters of the group, and which of the optimizer's groups it is
+        in."""
         zero = self.optimizer
         if hasattr(zero, "fp32_partitioned_groups_flat"):  # stage 3
             groups = [zero.sub_group_to_group_id[index] for index in range(len(zero.fp16_groups))]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation: what is drawn, from what, and what it does to the pixels; torchvision's transforms are the reference."""
+"""Augmentation: what is drawn, from what, and what it does to the pixels; torchvision's transforms are the
+reference."""
 
 import random
 from collections import Counter

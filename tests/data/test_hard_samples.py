@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples that need care: bad files and what stands in for them, mixed clips, several labels, other ways of sampling."""
+"""Samples that need care: bad files and what stands in for them, mixed clips, several labels, other ways of
+sampling."""
 
 import io
 import json

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixup and CutMix: what is drawn, and what becomes of clips and targets; torchvision's transforms are the reference."""
+"""Mixup and CutMix: what is drawn, and what becomes of clips and targets; torchvision's transforms are the
+reference."""
 
 from dataclasses import replace
 

@@ -95,8 +95,9 @@ def test_with_a_label_maps_are_weighted_with_its_gradient(model, clips, head, la
         for step, (matrix, gradient) in enumerate(zip(joint, of_joint, strict=True)):
             gradient = gradient.clone()
             if step % 2:
-                # A frame's map is a part of the class token's row of T: the gradient of the row is T times the frame's.
-                # `joint_spatial` has taken the mean of the row, and the mean of the gradient of the class token's own part.
+                # A frame's map is a part of the class token's row of T: the gradient of the row is T times the
+                # frame's. `joint_spatial` has taken the mean of the row, and the mean of the gradient of the class
+                # token's own part.
                 gradient[:, 0] *= FRAMES**2
                 gradient[:, 0, 0] /= FRAMES
             else:

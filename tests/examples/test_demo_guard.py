@@ -98,7 +98,8 @@ def waited_for(condition, seconds: float = 600) -> bool:
 
 
 class TestRoutes:
-    # Of all that Gradio registers. Before you add one: does the page ask for it, and what does it do with a stranger's file?
+    # Of all that Gradio registers. Before you add one: does the page ask for it, and what does it do with a stranger's
+    # file?
     ANSWERED = {
         "GET /",
         "HEAD /",

@@ -35,7 +35,8 @@ BLOCKS = [
     )
 ]
 
-# Each of their snippets exports a model or trains the study; test_exporting.py and test_miniature.py have smaller ones.
+# Each of their snippets exports a model or trains the study; test_exporting.py and test_miniature.py have smaller
+# ones.
 SLOW_PAGES = ("exporting", "paper_in_miniature")
 
 

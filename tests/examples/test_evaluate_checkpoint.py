@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints on their datasets: views, orders of frames, processes, and what examples/evaluate_checkpoint.py says and writes."""
+"""Checkpoints on their datasets: views, orders of frames, processes, and what examples/evaluate_checkpoint.py says and
+writes."""
 
 import json
 import shutil

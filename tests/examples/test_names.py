@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that other programs would read as markup, or have no letters for, through the scripts: nothing of a run is lost."""
+"""Labels that other programs would read as markup, or have no letters for, through the scripts: nothing of a run is
+lost."""
 
 import csv
 import io

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes that come with the package, each trained for a step on stand-ins for its files and its starting point."""
+"""The recipes that come with the package, each trained for a step on stand-ins for its files and its starting
+point."""
 
 import dataclasses
 import math

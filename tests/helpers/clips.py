@@ -113,7 +113,8 @@ def write_clip(
 
 @contextmanager
 def _same_priority() -> Iterator[None]:
-    """Where it may, as root's, SVT-AV1 gives the thread that encodes a real-time priority, before all other processes."""
+    """Where it may, as root's, SVT-AV1 gives the thread that encodes a real-time priority, before all other
+    processes."""
     if not hasattr(os, "sched_setscheduler"):
         yield
         return
@@ -125,8 +126,8 @@ def _same_priority() -> Iterator[None]:
 
 
 def write_packed(path: str | os.PathLike, frames: np.ndarray, fps: int = 24, **codec_options: str) -> str:
-    """MPEG-4 in AVI as DivX and XviD write it: the first B frame in the packet of the frame behind it, each other one in
-    the place of that before, and a frame that is not coded in the place of the last.
+    """MPEG-4 in AVI as DivX and XviD write it: the first B frame in the packet of the frame behind it, each other one
+    in the place of that before, and a frame that is not coded in the place of the last.
 
         coded       I  P1 B1 B2  P2      packed    I  P1+B1  B2  -  P2
     """

@@ -3,10 +3,10 @@
 
     python tests/helpers/damaged_files.py [--count 20000] [--seed 0]
 
-Half of them have random damage, and half a lie in their structure (`media_mutations`). They are decoded in processes of
-their own: a crash, a hang, another error, a frame of another file, more than 10 s of CPU time or more than 512 MiB of
-memory, beside what Python and torch take, is a failure, which is printed with the file's number; `--only NUMBER` makes
-that file and decodes it here. About 10 minutes on a CPU core. `test_damaged_files.py` runs a sample.
+Half of them have random damage, and half a lie in their structure (`media_mutations`). They are decoded in processes
+of their own: a crash, a hang, another error, a frame of another file, more than 10 s of CPU time or more than 512 MiB
+of memory, beside what Python and torch take, is a failure, which is printed with the file's number; `--only NUMBER`
+makes that file and decodes it here. About 10 minutes on a CPU core. `test_damaged_files.py` runs a sample.
 """
 
 import argparse
@@ -201,7 +201,8 @@ def _bombs(whole: dict[str, bytes]) -> Iterator[DamagedFile]:
 
 
 def _solid_png(width: int, height: int | None = None) -> bytes:
-    """A whole, valid file of some kB, whose pixels would fill gigabytes, if not at once, then scaled to a short side."""
+    """A whole, valid file of some kB, whose pixels would fill gigabytes, if not at once, then scaled to a short
+    side."""
     height = width if height is None else height
     compressor = zlib.compressobj(9)
     rows = [compressor.compress(bytes(1 + -(-width // 8))) for _ in range(height)]

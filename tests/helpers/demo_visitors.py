@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fifty visitors of the demo at once, ten of them hostile: what the honest ones are answered, and what the server takes.
+"""Fifty visitors of the demo at once, ten of them hostile: what the honest ones are answered, and what the server
+takes.
 
     python tests/helpers/demo_visitors.py [--honest 40] [--megabytes 300]
 
-Serves the page of demo.py with a small model in a process of its own. Hostile visitors go on until the honest ones are answered. Takes
-some minutes on 2 cores; `test_demo.py` has a small sample of it.
+Serves the page of demo.py with a small model in a process of its own. Hostile visitors go on until the honest ones are
+answered. Takes some minutes on 2 cores; `test_demo.py` has a small sample of it.
 """
 
 import argparse

@@ -9,8 +9,8 @@ _PARAMETERS = re.compile(b"(?:\0\0\1|\xe1\0.)\x67(?=\x64)", re.DOTALL)
 
 
 def without_usability(content: bytes) -> bytes:
-    """The file with no word on how far its frames are out of order: that is in the part on usability (ISO 14496-10, annex
-    E) of a parameter set, of which a bit says whether it is there."""
+    """The file with no word on how far its frames are out of order: that is in the part on usability (ISO 14496-10,
+    annex E) of a parameter set, of which a bit says whether it is there."""
     changed = bytearray(content)
     for found in _PARAMETERS.finditer(content):
         bit = 8 * found.end() + _place_of_flag(content[found.end() : found.end() + 64])

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub's HTTP API, as huggingface_hub 2.4 calls it: a request in, an answer out. Sockets and faults are hub_server's.
+"""The Hub's HTTP API, as huggingface_hub 2.4 calls it: a request in, an answer out. Sockets and faults are
+hub_server's.
 
-One user with one token, who may write under their own name and those of some organizations. Not here: xet storage, pull
-requests, .gitignore rules, pages of listings, a card's metadata but its licence, and repositories without a namespace.
+One user with one token, who may write under their own name and those of some organizations. Not here: xet storage,
+pull requests, .gitignore rules, pages of listings, a card's metadata but its licence, and repositories without a
+namespace.
 """
 
 import base64

@@ -7,7 +7,8 @@
 
 The client is huggingface_hub as installed, unchanged; `environment` points a process at this server. In this process,
 `HfApi(endpoint=hub.url, token=hub.token)` does, with `huggingface_hub.constants.HF_HUB_DISABLE_XET` set: a client with
-hf_xet uploads large files by xet whatever the server says, and only that setting makes it use LFS, as this server does.
+hf_xet uploads large files by xet whatever the server says, and only that setting makes it use LFS, as this server
+does.
 """
 
 import contextlib

@@ -3,11 +3,11 @@
 
     python tests/helpers/killed_runs.py [--runs 20] [--seed 0] [--processes 1]
 
-Each run trains a small model on a folder of clips and a stream of images, with dropout, drop path, an average of its weights,
-and evaluations within epochs and at their ends, and is killed some times: after a random time, inside the writing of a
-checkpoint, inside an evaluation; or told to stop by SIGTERM. Then its newest checkpoint is damaged, where there is one before
-it. It must end with the very weights and averages of a run that was not stopped, train on the same samples at each step, and
-log and evaluate the same. `test_resuming.py` runs a few.
+Each run trains a small model on a folder of clips and a stream of images, with dropout, drop path, an average of its
+weights, and evaluations within epochs and at their ends, and is killed some times: after a random time, inside the
+writing of a checkpoint, inside an evaluation; or told to stop by SIGTERM. Then its newest checkpoint is damaged, where
+there is one before it. It must end with the very weights and averages of a run that was not stopped, train on the same
+samples at each step, and log and evaluate the same. `test_resuming.py` runs a few.
 """
 
 import argparse
@@ -48,8 +48,8 @@ STEPS = 24
 STEPS_PER_CHECKPOINT = 3
 TIME_LIMIT = 600.0  # seconds a run may take that is not killed, which is for one that hangs
 
-# Of the script's runs, in turn. An epoch has 5 steps: evaluations come with checkpoints, between them, and, at the end of the
-# third epoch, just after one.
+# Of the script's runs, in turn. An epoch has 5 steps: evaluations come with checkpoints, between them, and, at the end
+# of the third epoch, just after one.
 OPTIONS = (
     {"ema_decay": 0.9, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 5},
     {"ema_decay": 0.9, "eval_strategy": "epoch", "logging_strategy": "epoch"},
@@ -113,7 +113,8 @@ class InfiniteGradient(torch.autograd.Function):
 class RecordingTrainer(CoverTrainer):
     """Writes down a digest of every batch it trains on.
 
-    At the `step` of `poisoned`, its `process` has a loss of NaN; at its `gradient_step`, an infinite gradient of a finite loss.
+    At the `step` of `poisoned`, its `process` has a loss of NaN; at its `gradient_step`, an infinite gradient of a
+    finite loss.
     """
 
     poisoned: dict[str, int] | None = None
@@ -367,7 +368,8 @@ def run_killed(
     workers: tuple[int, ...] = (0, 2),
     **options,
 ) -> list[str]:
-    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed, and what was damaged."""
+    """Start a run, kill it some times, and let it end; returns what it was doing when it was killed, and what was
+    damaged."""
     output_dir.mkdir()
     moments = []
     for _ in range(kills):

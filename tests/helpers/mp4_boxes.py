@@ -48,7 +48,8 @@ def replaced(content: bytes, kinds: Sequence[bytes], new: bytes) -> bytes:
 
 
 def with_edits(content: bytes, segments: Sequence[tuple[int, int]], fps: int = 24) -> bytes:
-    """The file with an edit list of segments, each of (first frame, number of frames), that are shown one after the other."""
+    """The file with an edit list of segments, each of (first frame, number of frames), that are shown one after the
+    other."""
     kinds = (b"moov", b"trak", b"edts", b"elst")
     (start, _) = path_to(content, kinds)[-1]
     offset = struct.unpack_from(">IIIi", content, start + 8)[3]

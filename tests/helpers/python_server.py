@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A `python` that has imported everything already, for tests of many commands: each would import for ten seconds.
 
-[`python`] is the path of a program that takes the place of `sys.executable` before a script, `-c` or `-m`. It asks a server,
-with its own arguments, folder, environment and open files. The server has imported the large libraries. For each set of the
-variables that Hugging Face's libraries read as they are imported it forks a process that imports these, and that forks one
-for each command. What a command does, prints and exits with is what it would with a `python` of its own; signals do not reach it.
+[`python`] is the path of a program that takes the place of `sys.executable` before a script, `-c` or `-m`. It asks a
+server, with its own arguments, folder, environment and open files. The server has imported the large libraries. For
+each set of the variables that Hugging Face's libraries read as they are imported it forks a process that imports
+these, and that forks one for each command. What a command does, prints and exits with is what it would with a `python`
+of its own; signals do not reach it.
 """
 
 import atexit
@@ -147,8 +148,8 @@ def _fork_for_each(requests: socket.socket, first: dict[str, Any]) -> None:
         import modeling_cover.training.trainer  # noqa: F401
     else:
         sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
-        # Where the wheels of torch and torchvision do not go together, transformers' pipelines cannot be imported at all,
-        # with or without this package; only there does this do anything, as long as it is kept.
+        # Where the wheels of torch and torchvision do not go together, transformers' pipelines cannot be imported at
+        # all, with or without this package; only there does this do anything, as long as it is kept.
         mended = runpy.run_path(str(Path(__file__).parents[2] / "modeling_cover" / "_torchvision.py"))  # noqa: F841
         import transformers.pipelines  # noqa: F401
     children = set()

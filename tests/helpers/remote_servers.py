@@ -24,8 +24,8 @@ class FileServer:
         has_ranges: whether it sends parts of files, or always the whole.
 
     Attributes:
-        faults: by path, what becomes of the next requests to it: a status, "reset" (after half of the content), "drip" (a
-            byte at a time, without an end) or None (nothing is wrong).
+        faults: by path, what becomes of the next requests to it: a status, "reset" (after half of the content), "drip"
+            (a byte at a time, without an end) or None (nothing is wrong).
         always: by path, what becomes of each of them.
         retry_after: what is said with a status.
         requests: method, path and wanted part of each.

@@ -115,7 +115,8 @@ class TestValues:
                 torch.testing.assert_close(program(clips)["pooler_output"], model(clips).pooler_output)
 
     def test_the_size_that_is_exported_with_may_be_the_models_own(self):
-        """4 x 5 patches and three frames are what stands for all sizes; a condition on equality would bind the program."""
+        """4 x 5 patches and three frames are what stands for all sizes; a condition on equality would bind the
+        program."""
         config = tiny_config(image_size=(32, 40), num_frames=3, return_dict=False)
         model = perturb(CoverForVideoClassification(config))
         assert largest_difference(model, export_program(model).module()) < 1e-5

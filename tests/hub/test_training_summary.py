@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a training run: what it says of the run, where it goes on after a stop, and that nothing in it is private."""
+"""The record of a training run: what it says of the run, where it goes on after a stop, and that nothing in it is
+private."""
 
 import dataclasses
 import getpass

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting from a ViT or a TimeSformer: the same outputs, a report of what was done, and no guessing where it cannot."""
+"""Starting from a ViT or a TimeSformer: the same outputs, a report of what was done, and no guessing where it
+cannot."""
 
 import os
 

@@ -219,7 +219,8 @@ class TestShortSide:
 
     @pytest.mark.parametrize("short_side", [24, 90])
     def test_scales_as_torchvision_does_up_to_the_chroma(self, short_side, tmp_path):
-        # Of a smooth picture: an encoder halves the resolution of its colours, and what is made of that is not laid down.
+        # Of a smooth picture: an encoder halves the resolution of its colours, and what is made of that is not laid
+        # down.
         rows, columns = np.mgrid[:128, :192]
         smooth = np.stack([rows * 2, columns, 255 - rows - columns // 2], axis=-1).astype(np.uint8)
         path = write_clip(tmp_path / "smooth.mp4", np.repeat(smooth[None], 4, axis=0))

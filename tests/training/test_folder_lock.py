@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An output folder is one run's, as long as its process lives. Other processes here are forks, which hold nothing of it."""
+"""An output folder is one run's, as long as its process lives. Other processes here are forks, which hold nothing of
+it."""
 
 import errno
 import fcntl

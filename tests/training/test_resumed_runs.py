@@ -22,7 +22,8 @@ class TestGenerators:
 
     @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}])
     def test_an_evaluation_after_a_checkpoint_changes_no_step(self, folder, tmp_path, options):
-        """An epoch has 5 steps: the checkpoint of the last is written before the evaluation that the epoch ends with."""
+        """An epoch has 5 steps: the checkpoint of the last is written before the evaluation that the epoch ends
+        with."""
         recipe = with_validation(build_recipe(folder))
         options = {"max_steps": 8, "save_steps": 5, "eval_strategy": "epoch", **options}
         trainer = make_trainer(folder, tmp_path / "whole", recipe, **options)

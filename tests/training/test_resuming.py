@@ -32,7 +32,8 @@ from short_runs import final_weights, make_trainer, with_validation
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 
-# Processes are forked, which cannot have workers of their own; in `make test-slow` they are started as a user starts them.
+# Processes are forked, which cannot have workers of their own; in `make test-slow` they are started as a user starts
+# them.
 FORKED = {"launch": forked_runs.start, "workers": (0,)}
 STARTED = {"launch": start, "workers": (0, 2)}
 

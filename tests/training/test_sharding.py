@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters sharded over processes by FSDP2 or ZeRO: the same weights as with DDP, and checkpoints that go from one to the
-other."""
+"""Parameters sharded over processes by FSDP2 or ZeRO: the same weights as with DDP, and checkpoints that go from one
+to the other."""
 
 import json
 import shutil
@@ -55,7 +55,8 @@ OPTIONS = {
 
 
 class Runs:
-    """One of 6 steps of each kind, with checkpoints at 3 and 6, and all that could go wrong together; when asked for."""
+    """One of 6 steps of each kind, with checkpoints at 3 and 6, and all that could go wrong together; when asked
+    for."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of a dataset: their files and their labels, read from the layouts that datasets come in.
 
-`read_sources` takes an entry of a recipe to its splits. A module for each kind of layout reads it: `manifests` (folders of
-files, and lists of them), `published_layouts` (Kinetics, Something-Something, Moments in Time), `tar_shards` (WebDataset),
-`tables` (Parquet, and what the `datasets` library reads), `streams` (those that are read in order).
+`read_sources` takes an entry of a recipe to its splits. A module for each kind of layout reads it: `manifests`
+(folders of files, and lists of them), `published_layouts` (Kinetics, Something-Something, Moments in Time),
+`tar_shards` (WebDataset), `tables` (Parquet, and what the `datasets` library reads), `streams` (those that are read in
+order).
 """
 
 from .source import Source, check_same_classes, read_sources

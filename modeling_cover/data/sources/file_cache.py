@@ -5,8 +5,8 @@
     FOLDER/ab/abcdef....mp4.part    a copy that is not whole; whoever writes it holds a lock on it
     FOLDER/total                    the bytes of all copies, for whoever holds a lock on it
 
-Locks are the kernel's, on open files: those of a process that is killed are gone. fsspec's caches of files have neither
-a bound nor locks.
+Locks are the kernel's, on open files: those of a process that is killed are gone. fsspec's caches of files have
+neither a bound nor locks.
 """
 
 import fcntl

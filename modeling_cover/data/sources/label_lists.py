@@ -36,8 +36,8 @@ def read_labels(labels: str | list[str]) -> list[str]:
     """A label space in its order.
 
     Args:
-        labels: a list of it, or a file, here or elsewhere: one class a line, without a header; a class and its index on
-            each line, separated by a comma; a JSON list; or a JSON object {class: index}.
+        labels: a list of it, or a file, here or elsewhere: one class a line, without a header; a class and its index
+            on each line, separated by a comma; a JSON list; or a JSON object {class: index}.
 
     Raises:
         ValueError: if the file is missing, empty or none of these, a class is given twice, or indices are not 0, 1,
@@ -180,7 +180,8 @@ class LabelColumn:
 
     Attributes:
         values: the different ones.
-        codes: int32, of each label of each row the index into `values`; of a row whose label cannot be read, `NO_LABEL`.
+        codes: int32, of each label of each row the index into `values`; of a row whose label cannot be read,
+            `NO_LABEL`.
         starts: (rows + 1,) int64, where each row's labels start in `codes`; None where each row has just one.
         spellings: of a name that was found in several forms, these; see [`normal_name`].
     """

@@ -129,7 +129,8 @@ class Records:
                 self.number = reader.line_num
                 yield row
         except csv.Error:
-            # Behind the last row that was whole: the reader's own line may be hundreds on, in search of a closing quote.
+            # Behind the last row that was whole: the reader's own line may be hundreds on, in search of a closing
+            # quote.
             self.number += 1
             raise
 
@@ -233,8 +234,8 @@ def existing_rows(
         absent: the rows whose file does not exist, if that is known already.
 
     Raises:
-        ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists; or a row names a
-            remote file of a kind that cannot be read.
+        ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists; or a row names
+            a remote file of a kind that cannot be read.
     """
     _check_addresses(paths, place_of)
     absent = absent_rows(root, paths) if absent is None else absent
@@ -318,8 +319,8 @@ def _others(dataset: DatasetRecipe, files: Sequence[str]) -> str:
 
 
 def _files_in(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
-    """All files in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is what a Mac leaves beside
-    a.mp4.
+    """All files in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is what a Mac leaves
+    beside a.mp4.
 
     Args:
         above: the real paths of the folders that this one is in, to which a link may lead back.

@@ -73,7 +73,8 @@ class Media(NamedTuple):
 
 
 def check_content_size(size: int, name: str) -> None:
-    """Raise a `VideoDecodingError` if a file within another one, a shard or a table, is too large to be read into memory.
+    """Raise a `VideoDecodingError` if a file within another one, a shard or a table, is too large to be read into
+    memory.
 
     Args:
         size: bytes.

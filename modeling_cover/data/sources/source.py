@@ -104,8 +104,8 @@ class Source:
     def row_hashes(self) -> dict[str, str]:
         """A hash of the `names` of all rows in order, where they have any, and one of their `labels`.
 
-        Where rows are in shards or tables, that of names changes with the size of a row, too; never with the folder that
-        all the files are in.
+        Where rows are in shards or tables, that of names changes with the size of a row, too; never with the folder
+        that all the files are in.
         """
         labels = [self.classes] if self.class_starts is None else [self.classes, self.class_starts]
         hashes = {"labels": hash_of(np.ascontiguousarray(part, dtype=np.int64).tobytes() for part in labels)}
@@ -141,8 +141,8 @@ def read_sources(
     Args:
         dataset: where it is and in which layout.
         head_labels: the label space of an existing head, in its order; the dataset must have the same classes.
-        splits: to read; by default all. Without the train split, which may not be there to evaluate a model, the classes
-            are the head's, and a split may lack some.
+        splits: to read; by default all. Without the train split, which may not be there to evaluate a model, the
+            classes are the head's, and a split may lack some.
 
     Raises:
         ValueError: if a path is missing or has no files, a list lacks a column or names a missing file, a shard is

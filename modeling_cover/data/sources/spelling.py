@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names that look alike: one class however its accents are composed, and whatever blanks are about it.
 
-"é" is one character (NFC), or an "e" and an accent (NFD): which, depends on the system that wrote a name. People see no
-difference, nor the blank behind a name.
+"é" is one character (NFC), or an "e" and an accent (NFD): which, depends on the system that wrote a name. People see
+no difference, nor the blank behind a name.
 """
 
 import ast
@@ -20,7 +20,8 @@ def normal_name(name: str) -> str:
 
 
 def plain_spelling(name: str) -> str:
-    """What names that a person may take for one have in common: not case, blanks, underscores, hyphens or what is not seen."""
+    """What names that a person may take for one have in common: not case, blanks, underscores, hyphens or what is not
+    seen."""
     seen = (
         sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) not in ("Cf", "Cc", "Mn")
     )
@@ -28,7 +29,8 @@ def plain_spelling(name: str) -> str:
 
 
 def told_apart(name: str, others: Iterable[str]) -> str:
-    """For an error about a name that is not among others: the one that looks like it, both with escapes; else nothing."""
+    """For an error about a name that is not among others: the one that looks like it, both with escapes; else
+    nothing."""
     alike = next((other for other in others if other != name and plain_spelling(other) == plain_spelling(name)), None)
     return "" if alike is None else f" ({name!a} is spelt otherwise than {alike!a})"
 

@@ -90,7 +90,8 @@ class StreamedSource:
         return self.size
 
     def row_hashes(self) -> dict[str, str]:
-        """A hash of the `names` of the files that the rows are in, in order, without the folder that they are all in."""
+        """A hash of the `names` of the files that the rows are in, in order, without the folder that they are all
+        in."""
         # Up to a slash, and of addresses as well, which `commonpath` would change.
         folder = os.path.commonprefix(self.roots).rpartition("/")[0]  # noqa: RUF071
         return {"names": hash_of(root.removeprefix(folder).encode(errors="surrogateescape") for root in self.roots)}
