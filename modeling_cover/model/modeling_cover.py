@@ -11,8 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PyTorch CoVeR model (Zhang et al. 2021, "Co-training Transformer with Videos and Images Improves Action
-Recognition").
+"""CoVeR (Zhang et al. 2021, "Co-training Transformer with Videos and Images Improves Action Recognition").
 
 A TimeSformer with divided space-time attention and one classification head for each dataset; an image is a clip of
 one frame. Axes, in the shapes below:
@@ -79,8 +78,7 @@ class CoverDropPath(nn.Module):
 
 
 class CoverLayer(GradientCheckpointingLayer):
-    """Divided space-time attention (Bertasius et al. 2021): temporal attention, spatial attention, MLP, each
-    pre-norm."""
+    """Divided space-time attention (Bertasius et al. 2021): attention over time, over space, MLP, each pre-norm."""
 
     def __init__(self, config: CoverConfig, layer_index: int):
         super().__init__()
@@ -337,8 +335,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         self.config.num_frames, self.config.image_size = num_frames, image_size
 
     def pipeline(self, video_processor: "CoverVideoProcessor", **kwargs: Any) -> "CoverVideoClassificationPipeline":
-        """A [`CoverVideoClassificationPipeline`] of this model; `kwargs` are options of its calls, or of any
-        pipeline."""
+        """A [`CoverVideoClassificationPipeline`] of this model; `kwargs` are options of it, or of any pipeline."""
         # This line is also what makes transformers save the pipeline's code with the model's.
         from .pipeline_cover import CoverVideoClassificationPipeline
 
@@ -379,8 +376,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
                 position embeddings once, here.
 
         Raises:
-            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or lacks weights of the
-                encoder.
+            ValueError: if there is no checkpoint, or it is damaged, of another architecture, or lacks weights.
         """
         check_config_fields(kwargs)
         weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames, revision)

@@ -264,8 +264,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
     ) -> tuple[np.ndarray, VideoMetadata] | list:
         r"""
         Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames
-        without `sample_indices_fn`; as large as they are without `short_side`. Of a list, a list of all frames and one
-        of all metadata.
+        without `sample_indices_fn`; as large as they are without `short_side`. A list into two: frames, metadata.
         """
         if isinstance(video_url_or_urls, list):
             fetched = [self.fetch_videos(video, sample_indices_fn, short_side) for video in video_url_or_urls]
@@ -368,8 +367,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
         }
         pixel_values = []
         for video in videos:
-            # One at a time: the base stacks all of one shape, and fresh memory for that costs more than the
-            # arithmetic.
+            # One at a time: the base stacks all of one shape, and fresh memory costs more than the arithmetic.
             (clip,) = super()._preprocess([video], **done, **kwargs)["pixel_values_videos"]
             pixel_values.append(clip.to(torch.float32))
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
@@ -422,8 +420,7 @@ def _sample_tensor(
 
 
 def _temporal_views(video: torch.Tensor, num_clips: int) -> list[torch.Tensor]:
-    """The clips (T, C, H, W) that lie one after the other in a video. A single frame is an image, with a single
-    view."""
+    """The clips (T, C, H, W) that lie one after the other in a video. A frame is an image, with a single view."""
     return list(video.chunk(num_clips)) if len(video) > 1 else [video]
 
 
