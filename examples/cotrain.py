@@ -15,27 +15,17 @@ It leaves a checkpoint with a head for each dataset in `output_dir`, and prints 
 """
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-from modeling_cover import CoverTrainer, CoverTrainingArguments, Recipe, load_recipe, prepare_cotraining
+from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
 from modeling_cover.hub.publishing import PublishingError
 from modeling_cover.text import make_printable, table
+from modeling_cover.training.arguments import parse_training_arguments
 from quickstart_data import QUICKSTART, QUICKSTART_DATA, draw_quickstart
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 
 METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
-
-
-def parse_training_arguments(recipe: Recipe, arguments: list[str]) -> CoverTrainingArguments:
-    """The recipe's training arguments, overridden by those of the command line."""
-    parser = HfArgumentParser(CoverTrainingArguments)
-    known = {field.name for field in fields(CoverTrainingArguments) if field.init}
-    if unknown := sorted(set(recipe.training) - known):
-        raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
-    parser.set_defaults(**recipe.training)
-    return parser.parse_args_into_dataclasses(arguments)[0]
 
 
 def metrics_table(trainer: CoverTrainer, metrics: dict[str, float]) -> str:

@@ -63,7 +63,7 @@ GPU = dataclasses.replace(
     training={**CPU.training, "dataloader_num_workers": 8, "bf16": True},
 )
 
-# To see that all of it works, in a minute or two; its figures say nothing.
+# To see that all of it works, in a minute or two; its metrics say nothing.
 TINY = dataclasses.replace(
     CPU,
     files_per_label={name: {"train": 1, "validation": 1, "test": 1} for name in CPU.files_per_label},

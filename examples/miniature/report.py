@@ -21,7 +21,7 @@ from modeling_cover.fonts import plain_text
 
 PAPER_NAMES = {"outfits": "K400", "moves": "SSv2"}
 
-Figures = Mapping[str, Mapping[str, Any]]  # run -> what it measured
+Metrics = Mapping[str, Mapping[str, Any]]  # run -> what it measured
 Table = dict[
     str, dict[str, float | np.ndarray | None]
 ]  # row -> column -> one number of the paper's, or one of each seed
@@ -66,12 +66,12 @@ class Comparison:
 class Results:
     """What the runs of all seeds have measured."""
 
-    def __init__(self, seeds: Sequence[Figures]):
+    def __init__(self, seeds: Sequence[Metrics]):
         self.seeds = seeds
 
     def top1(self, run: str, dataset: str, measure: str = "top1") -> np.ndarray:
         """Percent, of each seed (seeds,); `measure` is "top1", "reversed" or "probed"."""
-        return 100 * np.array([figures[run][measure][dataset] for figures in self.seeds])
+        return 100 * np.array([metrics[run][measure][dataset] for metrics in self.seeds])
 
     def row(self, run: str, measure: str = "top1") -> dict[str, np.ndarray]:
         return {dataset: self.top1(run, dataset, measure) for dataset in self.seeds[0][run][measure]}

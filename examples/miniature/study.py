@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-from cotrain import parse_training_arguments
 from miniature.data import IMAGE_DATASETS, LABELS, draw_miniature
 from miniature.plan import Run, Scale, plan_runs
 from modeling_cover import (
@@ -27,11 +26,13 @@ from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.probes import choose_l2, fit_linear
 from modeling_cover.evaluation.running import extract_features, score_rows
 from modeling_cover.evaluation.views import Views, ViewsDataset
+from modeling_cover.files import replacing, to_json
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
+from modeling_cover.training.arguments import parse_training_arguments
 from transformers import set_seed
 
 
-FIGURES = "figures.json"
+METRICS = "metrics.json"
 PRETRAINING_SEED = 0
 PRETRAINING_DATASETS = {"wardrobe"}
 # Small models from random weights learn faster with larger ones than the usual.
@@ -139,19 +140,19 @@ class Study:
         }
 
     def settings(self, run: Run, seed: int) -> dict[str, Any]:
-        """What the figures of a run depend on."""
+        """What the metrics of a run depend on."""
         files = {name: dict(self.scale.files_per_label[name]) for name in (*run.datasets, *run.probes)}
         return {"recipe": self.recipe(run, seed), "files_per_label": files}
 
     def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """The figures of the runs that are done, by name and seed.
+        """The metrics of the runs that are done, by name and seed.
 
         Raises:
             ValueError: if there is a run of other settings.
         """
         done = {}
         for run, seed in self.tasks():
-            path, settings = self.folder(run.name, seed) / FIGURES, self.settings(run, seed)
+            path, settings = self.folder(run.name, seed) / METRICS, self.settings(run, seed)
             if path.exists():
                 written = json.loads(path.read_text(encoding="utf-8"))
                 if {key: written[key] for key in settings} != settings:
@@ -162,20 +163,19 @@ class Study:
         return done
 
     def do(self, run: Run, seed: int) -> dict[str, Any]:
-        """Trains, from where it was if it was begun, evaluates, and returns the figures."""
+        """Trains, from where it was if it was begun, evaluates, and returns the metrics."""
         folder, settings = self.folder(run.name, seed), self.settings(run, seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(settings["recipe"], sort_keys=False), encoding="utf-8")
         started = time.perf_counter()
         with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
             measured = self._train_and_evaluate(run, seed, folder)
-        figures = {**settings, **measured, "seconds": time.perf_counter() - started}
-        partial = folder / f"{FIGURES}.partial"
-        partial.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        partial.rename(folder / FIGURES)
-        return figures
+        metrics = {**settings, **measured, "seconds": time.perf_counter() - started}
+        with replacing(folder / METRICS) as file:
+            file.write(to_json(metrics, indent=1))
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        return metrics
 
     def _train_and_evaluate(self, run: Run, seed: int, folder: Path) -> dict[str, dict[str, float]]:
         model = _train(folder / "recipe.yaml")

@@ -168,7 +168,7 @@ def _evaluations(config: CoverConfig, summary: Mapping[str, Any] | None) -> dict
 
 
 def _results(config: CoverConfig, summary: Mapping[str, Any] | None) -> list[EvalResult]:
-    """Each figure of the last evaluations, as the Hub lists them."""
+    """Each metric of the last evaluations, as the Hub lists them."""
     origins = {} if summary is None else {entry["name"]: entry for entry in summary["datasets"]}
     results = []
     for name, evaluation in _evaluations(config, summary).items():

@@ -3,12 +3,14 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from ..recipe.checks import check_choice, check_number, check_positive
+from ..recipe.recipe import Recipe
 from .launching import check_processes
 from .loss import LOSS_REDUCTIONS
 from .optimization import TRAINED_PARTS
@@ -183,6 +185,20 @@ class CoverTrainingArguments(TrainingArguments):
         for name, reason in reasons.items():
             if getattr(self, name):
                 raise ValueError(f"{name}: {reason}")
+
+
+def parse_training_arguments(recipe: Recipe, arguments: Sequence[str]) -> CoverTrainingArguments:
+    """The recipe's training arguments, overridden by those of the command line.
+
+    Raises:
+        ValueError: if the recipe has one that there is not.
+    """
+    parser = HfArgumentParser(CoverTrainingArguments)
+    known = {field.name for field in fields(CoverTrainingArguments) if field.init}
+    if unknown := sorted(set(recipe.training) - known):
+        raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
+    parser.set_defaults(**recipe.training)
+    return parser.parse_args_into_dataclasses(list(arguments))[0]
 
 
 def _check_installed(what: str, package: str) -> None:

@@ -8,6 +8,7 @@ parameters sharded over processes that were not, and the other way round.
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -170,33 +171,24 @@ def load_process_rng_state(checkpoint: str | os.PathLike, process: int, seed: in
     torch.manual_seed(seed + state["step"] + process)
 
 
+@dataclass(frozen=True)
 class RunState:
     """What a run has in memory, gathered from all processes, and loaded into them.
 
-    Args:
+    Attributes:
         whole: weights and optimizer.
         schedule: that of the learning rate.
         scaler: that of fp16's gradients, if any.
         sampler, metrics, guard, average: the run's.
     """
 
-    def __init__(
-        self,
-        whole: WholeState,
-        schedule: Any,
-        scaler: torch.amp.GradScaler | None,
-        sampler: MixtureSampler,
-        metrics: StepMetrics,
-        guard: StepGuard,
-        average: WeightAverage | None,
-    ):
-        self._whole = whole
-        self._schedule = schedule
-        self._scaler = scaler
-        self._sampler = sampler
-        self._metrics = metrics
-        self._guard = guard
-        self._average = average
+    whole: WholeState
+    schedule: Any
+    scaler: torch.amp.GradScaler | None
+    sampler: MixtureSampler
+    metrics: StepMetrics
+    guard: StepGuard
+    average: WeightAverage | None
 
     def gathered(
         self, step: int, last_step: Mapping[str, Any]
@@ -209,45 +201,45 @@ class RunState:
             step: optimizer steps of the run so far.
             last_step: "grad_norm" and "learning_rate" of the last one, for a log that is due.
         """
-        weights = self._whole.weights()
-        optimizer_tensors, optimizer_rest = self._whole.optimizer_state()
+        weights = self.whole.weights()
+        optimizer_tensors, optimizer_rest = self.whole.optimizer_state()
         rng_tensors, rng_rest = joined_rng_states(gather_object([rng_state()]))
-        position = step * self._sampler.step_size
-        draws = self._sampler.schedule.draws_before(position)
+        position = step * self.sampler.step_size
+        draws = self.sampler.schedule.draws_before(position)
         state = {
             "step": step,
             "position": position,
             "optimizer": optimizer_rest,
-            "learning_rate_schedule": self._schedule.state_dict(),
-            "gradient_scaler": None if self._scaler is None else self._scaler.state_dict(),
-            "streams": {name: stream.state_dict(draws[name]) for name, stream in self._sampler.streams.items()},
+            "learning_rate_schedule": self.schedule.state_dict(),
+            "gradient_scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "streams": {name: stream.state_dict(draws[name]) for name, stream in self.sampler.streams.items()},
             "rng": rng_rest,
             "unlogged": {
-                **self._metrics.counts(),
-                "skipped_in_a_row": self._guard.skipped_in_a_row,
+                **self.metrics.counts(),
+                "skipped_in_a_row": self.guard.skipped_in_a_row,
                 "last_step": finite({name: _number(value) for name, value in last_step.items()}),
-                "sums": gather_object([self._metrics.process_sums()]),
+                "sums": gather_object([self.metrics.process_sums()]),
             },
         }
         tensors = {"optimizer": optimizer_tensors, "rng": rng_tensors}
-        if self._average is not None:
-            state["average_updates"] = self._average.updates
+        if self.average is not None:
+            state["average_updates"] = self.average.updates
             tensors[TRAINED_WEIGHTS] = weights
-            with self._average.in_place():
-                weights = self._whole.weights()
+            with self.average.in_place():
+                weights = self.whole.weights()
         return weights, state, tensors
 
     def load(self, checkpoint: str | os.PathLike) -> None:
         """Load what [`gathered`] returned, but for the average, and what [`load_unlogged`] loads once training
         begins."""
         state = read_state(checkpoint)
-        self._whole.load_weights(trained_weights(checkpoint))
-        self._whole.load_optimizer_state(read_tensors(checkpoint, "optimizer"), state["optimizer"])
-        load_schedule(self._schedule, state["learning_rate_schedule"])
-        if state["gradient_scaler"] is not None and self._scaler is not None:  # which only fp16 has
-            self._scaler.load_state_dict(state["gradient_scaler"])
+        self.whole.load_weights(trained_weights(checkpoint))
+        self.whole.load_optimizer_state(read_tensors(checkpoint, "optimizer"), state["optimizer"])
+        load_schedule(self.schedule, state["learning_rate_schedule"])
+        if state["gradient_scaler"] is not None and self.scaler is not None:  # which only fp16 has
+            self.scaler.load_state_dict(state["gradient_scaler"])
         for name, stream in state["streams"].items():
-            self._sampler.streams[name].load_state_dict(stream)
+            self.sampler.streams[name].load_state_dict(stream)
 
 
 def load_unlogged(

@@ -239,7 +239,7 @@ def start(output: Path, pictures_folder: Path) -> subprocess.Popen:
 def figures(output: Path) -> dict[str, dict]:
     """What each run has measured, and a digest of its weights."""
     found = {}
-    for path in (output / "runs").rglob("figures.json"):
+    for path in (output / "runs").rglob("metrics.json"):
         content = json.loads(path.read_text())
         weights = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
         found[path.parent.name] = {key: content[key] for key in ("top1", "reversed", "probed")} | {"weights": weights}

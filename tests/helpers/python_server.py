@@ -106,8 +106,15 @@ def serve(address: str) -> None:
     listener.listen()
     os.rename(f"{address}.new", address)
     parents: dict[tuple, socket.socket] = {}
+    starter = os.getppid()
+    listener.settimeout(2)
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            if os.getppid() != starter:  # pytest was killed, say
+                os.killpg(0, signal.SIGTERM)
+            continue
         request, files = _receive(connection)
         read = {name: value for name, value in request["environment"].items() if name.startswith(_READ_BY_IMPORTS)}
         key = (request["has_package"], *sorted(read.items()))

@@ -162,7 +162,7 @@ class TestText:
     def test_an_evaluation_of_earlier_weights_is_told_apart(self, checkpoint):
         assert "weights before these" not in build_model_card(checkpoint).text
         change_summary(checkpoint, progress={**read_summary(checkpoint)["progress"], "step": 5})
-        assert "Where the step is not 5, the figures are of weights before these" in build_model_card(checkpoint).text
+        assert "Where the step is not 5, the metrics are those of earlier weights" in build_model_card(checkpoint).text
 
     def test_a_checkpoint_without_a_record_says_so(self, tmp_path):
         save_quickstart(tmp_path)
