@@ -22,14 +22,19 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_cover import CoverConfig, patch_grid
+from .embeddings_cover import resize_position_embeddings, resize_time_embeddings
 
 
+logger = logging.get_logger(__name__)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 Weights = dict[str, torch.Tensor]
 
 # Fields that the configurations of ViT, TimeSformer and CoVeR share, by the same names.
@@ -376,3 +381,36 @@ def check_whole(source: str, state: Weights, expected: Weights) -> None:
     }
     if found := {what: names for what, names in wrong.items() if names}:
         raise ValueError(f"{source}: weights do not fit, {found}")
+
+
+def model_with_encoder_weights(
+    model_class: type[Model], config: CoverConfig, weights: EncoderWeights, classified: tuple[str, ...] = ()
+) -> Model:
+    """A `CoverForVideoClassification` of this configuration whose encoder has these weights; what is new is logged.
+
+    Args:
+        classified: names of the heads whose weights the checkpoint brings.
+    """
+    with torch.device("meta"):  # the shapes alone, as what a damaged file says may be of any size
+        stored = model_class(CoverConfig(**weights.config, heads=config.heads, default_head=config.default_head))
+    check_stored(weights, stored.cover.state_dict())
+    model = model_class(config)
+    embeddings = model.cover.embeddings
+    state = dict(weights.state_dict)
+    state["embeddings.position_embeddings"] = resize_position_embeddings(
+        state["embeddings.position_embeddings"], weights.grid, embeddings.grid
+    )
+    state["embeddings.time_embeddings"] = resize_time_embeddings(
+        state["embeddings.time_embeddings"], config.num_frames
+    )
+    check_whole(weights.source, state, model.cover.state_dict())
+    model.cover.load_state_dict(state)
+    model.to(config.dtype or torch.float32)
+    new = [f"classifiers.{name}" for name in config.head_names if name not in classified]
+    logger.warning(
+        f"Encoder loaded from {weights.source}.\n"
+        f"- copied or zeroed: {', '.join(weights.derived) or 'nothing'}\n"
+        f"- newly initialised, to be trained: {', '.join(new) or 'nothing'}\n"
+        f"- in the checkpoint and not used: {', '.join(weights.unused) or 'nothing'}"
+    )
+    return model.eval()

@@ -37,15 +37,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_cover import CoverConfig, check_head
 from .conversion_cover import (
-    EncoderWeights,
     check_config_fields,
-    check_stored,
-    check_whole,
     encoder_weights_from_timesformer,
     encoder_weights_from_vit,
+    model_with_encoder_weights,
 )
 from .divided_attention_cover import CoverAttention
-from .embeddings_cover import CoverEmbeddings, resize_position_embeddings, resize_time_embeddings
+from .embeddings_cover import CoverEmbeddings
 from .head_losses_cover import head_loss, mixed_head_losses
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
 
@@ -381,24 +379,27 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         check_config_fields(kwargs)
         weights = encoder_weights_from_vit(pretrained_model_name_or_path, num_frames, revision)
         config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
-        return cls._from_encoder_weights(config, weights)
+        return model_with_encoder_weights(cls, config, weights)
 
     @classmethod
     def from_timesformer(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        head: str = "k400",
+        head: str | None = "k400",
         labels: Sequence[str] | None = None,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
+        default_head: str | None = None,
         revision: str | None = None,
         **kwargs,
     ) -> "CoverForVideoClassification":
-        """Convert a TimeSformer, of transformers or of the original release, into a model with one head.
+        """Convert a TimeSformer, of transformers or of the original release, into a model with its head, or others.
 
         Args:
             pretrained_model_name_or_path: a folder or Hub id of a checkpoint of model type "timesformer" with divided
                 space-time attention, or a `.pyth` file of the original release.
-            head: the name of the head.
+            head: the name of the head that the checkpoint's classifier becomes; None leaves the classifier out.
             labels: its labels; by default those of the checkpoint ("LABEL_0", ... for a `.pyth` file, which has none).
+            heads, default_head: the other heads, newly initialised, and the default one, as of [`CoverConfig`].
             revision: of a Hub id: a branch, a tag or a commit.
             kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`.
 
@@ -408,43 +409,16 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         """
         check_config_fields(kwargs)
         weights = encoder_weights_from_timesformer(pretrained_model_name_or_path, revision)
-        labels = list(weights.labels if labels is None else labels)
-        if len(labels) != len(weights.labels):
-            raise ValueError(
-                f"labels: expected {len(weights.labels)}, as the checkpoint's classifier, got {len(labels)}"
-            )
-        config = CoverConfig(**{**weights.config, **kwargs}, heads={head: {"labels": labels}}, default_head=head)
-        model = cls._from_encoder_weights(config, weights, classified=(head,))
-        model.classifiers[head].load_state_dict(weights.classifier)
+        labels, count = list(weights.labels if labels is None else labels), len(weights.labels)
+        if len(labels) != count:
+            raise ValueError(f"labels: expected {count}, as the checkpoint's classifier, got {len(labels)}")
+        heads, default_head = dict(heads or {}), default_head or head
+        kept = {} if head is None else {head: {**heads.get(head, {}), "labels": labels}}
+        config = CoverConfig(**{**weights.config, **kwargs}, heads={**heads, **kept}, default_head=default_head)
+        model = model_with_encoder_weights(cls, config, weights, classified=tuple(kept))
+        if head is not None:
+            model.classifiers[head].load_state_dict(weights.classifier)
         return model
-
-    @classmethod
-    def _from_encoder_weights(
-        cls, config: CoverConfig, weights: EncoderWeights, classified: tuple[str, ...] = ()
-    ) -> "CoverForVideoClassification":
-        with torch.device("meta"):  # the shapes alone, as what a damaged file says may be of any size
-            stored = cls(CoverConfig(**weights.config, heads=config.heads, default_head=config.default_head))
-        check_stored(weights, stored.cover.state_dict())
-        model = cls(config)
-        embeddings = model.cover.embeddings
-        state = dict(weights.state_dict)
-        state["embeddings.position_embeddings"] = resize_position_embeddings(
-            state["embeddings.position_embeddings"], weights.grid, embeddings.grid
-        )
-        state["embeddings.time_embeddings"] = resize_time_embeddings(
-            state["embeddings.time_embeddings"], config.num_frames
-        )
-        check_whole(weights.source, state, model.cover.state_dict())
-        model.cover.load_state_dict(state)
-        model.to(config.dtype or torch.float32)
-        new = [f"classifiers.{name}" for name in config.head_names if name not in classified]
-        logger.warning(
-            f"Encoder loaded from {weights.source}.\n"
-            f"- copied or zeroed: {', '.join(weights.derived) or 'nothing'}\n"
-            f"- newly initialised, to be trained: {', '.join(new) or 'nothing'}\n"
-            f"- in the checkpoint and not used: {', '.join(weights.unused) or 'nothing'}"
-        )
-        return model.eval()
 
 
 __all__ = ["CoverForVideoClassification", "CoverModel", "CoverPreTrainedModel"]

@@ -240,16 +240,14 @@ def _build_model(
         )
     if path := recipe.model.get("from_timesformer"):
         head = recipe.model.get("head")
-        # The classifier of a checkpoint whose head is not named goes: it is added under a name that no dataset has.
-        name = head or "-".join(["not", *sources])
-        labels = None if head is None else sources[head].labels
-        model = CoverForVideoClassification.from_timesformer(
-            path, name, labels, **_pinned(recipe), **sizes, **config_fields
+        options = {
+            "labels": None if head is None else sources[head].labels,
+            "heads": heads,
+            "default_head": default_head,
+        }
+        return CoverForVideoClassification.from_timesformer(
+            path, head, **options, **_pinned(recipe), **sizes, **config_fields
         )
-        _add_missing_heads(model, heads, default_head)
-        if head is None:
-            model.remove_head(name)
-        return model
     if path := recipe.model.get("from_pretrained"):
         model = CoverForVideoClassification.from_pretrained(path, **_pinned(recipe), **config_fields)
         model.resize_clips(**sizes)

@@ -204,6 +204,24 @@ class TestFromATimeSformer:
         model = CoverForVideoClassification.from_timesformer(tmp_path, labels=("push", "pull", "lift"))
         assert model.config.id2label == {0: "push", 1: "pull", 2: "lift"}
 
+    def test_it_may_have_other_heads_beside_its_own_or_in_its_place(self, tmp_path):
+        timesformer = save_timesformer(tmp_path, num_frames=2, num_labels=3)
+        heads = {"objects": {"labels": ["tench", "goldfish"], "modality": "image"}}
+        for head, names in (("actions", ["actions", "objects"]), (None, ["objects"])):
+            model = CoverForVideoClassification.from_timesformer(
+                tmp_path, head, heads=heads, default_head="objects", num_frames=2
+            ).eval()
+            assert (model.config.head_names, model.config.default_head) == (names, "objects")
+            assert model.config.heads["objects"]["modality"] == "image"
+            if head is not None:
+                weight = model.classifiers[head].weight
+                torch.testing.assert_close(weight, timesformer.classifier.weight, rtol=0, atol=0)
+
+    def test_without_any_head_it_is_refused(self, tmp_path):
+        save_timesformer(tmp_path)
+        with pytest.raises(ValueError, match="heads: expected at least one head"):
+            CoverForVideoClassification.from_timesformer(tmp_path, head=None)
+
     @pytest.mark.parametrize("labels", [["push", "pull"], ["push", "pull", "lift", "throw"], []])
     def test_another_number_of_labels_is_refused(self, labels, tmp_path):
         save_timesformer(tmp_path, num_labels=3)
