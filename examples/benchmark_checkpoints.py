@@ -5,7 +5,7 @@ rows.
     python examples/benchmark_checkpoints.py [--gigabytes 2] [--rows 1000000]
 
 Writes tensors of that size in the proportions of a run with AdamW (model, two moments) to the current folder, flushed
-to the disk, and reads them again, as a run does before it goes on; and removes them. Some 30 seconds on 2 CPU cores.
+to the disk, and reads them again, as a run does before it resumes; and removes them. Some 30 seconds on 2 CPU cores.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
     print("| | seconds | |\n|---|---|---|")
     print(f"| writing {size:.2f} GB, flushed to the disk | {written:.1f} | {size / written:.2f} GB/s |")
     print(f"| of it hashing | {hashing[0]:.1f} | {hashing[0] / written:.0%} |")
-    print(f"| checking it before a run goes on | {checked:.1f} | {size / checked:.2f} GB/s |")
+    print(f"| checking it before a run resumes | {checked:.1f} | {size / checked:.2f} GB/s |")
     print(f"| of it the time of a CPU core | {worked:.1f} | {size / worked:.2f} GB/s |")
     print(f"| hashing {arguments.rows:,} names of rows | {named:.2f} | listed in {listed:.1f} s |")
 

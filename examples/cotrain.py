@@ -8,7 +8,7 @@ runs the quickstart (examples/recipes/quickstart.yaml), whose data it draws firs
 cores. Killed at any moment and started again by the same command, it resumes from its newest checkpoint, as if nothing
 had happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
 
-With `--push_to_hub --hub_model_id org/name` each save is published while training goes on, and the end with its model
+With `--push_to_hub --hub_model_id org/name` each save is published during training, and the end with its model
 card.
 
 It leaves a checkpoint with a head for each dataset in `output_dir`, and prints a table of each head's accuracy.

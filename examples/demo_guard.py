@@ -3,7 +3,7 @@
 
 Gradio has some eighty routes, and its own way with uploads: it writes any number of them, of any total size, under a
 name that all visitors share, and runs FFmpeg on some. Here, those routes are answered that the page asks for and no
-others; a question is written anew from what is known in it; and uploads lie in files without names
+others; a question is written again from what is known in it; and uploads lie in files without names
 (`demo_uploads.py`).
 
 A visitor is an address. Behind a proxy, set uvicorn's FORWARDED_ALLOW_IPS to the proxy's address, which tells those of

@@ -7,7 +7,7 @@
 
 The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into
 `--output` evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row,
-there is per_class_average_precision_<dataset>.png and no confusion matrix. A picture that cannot be drawn is named on
+there is per_class_average_precision_<dataset>.png and no confusion matrix. A plot that cannot be drawn is named on
 stderr with the reason; the metrics are written before, and the exit code is of them alone. Brackets are 95% bootstrap
 intervals. Files that cannot be decoded are listed in quarantine.jsonl there and count neither for nor against the
 model; with more than the recipe's `bad_files` allows, it stops.

@@ -40,13 +40,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--training_state",
         action="store_true",
-        help=f"also upload what a run needs to go on, such as the optimizer's state, as {LAST_CHECKPOINT}",
+        help=f"also upload what a run needs to resume, such as the optimizer's state, as {LAST_CHECKPOINT}",
     )
     parser.add_argument("--dry_run", action="store_true", help="list what would be uploaded, and upload nothing")
     parser.add_argument(
         "--space", type=Path, metavar="FOLDER", help="also write a Space for the model into this folder"
     )
-    parser.add_argument("--patience", type=float, default=300, help="seconds to go on trying where the network fails")
+    parser.add_argument("--patience", type=float, default=300, help="seconds to keep trying where the network fails")
     return parser.parse_args()
 
 

@@ -35,7 +35,7 @@ _told: set[str] = set()  # names with characters that no font has
 
 @contextmanager
 def told_if_not_drawn(path: str | os.PathLike) -> Iterator[None]:
-    """A plot that cannot be drawn is no reason to lose what it is of: why is logged, and all else goes on."""
+    """A plot that cannot be drawn is no reason to lose what it is of: why is logged, and all else continues."""
     try:
         yield
     except DRAWING_ERRORS as error:

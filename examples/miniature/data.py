@@ -249,7 +249,7 @@ def draw_miniature(
 ) -> int:
     """Draws the three datasets under `output`, and returns the number of files drawn: 0 where all is there already.
 
-    What an interrupted run left behind, or one of other numbers, is drawn anew.
+    What an interrupted run left behind, or one of other numbers, is drawn again.
 
     Raises:
         ValueError: if Fashion-MNIST is not in its folder, or `output` holds something else.

@@ -178,7 +178,7 @@ def prepare_dataset(
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, dict[str, Any]] | None:
-    """Write a compact dataset, or go on where an earlier call was stopped.
+    """Write a compact dataset, or continue where an earlier call was stopped.
 
     Any number of processes, on any machines that share a file system, each write their part of the shards. The one
     that finds all of them written adds the report.

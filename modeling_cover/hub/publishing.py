@@ -65,7 +65,7 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str, training_state: st
         folder: as [`~transformers.PreTrainedModel.save_pretrained`] or a trainer writes it.
         repo_id: of the repository, which the model card names. A card that is missing or was generated is generated
             again.
-        training_state: the folder in the repository for all that a run needs to go on; by default that is left out.
+        training_state: the folder in the repository for all that a run needs to resume; by default that is left out.
 
     Raises:
         ValueError: if the checkpoint is not whole, or a file names a folder of this machine or a token.

@@ -399,7 +399,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
                 space-time attention, or a `.pyth` file of the original release.
             head: the name of the head that the checkpoint's classifier becomes; None leaves the classifier out.
             labels: its labels; by default those of the checkpoint ("LABEL_0", ... for a `.pyth` file, which has none).
-            heads, default_head: the other heads, newly initialised, and the default one, as of [`CoverConfig`].
+            heads, default_head: the other heads, newly initialised, and the default one, as in [`CoverConfig`].
             revision: of a Hub id: a branch, a tag or a commit.
             kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`.
 

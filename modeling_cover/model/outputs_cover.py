@@ -61,7 +61,7 @@ class CoverVideoClassifierOutput(ModelOutput):
     pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
         The class token after the final LayerNorm.
     hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-        As of [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
+        As in [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
     attentions (`tuple(torch.FloatTensor)`, *optional*):
         Spatial attention, as in [`CoverModel`]; with several clip groups a tuple with one such entry for each group.
     temporal_attentions (`tuple(torch.FloatTensor)`, *optional*):

@@ -125,7 +125,7 @@ class BackgroundPublisher:
             action()
         except PublishingError as error:
             logger.warning(
-                f"push_to_hub: {what}: {error}. Training goes on; its checkpoints are whole in {self._writer.output_dir}"
+                f"push_to_hub: {what}: {error}. Training continues; its checkpoints are whole in {self._writer.output_dir}"
             )
 
 
