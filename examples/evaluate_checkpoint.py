@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a checkpoint on all datasets of a recipe, or on some of them, as the paper does: by the mean of 1x3 views.
 
-    accelerate launch examples/evaluate_checkpoint.py --model outputs/quickstart --recipe
-    examples/recipes/quickstart.yaml accelerate launch examples/evaluate_checkpoint.py --model ORG/NAME --recipe RECIPE
-    --dataset ssv2 --views 4x3 --reverse_frames
+    accelerate launch examples/evaluate_checkpoint.py --model outputs/quickstart --recipe RECIPE
+    accelerate launch examples/evaluate_checkpoint.py --model ORG/NAME --recipe RECIPE --views 4x3 --reverse_frames
 
 The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into
 `--output` evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row,

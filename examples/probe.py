@@ -2,8 +2,7 @@
 """See what an encoder knows of a dataset without training it: nearest neighbours and a linear classifier on its
 features.
 
-    python examples/probe.py --model outputs/quickstart --recipe RECIPE --dataset gestures [--save
-    outputs/with_gestures]
+    python examples/probe.py --model outputs/quickstart --recipe RECIPE --dataset gestures [--save OUTPUT]
 
 Features of both splits are computed once, and kept in `--output`; the next probe of the same encoder takes seconds.
 The linear classifier is the solution of a convex problem whose L2 strength is chosen on a fifth of the training rows;

@@ -14,8 +14,7 @@ clips:
   image_size: 448                     # side of the square crop, in pixels
   short_side: 512                     # of a frame before cropping, in pixels; default: 8 / 7 of image_size
   sampling: uniform                   # over the whole video, as the paper does; dense: frame_stride apart, from a
-  random
-                                      # start; segments: a random frame of each of num_frames equal segments
+                                      # random start; segments: a random frame of each of num_frames equal segments
   frame_stride: 1                     # of dense sampling
 mixture:                              # see mixture_recipe.py
   sampling: proportional              # to the datasets' sizes; or equal, temperature, shares
