@@ -74,7 +74,7 @@ def main() -> None:
         finally:
             trainer_module.hits_of_heads = hits
     print("\n| | part of the time |\n|---|---|")
-    print(f"| deciding before each step | {seconds['guards'] / total:.2%} |")
+    print(f"| deciding before each step, and summing up | {seconds['guards'] / total:.2%} |")
     print(f"| accuracies of each dataset | {seconds['hits_of_heads'] / total:.2%} |")
     print(f"| the log, every 10 steps | {seconds['log'] / total:.2%} |")
     print(f"| all | {sum(seconds.values()) / total:.2%} |")
