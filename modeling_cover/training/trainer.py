@@ -216,11 +216,10 @@ class CoverTrainer(Trainer):
         # Without the checkpoint: Trainer would look for pickles in it, or what DeepSpeed writes.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.resumed_from, self._resumed_step = resume_from_checkpoint, self.state.global_step
-        checkpoint, whole, updates = resume_from_checkpoint, self.whole_state, 0
-        if checkpoint is not None:
-            whole.load_weights(load_file(Path(checkpoint) / SAFE_WEIGHTS_NAME))  # the average, if there is one
+        checkpoint, whole, decay, updates = resume_from_checkpoint, self.whole_state, self.args.ema_decay, 0
+        if checkpoint is not None and decay is not None:
+            whole.load_weights(load_file(Path(checkpoint) / SAFE_WEIGHTS_NAME))  # the average that there was
             updates = read_state(checkpoint).get("average_updates", 0)
-        decay = self.args.ema_decay
         self.weight_average = None if decay is None else WeightAverage(whole, decay, updates)
         self._has_ended = False
         if checkpoint is not None:

@@ -36,6 +36,11 @@ def folder(clean, tmp_path) -> Path:
     return Path(shutil.copytree(clean, tmp_path, dirs_exist_ok=True))
 
 
+def table_entry(path: Path) -> dict:
+    """What a recipe says of a table of videos."""
+    return {"name": "t", "format": "parquet", "modality": "video", "splits": {"train": str(path)}}
+
+
 class TestCopies:
     def test_a_validation_row_of_one_data_set_that_another_trains_on_is_a_leak(self, folder):
         copy(folder / "b/validation/left/2.mp4", folder / "a/train/right/7.mp4")
@@ -79,12 +84,7 @@ class TestCopies:
         other = write_scene(folder / "other.mp4", 77).read_bytes()
         rows = {"video": [other, content], "label": ["up", "down"]}
         datasets.Dataset.from_dict(rows).to_parquet(folder / "table.parquet")
-        table = {
-            "name": "t",
-            "format": "parquet",
-            "modality": "video",
-            "splits": {"train": str(folder / "table.parquet")},
-        }
+        table = table_entry(folder / "table.parquet")
         leak = only(check(folder, entry(folder / "a"), table), "leak")
         assert (leak.dataset, leak.details["train_of"]) == ("a", ["t"])
         assert "row 1" in leak.details["copies"][0]["name"]
@@ -95,12 +95,7 @@ class TestCopies:
         other = write_scene(folder / "other.mp4", 77).read_bytes()
         rows = {"video": [content, other], "label": ["up", "down"]}
         datasets.Dataset.from_dict(rows).to_parquet(folder / "table.parquet")
-        table = {
-            "name": "t",
-            "format": "parquet",
-            "modality": "video",
-            "splits": {"train": str(folder / "table.parquet")},
-        }
+        table = table_entry(folder / "table.parquet")
         stream = {**table, "streaming": True, "sizes": {"train": size}, "labels": ["down", "up", "sideways"]}
         report = check(folder, entry(folder / "a"), stream, num_workers=2)
         assert kinds(report) == ["row_count"] * (size == 3) + ["empty_class", "leak"]
