@@ -19,7 +19,6 @@ from checked_datasets import (
     only,
     scene,
     truncate,
-    write_clean,
     write_picture,
     write_recipe,
     write_scene,
@@ -30,17 +29,6 @@ from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.file_inspection import inspect_file
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory) -> Path:
-    return write_clean(tmp_path_factory.mktemp("clean"))
-
-
-@pytest.fixture
-def folder(clean, tmp_path) -> Path:
-    """Clean datasets to be spoilt."""
-    return Path(shutil.copytree(clean, tmp_path, dirs_exist_ok=True))
 
 
 class TestFiles:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a check of datasets finds in rows that are the same, by their bytes or by what they show."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -16,24 +15,12 @@ from checked_datasets import (
     kinds,
     only,
     scene,
-    write_clean,
     write_picture,
     write_scene,
 )
 from clips import write_clip
 from modeling_cover import read_video
 from modeling_cover.dataset_tools.duplicates import TOLERANCE, fingerprint, near_groups
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory) -> Path:
-    return write_clean(tmp_path_factory.mktemp("clean"))
-
-
-@pytest.fixture
-def folder(clean, tmp_path) -> Path:
-    """Clean datasets to be spoilt."""
-    return Path(shutil.copytree(clean, tmp_path, dirs_exist_ok=True))
 
 
 def table_entry(path: Path) -> dict:
