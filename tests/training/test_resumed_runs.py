@@ -12,6 +12,7 @@ import torch
 from killed_runs import build_recipe, logged, write_data
 from modeling_cover import CoverTrainer
 from modeling_cover.training.checkpoints import CheckpointError
+from modeling_cover.training.stop_signals import TrainingPreempted
 from short_runs import final_weights, make_trainer, resumed_from, seal, with_validation
 from test_skipped_steps import make_trainer as make_poisoned_trainer
 from transformers import TrainerCallback
@@ -177,3 +178,19 @@ class TestChangedRows:
         trainer = make_trainer(moved, moved / "run")
         trainer.train(resume_from_checkpoint="auto")
         assert trainer.state.global_step == 6
+
+
+class TestBeforeTheFirstStep:
+    def test_a_run_that_is_told_to_stop_says_that_there_is_no_checkpoint(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, with_validation(build_recipe(folder)), eval_on_start=True)
+
+        class ToldToStop(TrainerCallback):
+            def on_train_begin(self, args, state, control, **kwargs):
+                trainer.stop_signals.received = True
+
+        trainer.add_callback(ToldToStop())
+        with pytest.raises(TrainingPreempted) as stopped:
+            trainer.train()
+        assert stopped.value.checkpoint is None
+        assert str(stopped.value) == "told to stop before the first step; the same command starts again"
+        assert not list(tmp_path.glob("checkpoint-*"))
