@@ -231,6 +231,10 @@ class MixtureSampler(torch.utils.data.Sampler[SampleReference]):
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._length // self.step_size
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 

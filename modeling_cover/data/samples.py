@@ -135,6 +135,11 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         """Rows of each dataset."""
         return {name: len(source) for name, source in self.sources.items()}
 
+    @property
+    def bad_files(self) -> dict[str, int]:
+        """How many files of each dataset could not be decoded so far; empty without a quarantine."""
+        return {} if self.quarantine is None else self.quarantine.counts()
+
     @cached_property
     def row_hashes(self) -> dict[str, dict[str, str]]:
         """What the rows of each dataset are, in short, see [`Source.row_hashes`]."""

@@ -4,7 +4,7 @@
 The metrics are local: they load nothing from the Hub, and keep what they are given in memory.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import evaluate
@@ -169,10 +169,16 @@ def mean_metrics(of_datasets: Mapping[str, Mapping[str, float]]) -> dict[str, fl
     return {f"mean_{key}": sum(found) / len(found) for key, found in values.items() if found}
 
 
-def means_of_datasets(metrics: Mapping[str, float], names: Iterable[str], prefix: str) -> dict[str, float]:
-    """The means over datasets, `<prefix>_mean_...`, of an evaluation's metrics, `<prefix>_<dataset>_...`."""
+def means_of_datasets(metrics: Mapping[str, float], datasets: object, prefix: str) -> dict[str, float]:
+    """The means over datasets, `<prefix>_mean_...`, of an evaluation's metrics, `<prefix>_<dataset>_...`.
+
+    Args:
+        datasets: by name, those that were evaluated; of one without a name there are no means.
+    """
+    if not isinstance(datasets, Mapping):
+        return {}
     of_datasets = {
         name: {key: metrics[f"{prefix}_{name}_{key}"] for key in MEAN_METRICS if f"{prefix}_{name}_{key}" in metrics}
-        for name in names
+        for name in datasets
     }
     return {f"{prefix}_{key}": value for key, value in mean_metrics(of_datasets).items()}

@@ -144,6 +144,11 @@ class CoverTrainingArguments(TrainingArguments):
         if self.torch_compile:
             _mend_inductor()
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, of all processes and accumulation steps together."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
     def _check_values(self) -> None:
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         check_choice("trained_part", self.trained_part, TRAINED_PARTS)

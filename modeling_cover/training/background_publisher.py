@@ -188,11 +188,18 @@ class RunPublisher:
                 f"{_what_to_do(checkpoint, self._background.repository)}"
             )
 
+    def publish_model(self, folder: str) -> None:
+        """Publish a model that was saved; what goes wrong is logged."""
+        try:
+            self.publish_end(folder, "Model save", self.repository())
+        except PublishingError as error:
+            logger.warning(str(error))
+
     def publish_end(self, folder: str, message: str, repository: HubRepository) -> CommitInfo:
-        """Publish the end of training.
+        """Publish the end of training. While the network fails it is tried again, for `hub_patience` seconds.
 
         Raises:
-            PublishingError: if it cannot be published; the message says what to do.
+            PublishingError: if it is not published by then; the message says what to do.
         """
         if self._background is not None:
             self._background.close(self._args.hub_patience)

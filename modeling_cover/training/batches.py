@@ -2,8 +2,6 @@
 """Batches on their way into the model: whose rows they have, their pixels normalised, the operations that they
 take."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,19 +21,6 @@ def rows_of_heads(batch: dict[str, Any], num_heads: int) -> torch.Tensor:
     head_ids = batch["head_ids"]
     # As torch.bincount, which would wait for the device to learn its length.
     return (head_ids[:, None] == torch.arange(num_heads, device=head_ids.device)).sum(dim=0)
-
-
-def take_batches(
-    iterator: Iterator, count: int, waiting: Callable[[], AbstractContextManager]
-) -> list[dict[str, Any]]:
-    """Up to `count` batches, each waited for inside of `waiting()`."""
-    batches = []
-    for _ in range(count):
-        with waiting():
-            batch = next(iterator, None)
-        if batch is not None:
-            batches.append(batch)
-    return batches
 
 
 def normalized(batch: dict[str, Any], processor: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainerCallback
 
-from .resuming import evaluation_is_due, log_is_due
+from .resuming import evaluation_is_due, log_is_due, note_best
 from .run_state import load_unlogged
 from .step_guard import Decision
 
@@ -55,11 +55,30 @@ class ResumeCallback(TrainerCallback):
         if trainer.resumed_from is not None:
             guard, process = trainer.step_guard, args.process_index
             last_step = load_unlogged(trainer.resumed_from, metrics, guard, process)
-            if metrics.counts()["steps"] and log_is_due(args, state.global_step, trainer.steps_per_epoch):
+            if metrics.counts()["steps"] and log_is_due(
+                args, state.global_step, trainer.train_sampler.steps_per_epoch
+            ):
                 trainer.log({"loss": 0.0, **{name: value for name, value in last_step.items() if value is not None}})
-            if evaluation_is_due(args, state, trainer.steps_per_epoch):
-                trainer.evaluate_last_step()
+            if evaluation_is_due(args, state, trainer.train_sampler.steps_per_epoch):
+                # As the run that wrote the checkpoint would have, had it not been stopped.
+                control.should_log, control.should_evaluate, control.should_save = False, True, False
+                trainer._maybe_log_save_evaluate(None, None, trainer.model, None, None, None, None)
+                control.should_evaluate = False
+                note_best(state, trainer.checkpoints)
         metrics.start_clock(state.global_step)
+
+
+class PublishCallback(TrainerCallback):
+    """Publishes each save, in the background."""
+
+    def __init__(self, trainer: "CoverTrainer"):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if args.push_to_hub and state.is_world_process_zero:
+            trainer.callback_handler.on_push_begin(args, state, control)
+            trainer.publisher.publish_save(trainer.checkpoints.path(state.global_step), state)
 
 
 class GuardCallback(TrainerCallback):

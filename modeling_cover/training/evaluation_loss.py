@@ -2,7 +2,6 @@
 """The mean loss of an evaluation's rows that could be decoded, each counted once."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -10,7 +9,10 @@ from accelerate import PartialState
 from ..data.samples import EVALUATED, UNREADABLE, EvaluationDataset
 from ..evaluation.metrics import readable_rows
 from ..model.configuration_cover import CoverConfig
+from .arguments import CoverTrainingArguments
+from .folder_lock import FolderLock
 from .labels import row_losses
+from .resuming import hold_output_dir
 
 
 class EvaluationLoss:
@@ -54,19 +56,20 @@ class EvaluationLoss:
         return total / max(1, rows)
 
 
-def forget_unreadable(dataset: Any, hold: Callable[[], None]) -> None:
+def forget_unreadable(dataset: object, args: CoverTrainingArguments) -> FolderLock | None:
     """Empty the list of evaluated files that could not be decoded: they may have been mended since the last
     evaluation.
 
     Every process must call it.
 
-    Args:
-        dataset: what is evaluated.
-        hold: makes the folder of the list this run's.
+    Returns:
+        The lock on the folder of the list, if there is one and this process writes to it.
     """
     quarantine = dataset.quarantine if isinstance(dataset, EvaluationDataset) else None
-    if quarantine is not None:
-        hold()
-        if PartialState().is_main_process:
-            quarantine.clear(EVALUATED)
+    if quarantine is None:
+        return None
+    lock = hold_output_dir(args)
+    if PartialState().is_main_process:
+        quarantine.clear(EVALUATED)
     PartialState().wait_for_everyone()
+    return lock

@@ -13,7 +13,7 @@ from transformers import TrainerState
 from ..data.mixture import MixtureSampler
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..hub.checkpoint_files import CURVES_NAME
-from ..hub.run_record import read_summary
+from ..hub.run_record import read_summary, write_summary
 from ..model.configuration_cover import CoverConfig
 from ..recipe.recipe import Recipe
 from .arguments import CoverTrainingArguments
@@ -126,8 +126,7 @@ class RunRecord:
     def check_resumes(self, checkpoint: Path) -> None:
         """Raise a [`CheckpointError`] that says what differs if a checkpoint is another run's, see
         [`check_same_run`]."""
-        steps_per_epoch = len(self._sampler) // self._sampler.step_size
-        has_ended = has_no_step_left(checkpoint, self._args, steps_per_epoch)
+        has_ended = has_no_step_left(checkpoint, self._args, self._sampler.steps_per_epoch)
         run = self._config, self.identity, self.settings
         check_same_run(checkpoint, *run, has_ended, self._args.accept_changed_rows)
 
@@ -175,9 +174,13 @@ class RunRecord:
             "curves": CURVES_NAME if (Path(folder) / CURVES_NAME).is_file() else None,
         }
 
+    def write(self, folder: str | os.PathLike, state: TrainerState, eval_dataset: object) -> None:
+        """Write the record beside the weights in `folder`."""
+        write_summary(self.summary(state, evaluated_rows(eval_dataset), folder), folder)
+
     def _dataset_records(self) -> list[dict[str, Any]]:
         dataset, schedule = self._dataset, self._sampler.schedule
-        bad_files = {} if dataset.quarantine is None else dataset.quarantine.counts()
+        bad_files = dataset.bad_files
         entries = {} if self._recipe is None else {entry.name: entry for entry in self._recipe.datasets}
         return [
             {

@@ -18,6 +18,7 @@ from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
 from .arguments import CoverTrainingArguments
 from .checkpoints import CheckpointError, RunCheckpoints, checkpoints_in, what_is_wrong
+from .folder_lock import FolderLock, lock_folder
 from .recording import RunRecord
 
 
@@ -59,6 +60,17 @@ def raised_by_all() -> Iterator[None]:
     faults = gather_object([None if error is None else str(error)])
     if (fault := next((fault for fault in faults if fault is not None), None)) is not None:
         raise CheckpointError(fault) from error
+
+
+def hold_output_dir(args: CoverTrainingArguments) -> FolderLock | None:
+    """Make the output folder this run's, as long as the lock is there, which is the writing process's. Every process
+    must call it.
+
+    Raises:
+        CheckpointError: if another run uses the folder, or it cannot be written to.
+    """
+    with raised_by_all():
+        return lock_folder(args.output_dir) if args.should_save else None
 
 
 # ---- The checkpoint ----
@@ -171,6 +183,28 @@ def resume_point(
     with raised_by_all():  # a process may see other files than the rest
         record.check_resumes(checkpoint)
     return str(checkpoint)
+
+
+# ---- The best checkpoint ----
+
+
+def note_best(state: TrainerState, checkpoints: RunCheckpoints) -> None:
+    """Have the state name the best checkpoint if it is there, or about to be. Every process must call it: what the
+    main one sees holds for all, which load it together."""
+    step, best = state.best_global_step, state.best_model_checkpoint
+    if step and (step == state.global_step or checkpoints.path(step).is_dir()):
+        best = str(checkpoints.path(step))
+    state.best_model_checkpoint = from_main_process(lambda: best)
+
+
+def whole_best(state: TrainerState, args: CoverTrainingArguments) -> Path | None:
+    """The best checkpoint. If it is damaged, None, and the state names none any more. Every process must call it."""
+    best = state.best_model_checkpoint
+    if (fault := from_main_process(lambda: what_is_wrong(best, args.verify_checkpoints))) is None:
+        return Path(best)
+    logger.warning(f"{best}, the best checkpoint, is not loaded: {fault}. The model stays that of the last step")
+    state.best_model_checkpoint = None
+    return None
 
 
 # ---- What was due at the checkpoint ----

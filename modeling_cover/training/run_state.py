@@ -9,10 +9,12 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data.mixture import MixtureSampler
 from ..files import finite
@@ -240,6 +242,16 @@ class RunState:
             self.scaler.load_state_dict(state["gradient_scaler"])
         for name, stream in state["streams"].items():
             self.sampler.streams[name].load_state_dict(stream)
+
+
+def average_of_run(checkpoint: str | os.PathLike | None, whole: WholeState, decay: float) -> WeightAverage:
+    """The average of a run's weights: of those that it starts with or, in a run that resumes, as the checkpoint has
+    it."""
+    updates = 0
+    if checkpoint is not None:
+        whole.load_weights(load_file(Path(checkpoint) / SAFE_WEIGHTS_NAME))
+        updates = read_state(checkpoint).get("average_updates", 0)
+    return WeightAverage(whole, decay, updates)
 
 
 def load_unlogged(

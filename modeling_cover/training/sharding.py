@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from ..model.configuration_cover import CoverConfig
 from ..model.head_losses_cover import NO_HEAD
 from ..model.modeling_cover import CoverForVideoClassification
-from .zero import whole_parameters
+from .zero import check_options, whole_parameters
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -27,12 +27,22 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def configure_sharding(accelerator: Accelerator) -> None:
+def is_in_parts(accelerator: Accelerator) -> bool:
+    """Whether a process may have but a part of the weights in training."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def configure_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
     """Shard layer by layer unless the configuration says otherwise, and reduce gradients in fp32, as DDP does.
 
     By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails;
     and with bf16 it rounds gradients before they are added up.
+
+    Raises:
+        ValueError: for what a DeepSpeed configuration must not say, see [`check_options`].
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        check_options(accelerator.state.deepspeed_plugin.deepspeed_config, max_grad_norm)
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin

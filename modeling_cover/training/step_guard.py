@@ -140,9 +140,9 @@ def _samples_of_step(step: int, sampler: MixtureSampler, dataset: CoTrainingData
     return samples
 
 
-def out_of_memory(error: Exception, step: int, args: CoverTrainingArguments) -> str:
-    """The message of a [`TrainingOutOfMemoryError`]."""
-    return (
+def out_of_memory(error: Exception, step: int, args: CoverTrainingArguments) -> TrainingOutOfMemoryError:
+    """What to raise in place of torch's error: it says what to do."""
+    return TrainingOutOfMemoryError(
         f"process {args.process_index} ran out of memory in step {step} with batches of "
         f"{args.per_device_train_batch_size}: {error}. Halve per_device_train_batch_size and double "
         "gradient_accumulation_steps, which changes no gradient, or set activation_checkpointing. "

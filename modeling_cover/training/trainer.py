@@ -3,13 +3,11 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
 from safetensors.torch import load_file
 from torch import nn
@@ -23,35 +21,33 @@ from ..data.samples import CoTrainingDataset
 from ..evaluation.metrics import means_of_datasets
 from ..files import finite
 from ..hub.model_card import front_matter, write_model_card
-from ..hub.publishing import PublishingError
-from ..hub.run_record import write_summary
 from ..model.modeling_cover import CoverForVideoClassification
 from ..recipe.recipe import Recipe
 from .arguments import CoverTrainingArguments
 from .background_publisher import RunPublisher
-from .batches import encoder_operations, normalized, rows_of_heads, take_batches
-from .callbacks import GuardCallback, MixtureCallback, ResumeCallback
-from .checkpoints import RunCheckpoints, load_quarantine, read_state, what_is_wrong, write_model, write_trainer_state
+from .batches import encoder_operations, normalized, rows_of_heads
+from .callbacks import GuardCallback, MixtureCallback, PublishCallback, ResumeCallback
+from .checkpoints import RunCheckpoints, load_quarantine, write_model, write_trainer_state
 from .evaluation_loss import EvaluationLoss, forget_unreadable
-from .folder_lock import FolderLock, lock_folder
+from .folder_lock import FolderLock
 from .generators import kept_generators
 from .labels import hits_of_heads, smoothed_labels
 from .launching import end_with_launcher, processes_line
 from .loss import step_loss
 from .optimization import drop_schedule, freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback, CurvesCallback
-from .recording import RunRecord, evaluated_rows
-from .resuming import from_main_process, raised_by_all, resume_point
+from .recording import RunRecord
+from .resuming import hold_output_dir, note_best, raised_by_all, resume_point, whole_best
 from .run_identity import was_stopped_early
-from .run_state import RunState, WholeState, load_process_rng_state
-from .sharding import configure_sharding, is_sharded, whole_model, with_equal_groups
-from .step_guard import EvaluationAbandonedError, StepGuard, TrainingOutOfMemoryError, out_of_memory
+from .run_state import RunState, WholeState, average_of_run, load_process_rng_state
+from .sharding import configure_sharding, is_in_parts, is_sharded, whole_model, with_equal_groups
+from .step_guard import EvaluationAbandonedError, StepGuard, out_of_memory
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, TrainingPreempted
 from .trainer_inputs import check_inputs, check_metric, checked_schedule, processor_of, with_defaults
 from .watchdog import Watch
 from .weight_average import WeightAverage
-from .zero import ZeroState, check_options, visible_to_zero
+from .zero import ZeroState, visible_to_zero
 
 
 logger = logging.get_logger(__name__)
@@ -125,9 +121,7 @@ class CoverTrainer(Trainer):
         check_metric(args, train_dataset, eval_dataset, kwargs["compute_metrics"])
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        if self.is_deepspeed_enabled:
-            check_options(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.max_grad_norm)
-        configure_sharding(self.accelerator)
+        configure_sharding(self.accelerator, args.max_grad_norm)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
         self._config, self._patch_size = model.config, model.cover.embeddings.patch_size
         self._pixel_processor = processor_of(train_dataset, eval_dataset) or self.processing_class
@@ -151,6 +145,7 @@ class CoverTrainer(Trainer):
         self.stop_signals = StopSignals()
         self.watch = Watch(accelerator, args.ddp_timeout)
         self.checkpoints = RunCheckpoints(args.output_dir)
+        self.record: RunRecord | None = None  # of a trainer that trains
         self._folder_lock: FolderLock | None = None
         self.resumed_from: str | None = None
         self._resumed_step = 0
@@ -161,12 +156,12 @@ class CoverTrainer(Trainer):
     def _make_sampler(self, schedule: MixtureSchedule, recipe: Recipe | None) -> None:
         data, accelerator, batch_size = self.train_dataset, self.accelerator, self.args.train_batch_size
         self.train_sampler = MixtureSampler(
-            schedule, self.rows_per_step, data.open_streams(), data.mixed, batch_size, data.costs
+            schedule, self.args.rows_per_step, data.open_streams(), data.mixed, batch_size, data.costs
         )
         weights = dict(zip(self.head_names, self.loss_weights.tolist(), strict=True))
         how = accelerator.mixed_precision, accelerator.distributed_type.value
         self.record = RunRecord(self.args, self._config, data, self.train_sampler, weights, recipe, *how)
-        for callback in (MixtureCallback, ResumeCallback, GuardCallback):
+        for callback in (MixtureCallback, ResumeCallback, PublishCallback, GuardCallback):
             self.add_callback(callback(self))
         self.add_callback(CurvesCallback(self.head_names))
 
@@ -188,7 +183,7 @@ class CoverTrainer(Trainer):
         end_with_launcher()
         if self.is_world_process_zero():
             logger.warning(processes_line(self.args.world_size, self.args.device))
-        self.hold_output_dir()
+        self._folder_lock = hold_output_dir(self.args)
         with self.record.session(), self.watch, self.stop_signals:
             checkpoint = resume_point(resume_from_checkpoint, self.model, self.record, self.args)
             if self.args.should_save:
@@ -196,8 +191,7 @@ class CoverTrainer(Trainer):
             try:
                 output = super().train(checkpoint, *args, **kwargs)
             except torch.OutOfMemoryError as error:
-                message = out_of_memory(error, self.state.global_step, self.args)
-                raise TrainingOutOfMemoryError(message) from error
+                raise out_of_memory(error, self.state.global_step, self.args) from error
             self.publisher.wait()
         # The best checkpoint, where it was loaded, is an average already.
         if self.weight_average is not None and self.record.best_step is None:
@@ -205,23 +199,13 @@ class CoverTrainer(Trainer):
         self.weight_average = None
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def hold_output_dir(self) -> None:
-        """Make the output folder this run's, as long as the trainer is there; raise a [`CheckpointError`] if another
-        run uses it. Every process must call it."""
-        with raised_by_all():
-            if self.args.should_save:
-                self._folder_lock = lock_folder(self.args.output_dir)
-
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         # Without the checkpoint: Trainer would look for pickles in it, or what DeepSpeed writes.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self.resumed_from, self._resumed_step = resume_from_checkpoint, self.state.global_step
-        checkpoint, whole, decay, updates = resume_from_checkpoint, self.whole_state, self.args.ema_decay, 0
-        if checkpoint is not None and decay is not None:
-            whole.load_weights(load_file(Path(checkpoint) / SAFE_WEIGHTS_NAME))  # the average that there was
-            updates = read_state(checkpoint).get("average_updates", 0)
-        self.weight_average = None if decay is None else WeightAverage(whole, decay, updates)
-        self._has_ended = False
+        checkpoint = self.resumed_from = resume_from_checkpoint
+        self._resumed_step, self._has_ended = self.state.global_step, False
+        if self.args.ema_decay is not None:
+            self.weight_average = average_of_run(checkpoint, self.whole_state, self.args.ema_decay)
         if checkpoint is not None:
             self.run_state.load(checkpoint)
             self.record.resume(checkpoint)
@@ -255,16 +239,6 @@ class CoverTrainer(Trainer):
 
     # ---- Data ----
 
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of an optimizer step, of all processes and accumulation steps together."""
-        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch, which is a whole number of them."""
-        return len(self.train_sampler) // self.train_sampler.step_size
-
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
         return self.train_sampler
 
@@ -272,19 +246,19 @@ class CoverTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
         """The batches of an optimizer step, and the rows of each head, (heads,), in those of all processes."""
-        batches = take_batches(epoch_iterator, num_batches, self._waiting)
+        batches = []
+        for _ in range(num_batches):
+            self.note("waiting for data")
+            with self.step_metrics.waiting():
+                batch = next(epoch_iterator, None)
+            if batch is not None:
+                batches.append(batch)
         if not batches:
             return [], None
         rows = sum(rows_of_heads(batch, len(self.head_names)) for batch in batches).to(device)
         if is_sharded(self.accelerator):
             batches = with_equal_groups(batches, self.accelerator, self._patch_size)
         return batches, self.accelerator.reduce(rows, reduction="sum")
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        self.note("waiting for data")
-        with self.step_metrics.waiting():
-            yield
 
     # ---- One step ----
 
@@ -363,9 +337,9 @@ class CoverTrainer(Trainer):
         # First Trainer's, of a constant rate, so that it knows that the schedule is not the user's.
         super().create_scheduler(num_training_steps, optimizer)
         if not is_given and self.args.learning_rate_drop_epochs:
-            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            warmup_steps, epoch = self.args.get_warmup_steps(num_training_steps), self.train_sampler.steps_per_epoch
             drops = self.args.learning_rate_drop_epochs, self.args.learning_rate_drop_factor
-            self.lr_scheduler = drop_schedule(optimizer or self.optimizer, warmup_steps, *drops, self.steps_per_epoch)
+            self.lr_scheduler = drop_schedule(optimizer or self.optimizer, warmup_steps, *drops, epoch)
         return self.lr_scheduler
 
     # ---- Beside the steps: logs and evaluations ----
@@ -381,12 +355,9 @@ class CoverTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             step = self.state.global_step
-            clock = self.step_metrics.clock_logs(step, self.rows_per_step)
-            logs |= self.step_metrics.logs()
-            if self.train_dataset.quarantine is not None:
-                counts = self.train_dataset.quarantine.counts()
-                logs |= {f"{name}_bad_files": count for name, count in counts.items()}
-            logs |= clock
+            clock = self.step_metrics.clock_logs(step, self.args.rows_per_step)
+            bad_files = {f"{name}_bad_files": count for name, count in self.train_dataset.bad_files.items()}
+            logs |= self.step_metrics.logs() | bad_files | clock
             self.step_metrics.start_clock(step)
         if "train_loss" in logs:  # in Trainer's are the steps that were skipped
             logs["train_loss"] = self.step_metrics.session_loss()
@@ -394,23 +365,21 @@ class CoverTrainer(Trainer):
 
     @kept_generators()
     def evaluate(
-        self,
-        eval_dataset: torch.utils.data.Dataset | dict | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         try:
-            # `data_wait` is a part of the time of training. Of several datasets, each is evaluated by a call of its
-            # own.
+            # The checkpoint of an abandoned one has the generators of the last step; and `data_wait` is a share of the
+            # time of training.
             with kept_generators(), self.step_metrics.clock_stopped():
                 metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except EvaluationAbandonedError:
             if self.state.global_step > self._resumed_step:
-                self._save_checkpoint(self.model, None)
+                self._save_checkpoint(self.model)
+                self.callback_handler.on_save(self.args, self.state, self.control)
             self.stop()
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        means = means_of_datasets(metrics, datasets, metric_key_prefix) if isinstance(datasets, Mapping) else {}
-        if means:  # another compute_metrics may have none of them
+        # Another compute_metrics may have none of them.
+        if means := means_of_datasets(metrics, datasets, metric_key_prefix):
             self.log(means)
             # Callbacks such as early stopping look for the means; until now they have seen one dataset at a time.
             metrics = {**metrics, **means}
@@ -421,13 +390,6 @@ class CoverTrainer(Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         return super().predict(*args, **kwargs)
 
-    def evaluate_last_step(self) -> None:
-        """Evaluate the step of the checkpoint that the run resumes from, as the run that wrote it would have."""
-        self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, False
-        self._maybe_log_save_evaluate(None, None, self.model, None, None, None, None)
-        self.control.should_evaluate = False
-        self._note_best()
-
     def evaluation_loop(
         self, dataloader: torch.utils.data.DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
@@ -436,7 +398,7 @@ class CoverTrainer(Trainer):
             self.note("evaluation")
             if not self._has_begun:  # an evaluation without training is a run of its own
                 self._has_begun = True
-                forget_unreadable(dataloader.dataset, self.hold_output_dir)
+                self._folder_lock = forget_unreadable(dataloader.dataset, self.args)
             self.evaluation_loss.begin()
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if (name := f"{metric_key_prefix}_loss") in output.metrics:
@@ -463,7 +425,7 @@ class CoverTrainer(Trainer):
         self.store_flos()
         # What all processes must do together comes first: then the one that writes can fail without the others
         # waiting.
-        self._note_best()
+        note_best(self.state, self.checkpoints)
         step, quarantine = self.state.global_step, self.train_dataset.quarantine
         weights, state, tensors = self.run_state.gathered(step, self._last_step)
         state = {"run": self.record.identity, "parts": self.record.parts(step), **state}
@@ -473,35 +435,13 @@ class CoverTrainer(Trainer):
                     self._write_model(folder, weights)
                     write_trainer_state(folder, self.state, [*self.callback_handler.callbacks, self.control])
                     self.checkpoints.write_state(folder, state, tensors, quarantine)
-        if self.args.push_to_hub and self.is_world_process_zero():
-            self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self.publisher.publish_save(self.checkpoints.path(step), self.state)
-        if self.args.should_save:
-            self.checkpoints.keep(
-                self.args.save_total_limit, self.state.best_model_checkpoint, self.checkpoints.path(step)
-            )
-
-    def _note_best(self) -> None:
-        """Every process must call it: what the main one sees holds for all, which load the best model together."""
-        step, best = self.state.best_global_step, self.state.best_model_checkpoint
-        if step and (step == self.state.global_step or self.checkpoints.path(step).is_dir()):
-            best = str(self.checkpoints.path(step))
-        (self.state.best_model_checkpoint,) = broadcast_object_list([best])
+                best = self.state.best_model_checkpoint
+                self.checkpoints.keep(self.args.save_total_limit, best, self.checkpoints.path(step))
 
     def _load_best_model(self) -> None:
-        """Unless it is damaged: then the model stays that of the last step, and no checkpoint is the best."""
-        best, args = self.state.best_model_checkpoint, self.args
-        if (fault := from_main_process(lambda: what_is_wrong(best, args.verify_checkpoints))) is not None:
-            logger.warning(
-                f"{best}, the best checkpoint, is not loaded: {fault}. The model stays that of the last step"
-            )
-            self.state.best_model_checkpoint = None
-            return
-        if self._is_sharded:
-            self.whole_state.load_weights(load_file(Path(best) / SAFE_WEIGHTS_NAME))
-        else:
-            super()._load_best_model()
-        self.record.best_step = self.state.best_global_step
+        if (best := whole_best(self.state, self.args)) is not None:
+            self.whole_state.load_weights(load_file(best / SAFE_WEIGHTS_NAME))
+            self.record.best_step = self.state.best_global_step
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         # With a limit of 1, Trainer removes the newest checkpoint if another is the best: started again, the run would
@@ -511,11 +451,6 @@ class CoverTrainer(Trainer):
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
-
-    @property
-    def _is_sharded(self) -> bool:
-        """Whether the model in training may be a part of the whole."""
-        return self.is_fsdp_enabled or self.deepspeed is not None
 
     def save_state(self) -> None:
         if self.is_world_process_zero():
@@ -527,24 +462,17 @@ class CoverTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and with `push_to_hub` publish it. All processes must call it."""
         folder = output_dir or self.args.output_dir
-        weights = self.whole_state.weights() if self._is_sharded else None
+        weights = self.whole_state.weights() if is_in_parts(self.accelerator) else None
         if self.args.should_save:
             self._write_model(folder, weights)
         if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
-            try:
-                self.publisher.publish_end(folder, "Model save", self.publisher.repository())
-            except PublishingError as error:
-                logger.warning(str(error))
+            self.publisher.publish_model(folder)
 
     def _write_model(self, folder: str | os.PathLike, weights: dict[str, torch.Tensor] | None) -> None:
-        model = whole_model(self._config) if self._is_sharded else self.model
+        model = whole_model(self._config) if is_in_parts(self.accelerator) else self.model
         write_model(folder, model, weights, self.processing_class, self.args)
-        if self.train_dataset is not None:
-            write_summary(self.summary(folder), folder)
-
-    def summary(self, folder: str | os.PathLike) -> dict[str, Any]:
-        """The record of the run as it is now, for the checkpoint in `folder`, see [`RunRecord.summary`]."""
-        return self.record.summary(self.state, evaluated_rows(self.eval_dataset), folder)
+        if self.record is not None:
+            self.record.write(folder, self.state, self.eval_dataset)
 
     # ---- The Hub ----
 
@@ -552,9 +480,8 @@ class CoverTrainer(Trainer):
         """Write the model card into the output folder, out of the run's record; for the arguments see
         [`front_matter`]."""
         if self.is_world_process_zero():
-            if self.train_dataset is not None:
-                # With evaluations since the model was saved.
-                write_summary(self.summary(self.args.output_dir), self.args.output_dir)
+            if self.record is not None:  # with evaluations since the model was saved
+                self.record.write(self.args.output_dir, self.state, self.eval_dataset)
             write_model_card(self.args.output_dir, self.args.hub_model_id, **front_matter(*args, **kwargs))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -571,10 +498,8 @@ class CoverTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | None:
-        """Save the model in `output_dir` and publish it, with its card; return the commit, on the main process.
-
-        All processes must call it. While the network fails it is tried again, for `hub_patience` seconds; then there
-        is a [`PublishingError`], whose message says what to do.
+        """Save the model in `output_dir` and publish it with its card, see [`RunPublisher.publish_end`]; return the
+        commit, on the main process. All processes must call it.
 
         Args:
             token, revision, private: see [`HubRepository`]; by default those of the training arguments.

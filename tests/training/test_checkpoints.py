@@ -123,7 +123,7 @@ class TestDamage:
         trainer.train()
         assert "checkpoint-1, the best checkpoint, is not loaded: model.safetensors is not as it" in caplog.text
         assert trainer.state.best_model_checkpoint is None
-        assert trainer.summary(str(tmp_path))["progress"]["step"] == 3
+        assert trainer.record.summary(trainer.state, {}, tmp_path)["progress"]["step"] == 3
 
     def test_the_hashes_are_such_as_other_tools_know(self, run):
         checked = subprocess.run(

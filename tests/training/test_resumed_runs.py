@@ -77,14 +77,16 @@ class TestLogs:
     """A checkpoint is written in between two logs: what was summed up by then is in it."""
 
     @pytest.fixture(scope="class")
-    def whole_trainer(self, folder) -> CoverTrainer:
+    @staticmethod
+    def whole_trainer(folder) -> CoverTrainer:
         trainer = make_trainer(folder, folder / "logging", logging_steps=5, save_steps=3, max_steps=6)
         trainer.train()
         trainer.save_state()
         return trainer
 
     @pytest.fixture(scope="class")
-    def whole(self, whole_trainer) -> Path:
+    @staticmethod
+    def whole(whole_trainer) -> Path:
         return Path(whole_trainer.args.output_dir)
 
     def test_the_first_is_of_all_its_steps(self, folder, whole, whole_trainer, tmp_path):
