@@ -12,11 +12,14 @@ import argparse
 import base64
 import errno
 import io
+import itertools
 import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import PurePath
 from typing import Any
@@ -58,29 +61,38 @@ TOP_K = 5
 
 STYLE = """
 .cover h3 {margin: 0.8em 0 0.3em}
-.cover .row {display: grid; grid-template-columns: minmax(6em, 38%) 1fr 3.6em; gap: 0.5em; align-items: center; margin: 0.2em 0}
-.cover .label {overflow-wrap: anywhere}
-.cover .score {text-align: right; font-variant-numeric: tabular-nums}
-.cover .track {background: rgba(128, 128, 128, 0.18); border-radius: 3px}
-.cover .bar {background: #3b6ea5; border-radius: 3px; height: 1.1em; min-width: 2px}
 .cover .frames {display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 6px; max-width: 1100px}
 .cover figure {margin: 0}
 .cover figure img {width: 100%; border-radius: 3px; display: block}
 .cover figcaption {font-size: 0.8em; opacity: 0.7}
-.cover .strip {display: flex; height: 1.1em; border-radius: 3px; overflow: hidden; margin: 0.4em 0}
-.cover table {border-collapse: collapse; width: 100%; max-width: 40em; table-layout: fixed}
-.cover table, .cover tr, .cover td {border: none !important}
-.cover td {padding: 0.15em 0.8em 0.15em 0; overflow-wrap: anywhere}
-.cover td:first-child {width: 8.5em}
-.cover td:last-child {width: 3.5em}
-.cover .swatch {display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin-right: 0.4em}
+#timeline .label {text-transform: none; font-size: 0.85rem}
+#timeline .empty {min-height: 6rem}
 .cover [role=alert] {border-left: 4px solid #b00020; padding: 0.6em 1em; background: rgba(176, 0, 32, 0.08)}
 """
-# Told apart by people who do not see all colours (Okabe and Ito).
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#777777")
 
 
-Parts = tuple[str, str, str]  # of the page, as HTML: the answer, the timeline, and where the model looked
+@dataclass(frozen=True)
+class Answer:
+    """What the page says of a file, or has said so far.
+
+    Attributes:
+        alert: why there is no answer, as HTML.
+        predictions: by head, the scores of the best classes.
+        frames: those that the model looked at, as HTML.
+        timeline: texts, and the class that each is coloured by; None for the name of a head.
+        where: the frames with heat maps, as HTML.
+    """
+
+    alert: str = ""
+    predictions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    frames: str = ""
+    timeline: Sequence[tuple[str, str | None]] = ()
+    where: str = ""
+
+    def values(self, heads: Sequence[str]) -> list[Any]:
+        """Those of the page's components, see [`build_page`]."""
+        labels = [self.predictions.get(head) for head in heads]
+        return [self.alert, *labels, self.frames, list(self.timeline) or None, self.where]
 
 
 class RefusedError(ValueError):
@@ -153,16 +165,16 @@ class Demo:
         self.model, self.processor = self.classify.model, self.classify.video_processor
         self.heads = self.model.config.head_names
 
-    def answer_video(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Parts]:
+    def answer_video(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Answer]:
         yield from self._answer(file, heads, is_image=False)
 
-    def answer_image(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Parts]:
+    def answer_image(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Answer]:
         yield from self._answer(file, heads, is_image=True)
 
-    def _answer(self, file: VideoSource | None, heads: Sequence[str], is_image: bool) -> Iterator[Parts]:
-        """The parts of the page as they come."""
+    def _answer(self, file: VideoSource | None, heads: Sequence[str], is_image: bool) -> Iterator[Answer]:
+        """The answer, longer each time."""
         if file is None:
-            yield alert("Choose a file first, please."), "", ""
+            yield alert("Choose a file first, please.")
             return
         until = time.monotonic() + MAX_READING_SECONDS
         try:
@@ -170,20 +182,16 @@ class Demo:
                 raise RefusedError("Choose at least one head, please.")
             if unknown := set(heads) - set(self.heads):
                 raise RefusedError(f"There is no head {min(unknown)}: choose of {', '.join(self.heads)}, please.")
-            yield from self._parts(file, list(dict.fromkeys(heads)), is_image, until)
+            yield from self._answers(file, list(dict.fromkeys(heads)), is_image, until)
         except VideoDecodingError as error:
-            yield alert(what_is_wrong(error, file) + where_else(file, is_image, until)), "", ""
+            yield alert(what_is_wrong(error, file) + where_else(file, is_image, until))
         except ValueError as error:
-            yield alert(what_is_wrong(error, file)), "", ""
+            yield alert(what_is_wrong(error, file))
         except Exception:
             logger.exception("a visitor's file could not be answered")
-            yield (
-                alert("Something went wrong on the server; it has been written down. Try another file, please."),
-                "",
-                "",
-            )
+            yield alert("Something went wrong on the server; it has been written down. Try another file, please.")
 
-    def _parts(self, file: VideoSource, heads: list[str], is_image: bool, until: float) -> Iterator[Parts]:
+    def _answers(self, file: VideoSource, heads: list[str], is_image: bool, until: float) -> Iterator[Answer]:
         views = {"num_clips": 1, "num_spatial_crops": 1, "return_metadata": True, "return_tensors": "pt"}
         with time_limit(until - time.monotonic()):
             seconds = 0.0 if is_image else check_video(file)
@@ -193,47 +201,37 @@ class Demo:
         predictions = self.classify.postprocess(output, head=heads, top_k=TOP_K)
         times = None if is_image else inputs["video_metadata"][0].timestamps
         frames = shown_frames(self.processor, clip[0])
-        answer = bars(predictions) + titled("What the model looked at", pictures(enlarged(frames), times))
-        yield answer, "", ""
-        timeline = ""
+        answer = Answer(
+            predictions={head: scores(entries) for head, entries in predictions.items()},
+            frames=titled("What the model looked at", pictures(enlarged(frames), times)),
+        )
+        yield answer
         if seconds > 2 * SHORTEST_WINDOW:
             window = max(SHORTEST_WINDOW, seconds / MOST_WINDOWS)
             with time_limit(until - time.monotonic()):
-                timeline = timelines(self.classify(file, head=heads, window=window), seconds)
-            yield answer, timeline, ""
+                answer = replace(answer, timeline=timeline(self.classify(file, head=heads, window=window)))
+            yield answer
         head = self.model.config.default_head if self.model.config.default_head in heads else heads[0]
         label = predictions[head][0]["label"]
         relevance = attention_rollout(self.model, clip, head, label)
         where = titled(f"Where it looked for {head}: {label}", pictures(overlay(frames, relevance[0].cpu()), times))
-        yield answer, timeline, where
+        yield replace(answer, where=where)
 
 
 # ---- How it is shown ----
 
 
-def shown(text: str) -> str:
-    """As it is on the page, whatever is in it."""
-    return escape(printable(text))
-
-
-def alert(message: str) -> str:
-    return f'<div class="cover"><div role="alert">{shown(" ".join(message.split()))}</div></div>'
+def alert(message: str) -> Answer:
+    text = escape(printable(" ".join(message.split())))
+    return Answer(f'<div class="cover"><div role="alert">{text}</div></div>')
 
 
 def titled(title: str, body: str) -> str:
-    return f'<div class="cover"><h3>{shown(title)}</h3>{body}</div>'
+    return f'<div class="cover"><h3>{escape(printable(title))}</h3>{body}</div>'
 
 
-def bars(predictions: dict[str, list[dict[str, Any]]]) -> str:
-    def row(entry: dict[str, Any]) -> str:
-        share = f"{entry['score']:.1%}"
-        return (
-            f'<div class="row"><span class="label">{shown(entry["label"])}</span>'
-            f'<div class="track"><div class="bar" style="width: {share}"></div></div>'
-            f'<span class="score">{share}</span></div>'
-        )
-
-    return "".join(titled(head, "".join(map(row, entries))) for head, entries in predictions.items())
+def scores(entries: list[dict[str, Any]]) -> dict[str, float]:
+    return {printable(entry["label"]): entry["score"] for entry in entries}
 
 
 def pictures(frames: np.ndarray, times: Sequence[float] | None) -> str:
@@ -248,31 +246,17 @@ def pictures(frames: np.ndarray, times: Sequence[float] | None) -> str:
     return f'<div class="frames">{"".join(figures)}</div>'
 
 
-def timelines(predictions: dict[str, list[dict[str, Any]]], seconds: float) -> str:
-    """Of each head a strip of colours, and windows that follow one another with the same label as one line."""
-    return "".join(titled(f"{head}, over time", timeline(entries, seconds)) for head, entries in predictions.items())
-
-
-def timeline(entries: list[dict[str, Any]], seconds: float) -> str:
-    labels = list(dict.fromkeys(entry["label"] for entry in entries))
-    colours = {label: COLOURS[min(index, len(COLOURS) - 1)] for index, label in enumerate(labels)}
-    spans: list[dict[str, Any]] = []
-    for entry in entries:
-        if spans and spans[-1]["label"] == entry["label"]:
-            spans[-1] |= {"end": entry["end"], "scores": [*spans[-1]["scores"], entry["score"]]}
-        else:
-            spans.append({**entry, "scores": [entry["score"]]})
-    strip = "".join(
-        f'<div title="{shown(span["label"])}" style="flex: {span["end"] - span["start"]:.3f}; '
-        f'background: {colours[span["label"]]}"></div>'
-        for span in spans
-    )
-    rows = "".join(
-        f'<tr><td>{span["start"]:.1f} to {span["end"]:.1f} s</td><td><span class="swatch" style="background: '
-        f'{colours[span["label"]]}"></span>{shown(span["label"])}</td><td>{np.mean(span["scores"]):.0%}</td></tr>'
-        for span in spans
-    )
-    return f'<div class="strip" style="max-width: {100 * entries[-1]["end"] / max(seconds, 1e-6):.0f}%">{strip}</div><table>{rows}</table>'
+def timeline(predictions: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str | None]]:
+    """See [`Answer`]; windows that follow one another with the same label are one text."""
+    texts: list[tuple[str, str | None]] = []
+    for head, entries in predictions.items():
+        texts.append((f"{printable(head)}\n", None))
+        for label, group in itertools.groupby(entries, key=lambda entry: entry["label"]):
+            windows = list(group)
+            mean = np.mean([window["score"] for window in windows])
+            texts.append((f"{windows[0]['start']:.1f} to {windows[-1]['end']:.1f} s, {mean:.0%}", printable(label)))
+        texts.append(("\n", None))
+    return texts
 
 
 def left_alone(component: gradio.components.Component) -> gradio.components.Component:
@@ -287,16 +271,15 @@ def left_alone(component: gradio.components.Component) -> gradio.components.Comp
 
 
 def build_page(demo: Demo, title: str, uploads: Uploads) -> gradio.Blocks:
-    def of_upload(answer: Callable[..., Iterator[Parts]]) -> Callable[..., Iterator[Parts]]:
-        def answer_upload(upload: dict[str, Any] | None, heads: list[str]) -> Iterator[Parts]:
-            if upload is None:
-                yield from answer(None, heads)
-                return
+    def of_upload(answers: Callable[..., Iterator[Answer]]) -> Callable[..., Iterator[list]]:
+        def answer_upload(upload: dict[str, Any] | None, heads: list[str]) -> Iterator[list]:
+            held = nullcontext() if upload is None else uploads.held(upload["path"])
             try:
-                with uploads.held(upload["path"]) as file:
-                    yield from answer(file, heads)
+                with held as file:
+                    for answer in answers(file, heads):
+                        yield answer.values(demo.heads)
             except GoneError as error:
-                yield alert(str(error)), "", ""
+                yield alert(str(error)).values(demo.heads)
 
         return answer_upload
 
@@ -313,7 +296,13 @@ def build_page(demo: Demo, title: str, uploads: Uploads) -> gradio.Blocks:
         with gradio.Tab("Picture"):
             image = left_alone(gradio.File(label="Picture", height=120))
             of_image = gradio.Button("What is it?", variant="primary", elem_id="ask-picture")
-        parts = [gradio.HTML(elem_id=name) for name in ("answer", "timeline", "where")]
+        alert_of_file = gradio.HTML(elem_id="alert")
+        with gradio.Row(elem_id="answer"):
+            labels = [gradio.Label(label=head, num_top_classes=TOP_K, min_width=260) for head in demo.heads]
+        frames = gradio.HTML(elem_id="frames")
+        over_time = gradio.HighlightedText(label="Over time", elem_id="timeline")
+        where = gradio.HTML(elem_id="where")
+        parts = [alert_of_file, *labels, frames, over_time, where]
         # A model answers one after the other; who waits too long had better come again. Gradio's components do nothing
         # with a file: they have some converted by FFmpeg.
         options = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}

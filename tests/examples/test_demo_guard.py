@@ -29,7 +29,7 @@ class Answers:
     heads = HEADS
 
     def answer_video(self, file, heads):
-        yield "none" if file is None else f"{len(file.read())} bytes of {file.name} for {heads}", "", ""
+        yield demo.Answer("none" if file is None else f"{len(file.read())} bytes of {file.name} for {heads}")
 
     answer_image = answer_video
 
@@ -256,7 +256,7 @@ class TestQuestions:
 
         def slowly(upload, heads):
             hold.wait(600)
-            yield "none", "", ""
+            yield demo.Answer("none").values(Answers.heads)
 
         guard.page.fns[0].fn = slowly
         with serving(guard) as url:

@@ -60,9 +60,11 @@ _OTHER_NAMES = {
 }
 
 
-def save_quickstart(folder: str | os.PathLike) -> CoverForVideoClassification:
+def save_quickstart(
+    folder: str | os.PathLike, labels: Mapping[str, list[str]] = QUICKSTART_LABELS
+) -> CoverForVideoClassification:
     """Saves a model with the heads of the quickstart's, and its video processor, and returns the model."""
-    heads = {name: {"labels": labels} for name, labels in QUICKSTART_LABELS.items()}
+    heads = {name: {"labels": of_head} for name, of_head in labels.items()}
     config = tiny_config(heads, hidden_size=64, num_attention_heads=1, intermediate_size=64, num_frames=8)
     model = perturb(CoverForVideoClassification(config))
     model.save_pretrained(folder)
