@@ -97,8 +97,9 @@ def _co_training(results: Results) -> Comparison:
     videos, together = results.row("videos"), results.row("together")
     return Comparison(
         title="Tables 3 and 5: one model for all, or one for each",
-        text="Table 5 (a), which starts from JFT-3B; Table 3, from ImageNet-21k, has K400 80.7 alone and 83.1 with SSv2, MiT and ImageNet, and "
-        "SSv2 62.4 and 64.2. The miniature has no third video dataset.",
+        text="The paper's numbers are those of Table 5 (a), which starts from JFT-3B. Table 3 starts from ImageNet-21k. It has 80.7 "
+        "on K400 alone and 83.1 with SSv2, MiT and ImageNet, and on SSv2 62.4 and 64.2. The miniature has no third video "
+        "dataset.",
         paper={
             "alone": {"K400": 85.0, "SSv2": 67.2, "MiT": 44.9},
             "K400 + SSv2": {"K400": 86.4, "SSv2": 69.9},
@@ -121,8 +122,8 @@ def _pretraining(results: Results) -> Comparison:
     scratch, pretrained = results.row("together_from_scratch"), results.row("together")
     return Comparison(
         title="Table 4: more images to start from",
-        text="All datasets together, with K400. The paper's sets to pre-train on have 14 million images (Table 3), 300 million and 3 billion; the "
-        "miniature's have none, or `wardrobe`'s.",
+        text="All datasets are trained together, in the paper with K400. The paper pre-trains on 14 million images (Table 3), 300 "
+        "million and 3 billion. The miniature pre-trains on none, or on those of `wardrobe`.",
         paper={
             "ImageNet-21k": {"K400": 83.1, "SSv2": 64.2, "MiT": 41.3},
             "JFT-300M": {"K400": 86.3, "SSv2": 69.3, "MiT": 45.0},
@@ -142,7 +143,7 @@ def _image_weight(results: Results) -> Comparison:
     rows = {weight: results.row(run) for weight, run in runs.items()}
     return Comparison(
         title="Table 6: the weight of the images' loss",
-        text="The weight of the videos' losses is 1. Without images their loss has no weight, and no image is read.",
+        text="The weight of the video losses is 1. At a weight of 0, the images' loss has no weight and no image is read.",
         paper={
             "0": {"K400": 87.2, "SSv2": 70.6, "MiT": 45.9},
             "0.5": {"K400": 87.2, "SSv2": 70.8, "MiT": 46.1, "ImageNet": 86.1},
@@ -191,7 +192,8 @@ def _frozen_transfer(results: Results) -> Comparison:
     frozen = {run: results.top1(run, "moves", "probed") for run in ("outfits", "outfits_garments")}
     return Comparison(
         title="Section 3.2: a frozen encoder of appearance, on motion",
-        text="A linear classifier of the centre crop's features, by an encoder that was trained on something else. The paper's 62.4 is Table 3's; chance is "
+        text="A linear classifier on the centre crop's features, from an encoder that was trained on something else. The paper's 62.4 "
+        "is from Table 3. Chance is "
         f"{100 / len(LABELS['moves']):.0f}% here.",
         paper={"encoder of K400": {"SSv2": 19.5}, "trained on SSv2": {"SSv2": 62.4}},
         miniature={
@@ -224,8 +226,9 @@ def _transfer(results: Results, target: str, gains: Mapping[str, float]) -> Comp
     place = PAPER_NAMES[target]
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
-        text="The paper gives the gains of a co-trained encoder over one of a single dataset. An encoder of the target's own clips, and one of all "
-        "together, have been trained on the target before, so that the gain over one that has not is no wonder.",
+        text="The paper gives the gains of a co-trained encoder over that of a single dataset. The encoder of the target's own clips, "
+        "and that of all datasets together, were already trained on the target. So their gain over an encoder that was not "
+        "is no surprise.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()
         },
@@ -257,7 +260,7 @@ def _inputs(results: Results, scale: Scale) -> Comparison:
     names = {key: f"{clip['num_frames']} x {clip['image_size']}²" for key, clip in scale.inputs.items()}
     return Comparison(
         title="Table 7: two input settings, both co-trained",
-        text="Frames of a clip x side of the crop, in pixels; the paper's with K400.",
+        text="A setting is the frames of a clip x the side of the crop in pixels. The paper's numbers are with K400.",
         paper={
             "8 x 224²": {"K400": 85.1, "SSv2": 67.4, "MiT": 44.2},
             "16 x 448²": {"K400": 87.2, "SSv2": 70.8, "MiT": 46.1},
@@ -299,7 +302,7 @@ def _in_words(comparisons: Sequence[Comparison]) -> list[str]:
     paragraphs = ["## Where it agrees, and where it does not"]
     texts = {
         "agrees": "As in the paper, in every seed",
-        "disagrees": "The other way round than in the paper, in every seed",
+        "disagrees": "Opposite to the paper, in every seed",
         "undecided": "Not the same in every seed",
     }
     for verdict, text in texts.items():
