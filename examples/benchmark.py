@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and memory beside transformers' TimeSformer, in one run.
+"""Compare speed and memory with transformers' TimeSformer, in one run.
 
     python examples/benchmark.py [--rounds 3] [--preset base|tiny] [--device cpu|cuda]
 
 Both models have the same architecture (Base) and random weights. Times are medians over rounds in which the models
-take turns: on the CPU in fp32 with a batch of 1, on a GPU in bf16 with a batch of 8, ours also compiled into one
-graph. Peak memory is that of one forward pass at high resolution in a process of its own: all tensors, weights
-included (on the CPU, the growth of the process's resident memory since before the model was made). Some 5 minutes on 2
-CPU cores.
+take turns. On the CPU they run in fp32 with a batch of 1, and on a GPU in bf16 with a batch of 8, where ours also runs
+compiled into one graph. Peak memory is that of one forward pass at high resolution in a process of its own. It counts
+all tensors, weights included (on the CPU, the growth of the process's resident memory since before the model was
+made). About 5 minutes on 2 CPU cores.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to be sure of a checkpoint and of the data: hashing as it is written, checking it, hashing names of
+"""Measure what integrity checks cost: hashing a checkpoint while it is written, checking it, and hashing the names of
 rows.
 
     python examples/benchmark_checkpoints.py [--gigabytes 2] [--rows 1000000]
 
-Writes tensors of that size in the proportions of a run with AdamW (model, two moments) to the current folder, flushed
-to the disk, and reads them again, as a run does before it resumes; and removes them. Some 30 seconds on 2 CPU cores.
+Writes tensors of that size in the proportions of a run with AdamW (model, two moments) to the current folder, and
+flushes them to the disk. Reads them again, as a run does before it resumes, and removes them. About 30 seconds on 2
+CPU cores.
 """
 
 import argparse

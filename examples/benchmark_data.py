@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of the data path: compact beside raw clips, and the mixture schedule beside `datasets.interleave_datasets`.
+"""Compare the speed of the data path: compact with raw clips, and the mixture schedule with
+`datasets.interleave_datasets`.
 
     python examples/benchmark_data.py [--rounds 7] [--seconds 10]
 
-It draws clips with camera motion, moving objects and sensor noise, encodes them as x264 does by default (constant rate
-factor 23, a keyframe every 250 frames), makes compact ones of them, and reads both through the code that training
-uses, on one thread. Times are medians, over rounds in which the candidates take turns, of the process's own time on
-the CPU: what one core does in a second. Some 2 minutes on 2 CPU cores; it prints the tables of docs/compact_data.md.
+Draws clips with camera motion, moving objects and sensor noise, and encodes them as x264 does by default (constant
+rate factor 23, a keyframe every 250 frames). Makes compact clips from them, and reads both through the code that
+training uses, on one thread. Times are medians of the process's own CPU time, over rounds in which the candidates take
+turns: what one core does in a second. Prints the tables of docs/compact_data.md. About 2 minutes on 2 CPU cores.
 """
 
 import argparse

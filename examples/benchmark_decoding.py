@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of decoding beside torchcodec, decord2 and transformers' own reader, in one run on the same files.
+"""Compare the speed of decoding with torchcodec, decord2 and transformers' own reader, in one run on the same files.
 
     pip install torchcodec==0.13.0 decord2==3.4.0    # for this comparison only; torchcodec needs FFmpeg's libraries
     python examples/benchmark_decoding.py [--rounds 7] [--row_seconds 8] [--seconds 10]
         [--folder outputs/benchmark_decoding]
 
-Each cell of the table is the CPU time in ms (and the time on the clock), for the others how many times that is ours,
-and how far their pixels are from ours: at most and on average, of 255.
+Each cell of the table has the CPU time in ms (and the wall-clock time). The cells of the other readers also have the
+ratio of their time to ours, and how far their pixels are from ours: at most and on average, of 255.
 
-Draws clips, encodes them into `folder` (a file that is there already is used again), and takes 16 uniform frames of
-each by each reader, then one input for the model by the video processor. All on one CPU core. The readers take turns,
-in another order each round, for `rounds` rounds or `row_seconds`, whichever is more; times, and how many times ours
-they are in the same round, are medians over these. Prints a table in Markdown, in which a reader that is not
-installed, or fails, says so. Some 10 minutes on 2 CPU cores.
+Draws clips and encodes them into `folder`, where existing files are used again. Takes 16 uniform frames of each clip
+with each reader, and then one input for the model with the video processor, all on one CPU core. The readers take
+turns, in another order each round, for `rounds` rounds or `row_seconds`, whichever is more. The times, and their
+ratios to ours in the same round, are medians over these rounds. Prints a Markdown table, which says if a reader is not
+installed or fails. About 10 minutes on 2 CPU cores.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how long a visitor of the demo waits for the first answer: from the click to the bars, uploading left out.
+"""Measure how long a visitor of the demo waits for the first answer: from the click to the bars, without the upload.
 
     python examples/benchmark_demo.py --model outputs/quickstart
 
-Serves the page of demo.py in a process of its own and asks it about a clip of 10 seconds, 640 x 360, 30 frames a
-second, H.264. Takes some 30 seconds.
+Serves the page of demo.py in a process of its own, and asks it about a clip of 10 seconds, 640 x 360, 30 frames a
+second, H.264. Takes about 30 seconds.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of exported programs beside the model, in one run.
+"""Compare the speed of exported programs with the model's, in one run.
 
     python examples/benchmark_export.py [--rounds 5] [--model outputs/quickstart]
 
-Without `--model` it has the Base architecture with random weights. Times are medians over rounds in which the programs
-take turns, on the CPU in fp32, torch and onnxruntime each with its usual threads: of a clip and of an image of the
-usual size. Some 3 minutes on 2 CPU cores.
+Without `--model`, it uses the Base architecture with random weights. Times are medians over rounds in which the
+programs take turns, on the CPU in fp32. torch and onnxruntime each use their usual threads. The inputs are a clip and
+an image of the usual size. About 3 minutes on 2 CPU cores.
 """
 
 import argparse

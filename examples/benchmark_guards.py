@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What guards and logs cost: their part of the time of training the quickstart's model.
+"""Measure what guards and logs cost, as a share of the time of training the quickstart's model.
 
     python examples/benchmark_guards.py [--steps 200]
 
-Trains the quickstart's model on its data (which it draws first if need be), on one thread, and times what is done
-beside the step itself: deciding whether it is finite and whether to stop, counting losses and accuracies of each
-dataset, and writing the log every tenth step. Some 40 seconds on 2 CPU cores.
+Trains the quickstart's model on its data (drawn first if need be), on one thread. Times what is done in addition to
+the step itself: deciding whether the step is finite and whether to stop, counting losses and accuracies of each
+dataset, and writing the log every tenth step. About 40 seconds on 2 CPU cores.
 """
 
 import argparse

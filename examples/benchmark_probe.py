@@ -4,10 +4,10 @@
     make quickstart
     python examples/benchmark_probe.py --model outputs/quickstart [--dataset shapes] [--steps 450]
 
-Both train a new head, of the same first weights, by the same AdamW with as many rows a step and as many steps, on the
-train split of a dataset of the quickstart; both see the centre crop, so that rows are the same. Prints the time of a
-step of each, without and with its share of the one pass that computes the features, and the top-1 of both heads on the
-validation split; and of probe.py's solution.
+Both runs train a new head on the train split of a dataset of the quickstart, with the same initial weights, the same
+AdamW, as many rows a step and as many steps. Both see the centre crop, so that the rows are the same. Prints the time
+of a step of each, without and with its share of the one pass that computes the features. Also prints the top-1 of both
+heads on the validation split, and that of probe.py's solution.
 """
 
 import argparse

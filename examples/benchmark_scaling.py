@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training Large takes, measured on one GPU, and what that predicts for many.
+"""Measure what training Large takes on one GPU, and predict from it what training takes on many.
 
     python examples/benchmark_scaling.py measure docs/scaling.json
     python examples/benchmark_scaling.py predict docs/scaling.json
 
 `measure` times the parts of a step of the paper's largest run (16 frames of 448 x 448 pixels, bf16), the writing of a
-checkpoint and the making of samples on one core, and counts what two processes send one another; some 3 minutes on an
-H200. `predict` prints the tables of docs/scaling.md, which has the formulas.
+checkpoint, and the making of samples on one core. It also counts what two processes send to one another. It takes
+about 3 minutes on an H200. `predict` prints the tables of docs/scaling.md, which has the formulas.
 """
 
 import argparse

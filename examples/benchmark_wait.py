@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of the time of training is spent waiting for data: the quickstart's model on its compact data.
+"""Measure how much of the training time is spent waiting for data, with the quickstart's model on its compact data.
 
     python examples/benchmark_wait.py [--num_workers 0 1 2] [--steps 250]
 
-Prepares the quickstart's three datasets as compact ones (and draws them first if need be), and trains its model on
-them for some steps with each number of workers, on one thread beside them, as `make quickstart` does. Prints the table
-of docs/compact_data.md: the part of the time that the training loop waited, without the first steps, in which workers
-start. Some 2 minutes on 2 CPU cores.
+Prepares compact versions of the quickstart's three datasets (drawn first if need be). Trains its model on them for
+some steps with each number of workers, on one thread beside them, as `make quickstart` does. Prints the table of
+docs/compact_data.md: the share of the time that the training loop waited, without the first steps, in which workers
+start. About 2 minutes on 2 CPU cores.
 """
 
 import argparse

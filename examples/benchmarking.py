@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: times of candidates that take turns, clips to measure with, and tables."""
+"""Shared parts of the benchmarks: times of candidates that take turns, clips to measure with, and tables."""
 
 import io
 import math

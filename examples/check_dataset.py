@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look for what is wrong with the datasets of a recipe, before training does.
+"""Look for faults in the datasets of a recipe, before training does.
 
     python examples/check_dataset.py RECIPE.yaml [--full] [--near_duplicates] [--output outputs/check_dataset.jsonl]
 
 Reads every row once, on all cores, as training would (docs/compact_data.md has the numbers). Prints tables and
-examples of what it has found, and writes all of it as JSON lines. The exit code is 1 if there are problems (notes are
-none), and 2 if there is nothing to check: a mistake in the recipe, or no data.
+examples of what it finds, and writes all findings as JSON lines. The exit code is 1 if there are problems (notes do
+not count), and 2 if there is nothing to check: a mistake in the recipe, or no data.
 """
 
 import argparse

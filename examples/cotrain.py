@@ -3,13 +3,12 @@
 
     accelerate launch examples/cotrain.py RECIPE.yaml [--any_training_argument value]
 
-Training arguments are those of `CoverTrainingArguments`; the command line overrides the recipe. Without a recipe it
-runs the quickstart (examples/recipes/quickstart.yaml), whose data it draws first if need be: about 4 minutes on 2 CPU
-cores. Killed at any moment and started again by the same command, it resumes from its newest checkpoint, as if nothing
-had happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
+Training arguments are those of `CoverTrainingArguments`, and the command line overrides the recipe. Without a recipe,
+it runs the quickstart (examples/recipes/quickstart.yaml), and first draws its data if need be. This takes about 4
+minutes on 2 CPU cores. If it is killed at any moment, the same command resumes from the newest checkpoint, as if
+nothing had happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
 
-With `--push_to_hub --hub_model_id org/name` each save is published during training, and the end with its model
-card.
+With `--push_to_hub --hub_model_id org/name`, each save is published during training, and the end with its model card.
 
 It leaves a checkpoint with a head for each dataset in `output_dir`, and prints a table of each head's accuracy.
 """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page to drop a video on, and see what every head of a checkpoint makes of it, and where it looked.
+"""Serve a page to drop a video on. It shows what every head of a checkpoint predicts, and where the model looked.
 
     python examples/demo.py --model outputs/quickstart [--port 7860]
 
-Needs `pip install modeling-cover[demo]`. It runs on a CPU, and takes files from strangers: their size, length and kind
-are limited, what is wrong with one is said on the page, and nothing of the server is shown. `examples/publish.py
---space` makes a Space of it.
+Needs `pip install modeling-cover[demo]`. It runs on a CPU, and takes files from strangers. The size, length and kind
+of the files are limited. The page says what is wrong with a file, and shows nothing of the server.
+`examples/publish.py --space` makes a Space of it.
 """
 
 import argparse

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands between the page of demo.py and strangers.
+"""The layer between the page of demo.py and strangers.
 
-Gradio has some eighty routes, and its own way with uploads: it writes any number of them, of any total size, under a
-name that all visitors share, and runs FFmpeg on some. Here, those routes are answered that the page asks for and no
-others; a question is written again from what is known in it; and uploads lie in files without names
-(`demo_uploads.py`).
+Gradio has about eighty routes, and its own way of handling uploads. It writes any number of them, of any total size,
+under a name that all visitors share, and runs FFmpeg on some. Here, only the routes that the page asks for are
+answered. A question is rebuilt from its known parts. Uploads lie in files without names (`demo_uploads.py`).
 
-A visitor is an address. Behind a proxy, set uvicorn's FORWARDED_ALLOW_IPS to the proxy's address, which tells those of
-its visitors.
+A visitor is an address. Behind a proxy, set uvicorn's FORWARDED_ALLOW_IPS to the proxy's address. The proxy then tells
+the addresses of its visitors.
 """
 
 import asyncio

@@ -4,12 +4,12 @@
     accelerate launch examples/evaluate_checkpoint.py --model outputs/quickstart --recipe RECIPE
     accelerate launch examples/evaluate_checkpoint.py --model ORG/NAME --recipe RECIPE --views 4x3 --reverse_frames
 
-The recipe says where the data are; of each dataset, the head of its name is evaluated. Prints a table, and writes into
-`--output` evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png; with several labels a row,
-there is per_class_average_precision_<dataset>.png and no confusion matrix. A plot that cannot be drawn is named on
-stderr with the reason; the metrics are written before, and the exit code is of them alone. Brackets are 95% bootstrap
-intervals. Files that cannot be decoded are listed in quarantine.jsonl there and count neither for nor against the
-model; with more than the recipe's `bad_files` allows, it stops.
+The recipe says where the data are. Each dataset is evaluated with the head of its name. Prints a table, and writes
+evaluation.json, confusion_<dataset>.png and per_class_accuracy_<dataset>.png into `--output`. With several labels per
+row, it writes per_class_average_precision_<dataset>.png and no confusion matrix. A plot that cannot be drawn is named
+on stderr with the reason. The metrics are written before, and the exit code depends on them alone. Brackets are 95%
+bootstrap intervals. Files that cannot be decoded are listed in quarantine.jsonl there, and count neither for nor
+against the model. It stops if there are more of them than the recipe's `bad_files` allows.
 """
 
 import argparse

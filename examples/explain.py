@@ -3,10 +3,10 @@
 
     python examples/explain.py VIDEO --model outputs/quickstart [--head motions] [--label "moving up"]
 
-Writes <name of the video>.png into `--output`, each frame that the model saw above the same with a heat map, and a
-.gif of the frames with the heat map. The map is attention rollout, weighted with the gradient of a label: the label
-given, by default the one that the head answers with; `--plain` leaves the gradient away, and shows where the model
-looks whatever the label. What it does and does not show: docs/explaining.md.
+Writes <name of the video>.png into `--output`, with each frame that the model saw above the same frame with a heat
+map. Also writes a .gif of the frames with the heat map. The map is attention rollout, weighted with the gradient of a
+label: the given label, or by default the one that the head predicts. `--plain` omits the gradient, and shows where the
+model looks, whatever the label. docs/explaining.md says what the map shows and what it does not.
 """
 
 import argparse

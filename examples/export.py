@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a checkpoint as a program that runs without this package: for onnxruntime (.onnx) or as torch.export makes it
-(.pt2).
+"""Write a checkpoint as a program that runs without this package, for onnxruntime (.onnx) or from torch.export (.pt2).
 
     python examples/export.py --model outputs/quickstart --output outputs/quickstart.onnx [--head motions]
 
-Batch, frames, height and width stay free. The file is compared with the model on images and clips of other shapes, and
-is not there if an output differs by more than 1e-4. An .onnx needs `pip install modeling-cover[onnx]`. How to use the
-file: docs/exporting.md.
+Batch, frames, height and width stay free. The file is compared with the model on images and clips of other shapes. If
+an output differs by more than 1e-4, there is no file. An .onnx needs `pip install modeling-cover[onnx]`. How to use
+the file: docs/exporting.md.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python examples/make_quickstart_data.py
     python examples/make_quickstart_data.py --output data/quickstart --preview outputs/quickstart_data.png
 
-Half a minute on 2 CPU cores for 4,680 files of 16 MB together. It ends by saying so:
+Takes half a minute on 2 CPU cores for 4,680 files of 16 MB together. It ends with this line:
 
     data/quickstart: 4680 files, 16.5 MB, 26 s
 """

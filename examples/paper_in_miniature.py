@@ -3,16 +3,16 @@
 
     python examples/paper_in_miniature.py --output outputs/miniature
 
-It draws three small datasets from Fashion-MNIST's pictures (miniature/data.py), does all runs of miniature/plan.py for
-three seeds, and writes outputs/miniature/report/paper_in_miniature.md with pictures: each table and figure of the
-paper beside its miniature. On 2 CPU cores that takes 39 minutes. Killed and started again by the same command, it goes
-on where it was, to the same figures.
+It draws three small datasets from Fashion-MNIST's pictures (miniature/data.py), and does all runs of miniature/plan.py
+for three seeds. It writes outputs/miniature/report/paper_in_miniature.md with plots: each table and figure of the
+paper beside its miniature. On 2 CPU cores this takes 39 minutes. If it is killed, the same command continues where it
+was, to the same metrics.
 
-Fashion-MNIST comes with Debian's package dataset-fashion-mnist (`apt-get install dataset-fashion-mnist`), or its four
-files from anywhere, in the folder that `--fashion_mnist` names.
+Fashion-MNIST comes from Debian's package dataset-fashion-mnist (`apt-get install dataset-fashion-mnist`). Its four
+files may also come from anywhere else, in the folder that `--fashion_mnist` names.
 
-With `--split validation` the runs are evaluated on the validation splits: choose settings by that. The report is on
-the test splits, which have chosen nothing.
+With `--split validation`, the runs are evaluated on the validation splits: use these to choose settings. The report is
+on the test splits, which have chosen nothing.
 """
 
 import argparse

@@ -5,8 +5,8 @@
     python examples/predict.py FILM --model outputs/quickstart --window 4 [--stride 2]
 
 Prints a table for each file, or with `--json` one JSON list of `{"file": ..., "heads": {head: [{"label": ..., "score":
-...}, ...]}}`; with `--window` each entry has its "start" and "end" in seconds. A file that cannot be read is reported
-(with `--json` as `{"file": ..., "error": ...}`), the others are predicted all the same, and the exit code is 1.
+...}, ...]}}`. With `--window`, each entry has its "start" and "end" in seconds. A file that cannot be read is reported
+(with `--json` as `{"file": ..., "error": ...}`). The other files are still predicted, and the exit code is 1.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a dataset into a compact one, which holds just the frames that training samples: see docs/compact_data.md.
+"""Turn a dataset into a compact one, which holds only the frames that training samples: see docs/compact_data.md.
 
     python examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR [--num_frames 16] [--short_side 256]
     torchrun --nproc-per-node 1 --nnodes 4 ... examples/prepare_dataset.py RECIPE.yaml --dataset NAME --output DIR
 
-It runs on all cores; docs/compact_data.md has the numbers. Killed, it continues where it was when the
-same command is started again. With a launcher, each process takes its part of the shards. A file that cannot be read
-is left out and listed in failures.jsonl. It ends with a report and the entry of a recipe that reads the result. The
-exit code is 1 if too many files cannot be read, and 2 for a mistake in the recipe or a dataset that is not there.
+It runs on all cores, and docs/compact_data.md has the numbers. If it is killed, the same command continues where it
+was. Under a launcher, each process takes its part of the shards. A file that cannot be read is left out and listed in
+failures.jsonl. It ends with a report, and with the recipe entry that reads the result. The exit code is 1 if too many
+files cannot be read, and 2 for a mistake in the recipe or a dataset that is not there.
 """
 
 import argparse

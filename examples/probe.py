@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""See what an encoder knows of a dataset without training it: nearest neighbours and a linear classifier on its
+"""See what an encoder knows about a dataset without training it: nearest neighbours and a linear classifier on its
 features.
 
     python examples/probe.py --model outputs/quickstart --recipe RECIPE --dataset gestures [--save OUTPUT]
 
-Features of both splits are computed once, and kept in `--output`; the next probe of the same encoder takes seconds.
-The linear classifier is the solution of a convex problem whose L2 strength is chosen on a fifth of the training rows;
-the validation split chooses nothing. `--save` writes a checkpoint that has it as a head. Also by `accelerate launch`,
-on as many processes as there are.
+Features of both splits are computed once and kept in `--output`, so the next probe of the same encoder takes seconds.
+The linear classifier is the solution of a convex problem. A fifth of the training rows chooses its L2 strength, and
+the validation split chooses nothing. `--save` writes a checkpoint that has the classifier as a head. It also runs
+under `accelerate launch`, on as many processes as there are.
 """
 
 import argparse

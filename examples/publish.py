@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish a checkpoint on the Hugging Face Hub, so that anybody loads it with `from_pretrained("org/name")`.
+"""Publish a checkpoint on the Hugging Face Hub, so that anybody can load it with `from_pretrained("org/name")`.
 
     python examples/publish.py outputs/mine org/name [--dry_run] [--private] [--revision BRANCH] [--tag v1.0]
 
-Uploads the weights (safetensors), configurations, the model's code, the model card, which is written if there is none,
-and the training curves, by one commit; `--dry_run` lists them, and what stays here, and uploads nothing. A network
-that fails is tried again for some minutes. Log in first, with `hf auth login`.
+Uploads the weights (safetensors), configurations, the model's code, the model card and the training curves in one
+commit. The model card is written if there is none. `--dry_run` lists these files, and what stays here, and uploads
+nothing. If the network fails, the upload is tried again for some minutes. Log in first, with `hf auth login`.
 
 `--space FOLDER` also writes a Space for the model, a page to try it on (examples/demo.py), ready to be uploaded:
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the quickstart's checkpoint has learnt: accuracy of each head, forwards and backwards, and one prediction.
+"""Report what the quickstart's checkpoint has learnt: accuracy of each head, forwards and backwards, and one
+prediction.
 
     python examples/quickstart_report.py
 
 Takes seconds, after `accelerate launch examples/cotrain.py`. Played backwards, a clip of "moving left" is one of
-"moving right": a model that sees motion is wrong on all of them, and one that sees only what is in the frames would
+"moving right". A model that sees motion is wrong on all of them. A model that sees only what is in the frames would
 not notice (as in Table 2 of the paper, where SSv2 falls and K400 does not). Ends with an error if a head is not far
-above chance, or `motions` not near it backwards.
+above chance, or if `motions` is not near chance backwards.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw what the model is fed: a row for each sample of training, its frames as they go into the model.
+"""Draw what the model is fed: a row for each training sample, with its frames as they go into the model.
 
     python examples/show_batch.py RECIPE.yaml [--rows 16] [--position 0] [--seed SEED] [--output batch.png]
 
-Wrong preprocessing is a silent fault: colours swapped, a crop that cuts the action off, "left" mirrored into "right",
-a label of another row. The frames are those after augmentation, before they are normalised, and the rows those which a
-run of that seed draws from that position on. No weights are loaded; it takes some seconds.
+Wrong preprocessing is a silent fault: swapped colours, a crop that cuts off the action, "left" mirrored into "right",
+a label of another row. The frames are those after augmentation, before they are normalised. The rows are those that a
+run of that seed draws from that position on. No weights are loaded, and it takes some seconds.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a Hugging Face Space that shows a model with the page of demo.py.
 
-It has a copy of the package, so that the Space runs the code that it was made with; `hf upload org/name-demo FOLDER
+It has a copy of the package, so that the Space runs the code that it was made with. `hf upload org/name-demo FOLDER
 --repo-type space` makes a Space of it.
 """
 
