@@ -263,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--row_seconds", type=float, default=8, help="how long a file is read again and again, at least"
+        "--row_seconds", type=float, default=8, help="the least time for which a file is read again and again"
     )
     parser.add_argument("--seconds", type=float, default=10, help="length of the clips")
     parser.add_argument("--folder", type=Path, default=Path("outputs/benchmark_decoding"))

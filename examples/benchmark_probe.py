@@ -83,7 +83,12 @@ def main() -> None:
     parser.add_argument("--model", default="outputs/quickstart")
     parser.add_argument("--recipe", type=Path, default=Path("examples/recipes/quickstart.yaml"))
     parser.add_argument("--dataset", default="shapes")
-    parser.add_argument("--steps", type=int, default=450, help="of 16 rows: five epochs of the quickstart's")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=450,
+        help="number of steps, of 16 rows each; default: five epochs of the quickstart's",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the loader's worker has the second core

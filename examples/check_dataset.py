@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=usable_cores(), help="processes; default: all cores")
     parser.add_argument("--full", action="store_true", help="decode every frame of a video")
     parser.add_argument(
-        "--near_duplicates", action="store_true", help="find copies that were encoded again or scaled as well"
+        "--near_duplicates", action="store_true", help="also find copies that were encoded again or scaled"
     )
     parser.add_argument("--output", default="outputs/check_dataset.jsonl", help="the findings, as JSON lines")
     return parser.parse_args()

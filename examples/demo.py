@@ -341,10 +341,10 @@ def listen(host: str, port: int | None) -> socket.socket:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
-    parser.add_argument("--revision", help="of a Hub id: a branch, a tag or a commit")
+    parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
     parser.add_argument("--title", default="CoVeR: what is going on here?")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: of this machine alone")
-    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860 on")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; default: this machine only")
+    parser.add_argument("--port", type=int, default=None, help="the port; default: the first free one from 7860 on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 

@@ -45,27 +45,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--recipe", type=Path, required=True, help="where the data are")
     parser.add_argument(
-        "--dataset", action="append", help="of the recipe, may be repeated; default: all that have the split"
+        "--dataset", action="append", help="a dataset of the recipe, may be repeated; default: all that have the split"
     )
-    parser.add_argument("--head", help="of one --dataset; default: the head of its name")
+    parser.add_argument("--head", help="the head for one --dataset; default: the head of its name")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--views", default="1x3", help="temporal x spatial views of a row, default: the paper's 1x3")
+    parser.add_argument("--views", default="1x3", help="temporal x spatial views of a row; default: the paper's 1x3")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards (Table 2 of the paper)")
     order.add_argument("--shuffle_frames", action="store_true", help="show the frames of each clip in a random order")
-    parser.add_argument("--num_frames", type=int, help="of a clip; default: as the model was trained")
+    parser.add_argument("--num_frames", type=int, help="frames of a clip; default: as in training")
+    parser.add_argument("--image_size", type=int, help="side of the crop, in pixels; default: as in training")
+    parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="the folder for the results")
     parser.add_argument(
-        "--image_size", type=int, help="side of the crop, in pixels; default: as the model was trained"
+        "--batch_size", type=int, default=8, help="rows that go through the model at once, per process"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("outputs/evaluation"), help="the folder of what is written"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=8, help="rows that go through the model at once, of a process"
-    )
-    parser.add_argument("--num_workers", type=int, default=1, help="processes that decode, of each process")
-    parser.add_argument("--num_resamples", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="of shuffled frames and of the bootstrap")
+    parser.add_argument("--num_workers", type=int, default=1, help="decoding processes, per process")
+    parser.add_argument("--num_resamples", type=int, default=1000, help="number of bootstrap resamples")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of shuffled frames and of the bootstrap")
     options = parser.parse_args(arguments)
     options.frame_order = "reversed" if options.reverse_frames else "shuffled" if options.shuffle_frames else "forward"
     return options

@@ -73,9 +73,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("video", metavar="VIDEO", help="a video or image: a path or an http(s) URL")
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--head", help="which head's answer to explain; default: the default head")
-    parser.add_argument("--label", help="which label to explain; default: the best of the head")
+    parser.add_argument("--label", help="which label to explain; default: the head's best label")
     parser.add_argument("--plain", action="store_true", help="where the model looks, whatever the label")
-    parser.add_argument("--output", type=Path, default=Path("outputs/explained"), help="the folder of the pictures")
+    parser.add_argument("--output", type=Path, default=Path("outputs/explained"), help="the folder for the pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 

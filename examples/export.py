@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--output", required=True, type=Path, help="the file: .onnx or .pt2")
-    parser.add_argument("--head", action="append", help="whose logits it gives, may be repeated; default: all heads")
+    parser.add_argument(
+        "--head", action="append", help="a head to output logits for, may be repeated; default: all heads"
+    )
     options = parser.parse_args(arguments)
     try:
         model = CoverForVideoClassification.from_pretrained(options.model, dtype=torch.float32).eval()

@@ -47,14 +47,18 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/miniature"), help="the folder of runs and report")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/miniature"), help="the folder for runs and report"
+    )
     parser.add_argument("--fashion_mnist", type=Path, default=FASHION_MNIST, help="the folder of its four files")
     parser.add_argument("--scale", choices=SCALES, help="default: gpu where there is one, else cpu")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help="of data, weights and order")
-    parser.add_argument("--split", choices=("test", "validation"), default="test", help="that is evaluated")
-    parser.add_argument("--report", type=Path, help="the folder of the report; default: report in that of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help="seeds of data, weights and order")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="the split to evaluate")
     parser.add_argument(
-        "--processes", type=int, help="that train at once; default: one for each CPU core, or one on a GPU"
+        "--report", type=Path, help="the folder for the report; default: report in the folder of the runs"
+    )
+    parser.add_argument(
+        "--processes", type=int, help="processes that train at once; default: one per CPU core, or one on a GPU"
     )
     return parser.parse_args(arguments)
 

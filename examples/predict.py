@@ -41,8 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
     parser.add_argument("--head", nargs="+", help="the heads to answer; default: all")
-    parser.add_argument("--top_k", type=int, help="classes for each head; default: 5, or 1 for each window")
-    parser.add_argument("--threshold", type=float, help="only classes of at least this score, from 0 to 1")
+    parser.add_argument("--top_k", type=int, help="number of classes per head; default: 5, or 1 per window")
+    parser.add_argument("--threshold", type=float, help="only classes with at least this score, from 0 to 1")
     parser.add_argument(
         "--views", type=int, choices=(1, 3), help="spatial crops to average over; 3: the paper's views"
     )

@@ -33,21 +33,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("recipe", help="the YAML file with the dataset's entry")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the entry's name")
     parser.add_argument("--output", required=True, metavar="DIR", help="where to write it")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="some of the entry's; default: all")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="some of the entry's splits; default: all")
     parser.add_argument(
-        "--num_frames", type=int, help="of a video; default: the recipe's. It may read as many, or fewer"
+        "--num_frames", type=int, help="frames of a video; default: the recipe's. Recipes may read as many, or fewer"
     )
     parser.add_argument(
         "--short_side",
         type=int,
-        help="in pixels; default: the recipe's, at its largest. Smaller files are not enlarged",
+        help="short side in pixels; default: the recipe's, at its largest. Smaller files are not enlarged",
     )
     parser.add_argument("--codec", choices=CODECS, help="default: mjpeg for videos, jpeg for images")
     scales = ", ".join(f"{name} {codec.lowest} to {codec.highest} ({codec.default})" for name, codec in CODECS.items())
     parser.add_argument("--quality", type=int, help=f"on the codec's own scale (and its default): {scales}")
-    parser.add_argument("--shard_size", type=int, default=1000, help="rows of a shard")
+    parser.add_argument("--shard_size", type=int, default=1000, help="rows per shard")
     parser.add_argument("--num_workers", type=int, help="processes; default: one for each core")
-    parser.add_argument("--max_bad_share", type=float, default=0.05, help="of the files that may be left out")
+    parser.add_argument("--max_bad_share", type=float, default=0.05, help="the share of files that may be left out")
     return parser.parse_args()
 
 

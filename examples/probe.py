@@ -40,20 +40,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--recipe", type=Path, required=True, help="where the data are")
-    parser.add_argument("--dataset", required=True, help="of the recipe, with a train and a validation split")
-    parser.add_argument("--views", default="1x1", help="whose features are averaged, temporal x spatial; default: 1x1")
+    parser.add_argument(
+        "--dataset", required=True, help="a dataset of the recipe, with a train and a validation split"
+    )
+    parser.add_argument(
+        "--views", default="1x1", help="views whose features are averaged, temporal x spatial; default: 1x1"
+    )
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="write the checkpoint with the linear classifier as a head"
     )
     parser.add_argument("--head", help="the name of that head; default: the dataset's")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/probe"), help="the folder of features and metrics"
+        "--output", type=Path, default=Path("outputs/probe"), help="the folder for features and metrics"
     )
     parser.add_argument(
-        "--batch_size", type=int, default=8, help="rows that go through the encoder at once, of a process"
+        "--batch_size", type=int, default=8, help="rows that go through the encoder at once, per process"
     )
-    parser.add_argument("--num_workers", type=int, default=1, help="processes that decode, of each process")
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out rows and of the bootstrap")
+    parser.add_argument("--num_workers", type=int, default=1, help="decoding processes, per process")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the held-out rows and of the bootstrap")
     return parser.parse_args(arguments)
 
 

@@ -32,11 +32,13 @@ from space import check_space, write_space
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a checkpoint")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository on the Hub, made if need be")
-    parser.add_argument("--private", action="store_true", default=None, help="for you and your organisation alone")
-    parser.add_argument("--revision", metavar="BRANCH", help="the branch to upload to, made if need be; default: main")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository on the Hub, created if need be")
+    parser.add_argument("--private", action="store_true", default=None, help="only for you and your organisation")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="the branch to upload to, created if need be; default: main"
+    )
     parser.add_argument("--tag", help="a name for what is uploaded, which later uploads do not change")
-    parser.add_argument("--message", default="Upload of a CoVeR checkpoint", help="of the commit")
+    parser.add_argument("--message", default="Upload of a CoVeR checkpoint", help="the commit message")
     parser.add_argument(
         "--training_state",
         action="store_true",
@@ -46,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--space", type=Path, metavar="FOLDER", help="also write a Space for the model into this folder"
     )
-    parser.add_argument("--patience", type=float, default=300, help="seconds to keep trying where the network fails")
+    parser.add_argument("--patience", type=float, default=300, help="seconds to keep trying if the network fails")
     return parser.parse_args()
 
 

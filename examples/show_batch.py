@@ -222,9 +222,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("--output", default="batch.png", help="the picture")
-    parser.add_argument("--rows", type=int, default=16, help="samples, a row each")
-    parser.add_argument("--position", type=int, default=0, help="of the first of them, counted from the run's start")
-    parser.add_argument("--seed", type=int, help="of the run; default: the recipe's")
+    parser.add_argument("--rows", type=int, default=16, help="number of samples, one row each")
+    parser.add_argument(
+        "--position", type=int, default=0, help="the position of the first sample, counted from the run's start"
+    )
+    parser.add_argument("--seed", type=int, help="the run's seed; default: the recipe's")
     arguments = parser.parse_args()
     if arguments.rows < 1 or arguments.position < 0 or (arguments.seed or 0) < 0:
         parser.error("--rows must be at least 1, --position and --seed at least 0")
