@@ -128,26 +128,30 @@ def introduction(study: Study, hours: float) -> str:
     updates = scale.updates
     return f"""# The paper in miniature
 
-Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits: {len(study.tasks())} runs, seeds
-{", ".join(map(str, study.seeds))}, {hours:.1f} hours of {"one GPU" if study.use_gpu else "one CPU core"} in all. Does training on several datasets at once beat training on each alone,
-as the paper finds? These are tiny models on made-up videos, so numbers are not to be compared with the paper's, but signs are.
+Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits: {len(study.tasks())} runs,
+seeds {", ".join(map(str, study.seeds))}, {hours:.1f} hours of {"one GPU" if study.use_gpu else "one CPU core"} in all. Does training on several datasets at once beat training on each
+alone, as the paper finds? These are tiny models on made-up videos. Compare the signs with the paper's, not the numbers.
 
 ![Frames of training clips, and images](paper_in_miniature/data.png)
 
 {table}
 
-Pictures of clothes from Fashion-MNIST, moved about in front of others; `outfits` asks what is seen, `moves` what moves where, `garments` and `wardrobe` what is on an
-image; `examples/miniature/data.py` says how they are drawn. Few training clips, so that there is something to gain; garments of the {study.split} split
-were never trained on.
+The clips show pictures of clothes from Fashion-MNIST, moved about in front of others. `outfits` asks what is seen, and
+`moves` asks what moves where. `garments` and `wardrobe` ask what is on an image. `examples/miniature/data.py` says how
+they are drawn. There are few training clips, so that there is something to gain. Garments of the {study.split} split were never
+trained on.
 
-- **The same number of updates.** A run has in each step as many rows of each of its datasets as a run on that dataset alone, and both take
-  {updates["training"]} steps. So each dataset has the same {updates["training"]} updates alone and together; together, a step costs more.
-- **Every run**, but one of Table 4, **starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps, one for each size and input setting, the same for all seeds.
-  Fine-tuning (Figure 3) takes {updates["transfer"]} steps more, with a new head. All have the same learning rate and schedule.
-- **A seed** has data, weights of heads and order of training of its own. ± is the standard deviation over seeds; a difference is between runs of one seed.
-- **Nothing was chosen on the test splits**: settings were chosen on the validation split of data of another seed. (An earlier version of this study had been run with
-  seeds 1 and 2, so these are others.)
-- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, {small["num_frames"]} x {small["image_size"]}² in Table 7; {sizes}; 1x3 views, as in the paper.
+- **The same number of updates.** In each step, a run has as many rows of each of its datasets as a run on that dataset
+  alone. Both take {updates["training"]} steps. So each dataset has the same {updates["training"]} updates alone and together. Together, a step costs
+  more.
+- **Every run** except one of Table 4 **starts from an encoder pre-trained** on `wardrobe`, images, for {updates["pretraining"]} steps. There is
+  one for each size and input setting, the same for all seeds. Fine-tuning (Figure 3) takes {updates["transfer"]} steps more, with a new
+  head. All runs have the same learning rate and schedule.
+- **A seed** has its own data, head weights and order of training. ± is the standard deviation over seeds. A difference
+  is between runs of one seed.
+- **Nothing was chosen on the test splits.** Settings were chosen on the validation split of data of another seed. (An
+  earlier version of this study had been run with seeds 1 and 2, so these are others.)
+- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, and {small["num_frames"]} x {small["image_size"]}² in Table 7. The encoders are {sizes}. Views are 1x3, as in the paper.
 
 Table 1 of the paper sums up Tables 3 and 4.
 
