@@ -1,20 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mends torchvision beside a CPU-only torch before any test module imports transformers; and what several of them
-train on."""
+"""What many tests train on, and what all of them go without so as to be fast.
 
-import modeling_cover._torchvision  # noqa: F401  isort: skip
+The process from which xdist starts the others reads this file and collects nothing: what takes long is imported where
+it is needed.
+"""
 
+import gc
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from killed_runs import write_data
-from short_runs import make_trainer
+
+
+def pytest_collectstart() -> None:
+    """Mend torchvision beside a CPU-only torch before any test module imports transformers."""
+    import modeling_cover._torchvision  # noqa: F401
+
+
+def pytest_collection_finish() -> None:
+    """What all modules have made stays: to look through it again would be a third of each short run, which ends with
+    `gc.collect()`."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[Callable]:
+    """Runs draw no curves at their end, which takes as long as the rest of a short one; `drawn` has them again."""
+    from modeling_cover.training import progress
+
+    def draw(log_history: object, names: object, path: Path) -> None:
+        path.write_bytes(b"curves")
+
+    original = progress.draw_training_curves
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "draw_training_curves", draw)
+        yield original
+
+
+@pytest.fixture
+def drawn(undrawn, monkeypatch) -> None:
+    """Runs draw curves at their end."""
+    from modeling_cover.training import progress
+
+    monkeypatch.setattr(progress, "draw_training_curves", undrawn)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder of clips and a stream of images, see `killed_runs.write_data`."""
+    from killed_runs import write_data
+
     folder = tmp_path_factory.mktemp("data")
     write_data(folder)
     return folder
@@ -23,6 +60,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder) -> Path:
     """The folder of a run of 6 steps, with checkpoints at 3 and 6."""
+    from short_runs import make_trainer
+
     make_trainer(folder, folder / "finished").train()
     return folder / "finished"
 

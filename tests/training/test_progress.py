@@ -36,7 +36,7 @@ class TestTheBar:
 
 
 class TestTheCurves:
-    def test_they_are_drawn_at_the_end_also_of_a_resumed_run(self, folder, tmp_path):
+    def test_they_are_drawn_at_the_end_also_of_a_resumed_run(self, folder, tmp_path, drawn):
         make_trainer(folder, tmp_path).train()
         first = (tmp_path / "training_curves.png").read_bytes()
         (tmp_path / "training_curves.png").unlink()
