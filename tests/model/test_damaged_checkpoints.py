@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting points that are damaged, or made to do harm: each is loaded, or refused by one `ValueError` that names it.
-
-Run as a script, it opens files whose content claims to be huge, within a bound on its memory: a test below starts it.
-"""
+"""Starting points that are damaged, or made to do harm: each is loaded, or refused by one `ValueError` that names
+it."""
 
 import json
 import os
@@ -10,8 +8,6 @@ import pickle
 import random
 import resource
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import ORIGINAL_SIZES, make_timesformer, original_state, save_original, save_timesformer, save_vit
+from forked_runs import start_processes
 from modeling_cover import CoverForVideoClassification
 from safetensors.torch import load_file, save_file
 
@@ -197,16 +194,10 @@ class TestAFolderOfTransformers:
 
 
 def test_a_file_that_claims_to_be_huge_is_refused_within_little_memory(tmp_path):
-    finished = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert finished.stdout.splitlines() == [
+    log = tmp_path / "log"
+    run = start_processes(load_huge_files, 1, log, {}, tmp_path)
+    assert run.wait(600) == 0, log.read_text()[-3000:]
+    assert json.loads((tmp_path / "reasons.json").read_text()) == [
         "its content is compressed",
         "its tensors would take",
         "weights do not fit",
@@ -214,7 +205,8 @@ def test_a_file_that_claims_to_be_huge_is_refused_within_little_memory(tmp_path)
     ]
 
 
-def main(folder: Path) -> None:
+def load_huge_files(folder: Path) -> None:
+    """Tell why each is refused, within a bound on the memory."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     state = original_state(make_timesformer(**{**ORIGINAL_SIZES, "num_hidden_layers": 1}))
@@ -241,6 +233,7 @@ def main(folder: Path) -> None:
         "deep": {**state, "model.blocks.99999999.norm1.weight": torch.zeros(128)},
     }.items():
         save_original(folder / f"{name}.pyth", weights)
+    reasons = []
     for name in ("bomb", "repeated", "wide", "deep"):
         reason = refusal(CoverForVideoClassification.from_timesformer, folder / f"{name}.pyth")
         starts = (
@@ -249,8 +242,5 @@ def main(folder: Path) -> None:
             "weights do not fit",
             "expected blocks from 0 on",
         )
-        print(next((start for start in starts if start in str(reason)), reason))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+        reasons.append(next((start for start in starts if start in str(reason)), reason))
+    (folder / "reasons.json").write_text(json.dumps(reasons))

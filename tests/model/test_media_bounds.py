@@ -5,11 +5,11 @@ import ctypes
 import io
 import json
 import os
+import re
 import socket
 import struct
-import subprocess
-import sys
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
+from forked_runs import start_processes
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor
 from modeling_cover.data import samples
 from modeling_cover.data.mixture import SampleReference
@@ -35,33 +36,31 @@ from mp4_boxes import SAMPLE_TABLE, box, numbers, path_to, replaced
 from PIL import Image
 
 
-# Decodes each file and tells the most memory that it took, in bytes.
-MEASURE = """
-import json, re, sys
-from pathlib import Path
-from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
-
-def memory(field):
-    return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-for path in sys.argv[1:]:
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    try:
-        last = lambda metadata: [metadata.total_num_frames - 1]
-        frames, reason = len(read_video(path, last, short_side=32, num_threads=1)[0]), ""
-    except VideoDecodingError as error:
-        frames, reason = 0, str(error)
-    print(json.dumps({"frames": frames, "reason": reason, "memory": memory("VmHWM") - before}))
-"""
-
-
-def measured(*paths: Path | str) -> list[dict]:
+def measured(folder: Path, *paths: Path) -> list[dict]:
     """Of each file, how many `frames` were decoded, the `reason` if none, and the `memory` in bytes."""
-    command = [sys.executable, "-c", MEASURE, *map(str, paths)]
-    environment = {**os.environ, "AV_LOG_LEVEL": "quiet", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in finished.stdout.splitlines()]
+    log, found = folder / "log", folder / "measured.json"
+    run = start_processes(measure, 1, log, {}, found, paths)
+    assert run.wait(600) == 0, log.read_text()[-3000:]
+    return json.loads(found.read_text())
+
+
+def measure(output: Path, paths: Sequence[Path]) -> None:
+    """Decode each file and write down the most memory that it took, in bytes."""
+    found = []
+    for path in paths:
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        try:
+            frames, _ = read_video(path, lambda metadata: [metadata.total_num_frames - 1], 32, num_threads=1)
+            count, reason = len(frames), ""
+        except VideoDecodingError as error:
+            count, reason = 0, str(error)
+        found.append({"frames": count, "reason": reason, "memory": memory("VmHWM") - before})
+    output.write_text(json.dumps(found))
+
+
+def memory(field: str) -> int:
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def with_references(width: int, height: int, pixel_format: str) -> bytes:
@@ -136,7 +135,7 @@ class TestMemory:
         }
         for name, content in files.items():
             (tmp_path / name).write_bytes(content)
-        *hostile, usual = measured(*(tmp_path / name for name in files), clip)
+        *hostile, usual = measured(tmp_path, *(tmp_path / name for name in files), clip)
         assert usual["frames"] == 1
         too_large = {name: found for name, found in zip(files, hostile, strict=True) if found["memory"] >= 2**29}
         assert not too_large
@@ -147,7 +146,7 @@ class TestMemory:
         # FFmpeg, left to itself, would have a decoder for each stream.
         write_streams(many, one.read_bytes(), 16)
         write_streams(deep, with_references(1920, 1080, "yuv444p10le"), 16)
-        *refused, whole = found = measured(one, many, deep)
+        *refused, whole = found = measured(tmp_path, one, many, deep)
         assert max(file["memory"] for file in found) < 2**29, found
         for file in refused:
             assert "its decoder has to keep too many frames: 13 of 4096x4096 pixels" in file["reason"]

@@ -3,13 +3,15 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_runs import start_processes
 from killed_runs import build_recipe
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.hub.publishing import files_to_publish
@@ -222,24 +224,19 @@ class TestCheckpoints:
         shutil.rmtree(tmp_path / "checkpoint-4")
         assert trained(tmp_path) == 4
 
-    def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(self, folder, run):
-        """The limit on the size of a file stands in for the disk: the write fails just so."""
-        script = (
-            "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-            "from short_runs import make_trainer\n"
-            "trainer = make_trainer(Path(sys.argv[2]), Path(sys.argv[3]), max_steps=9)\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-            "trainer.train(resume_from_checkpoint='auto')\n"
-        )
-        finished = subprocess.run(
-            [sys.executable, "-c", script, str(Path(__file__).parents[1] / "helpers"), str(folder), str(run)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert finished.returncode == 1
-        assert "checkpoint-9 cannot be written" in finished.stderr
-        assert f"The last whole checkpoint is {run / 'checkpoint-6'}." in finished.stderr
+    def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(self, folder, run, tmp_path):
+        log = tmp_path / "log"
+        assert start_processes(go_on_with_a_full_disk, 1, log, {}, folder, run).wait(600) == 1
+        said = log.read_text()
+        assert "checkpoint-9 cannot be written" in said
+        assert f"The last whole checkpoint is {run / 'checkpoint-6'}." in said
         assert newest_checkpoint(run) == run / "checkpoint-6"
         assert not list(run.glob(".incomplete-*"))
+
+
+def go_on_with_a_full_disk(folder: Path, run: Path) -> None:
+    """The limit on the size of a file stands in for the disk: the write fails just so."""
+    trainer = make_trainer(folder, run, max_steps=9)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    trainer.train(resume_from_checkpoint="auto")
