@@ -262,7 +262,7 @@ class TestTheCommand:
         ],
     )
     def test_what_is_wrong_is_said_on_a_line(self, folder, tmp_path, capsys, monkeypatch, arguments, message):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         code, out, err = self.run(folder, tmp_path, capsys, *arguments)
         assert (code, out) == (1, "")
         assert "Traceback" not in err

@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 import socket
-import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import modeling_cover.hub.publishing as publishing
 import modeling_cover.training.checkpoints as checkpoints_module
+import publish as publish_script
 import pytest
 import torch
 from checkpoints import save_quickstart
@@ -33,7 +35,6 @@ from modeling_cover.hub.publishing import (
     with_patience,
 )
 from modeling_cover.training.background_publisher import BackgroundPublisher
-from python_server import python
 from safetensors.torch import load_file
 from tiny import tiny_model
 from transformers import AutoModel, AutoModelForVideoClassification
@@ -246,33 +247,46 @@ class TestInTheBackground:
         huggingface_hub.close_session()
 
 
-def publish_by_command(hub: HubServer, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [python(), ROOT / "examples" / "publish.py", *arguments]
-    environment = hub.environment(folder / "home")
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
-    )
+@pytest.fixture
+def publish_by_command(hub, tmp_path, monkeypatch, capsys):
+    """What the script prints and exits with, in the folder of the test."""
+
+    def run(*arguments: str) -> SimpleNamespace:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["publish.py", *arguments])
+        code = publish_script.main()
+        return SimpleNamespace(returncode=code, **capsys.readouterr()._asdict())
+
+    return run
 
 
-def test_the_state_of_the_training_is_published_where_asked_for_and_a_run_goes_on_from_it(hub, tmp_path):
+def test_the_state_of_the_training_is_published_where_asked_for_and_a_run_goes_on_from_it(
+    hub, tmp_path, publish_by_command
+):
     write_data(tmp_path / "data")
-    whole = train(tmp_path / "data", tmp_path / "whole")
-    train(tmp_path / "data", tmp_path / "begun", max_steps=12, save_steps=6, eval_strategy="steps", eval_steps=6)
-    (tmp_path / "begun" / "checkpoint-6" / "notes.txt").write_text("mine")
-    upload = ("begun/checkpoint-6", "org/name", "--training_state")
-    planned = publish_by_command(hub, tmp_path, *upload, "--dry_run")
-    assert "Not uploaded: notes.txt, training_args.json, training_state/quarantine.jsonl\n" in planned.stdout, (
-        planned.stderr
+    whole = train(tmp_path / "data", tmp_path / "whole", max_steps=6, save_steps=6)
+    train(
+        tmp_path / "data",
+        tmp_path / "begun",
+        max_steps=6,
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
     )
-    published = publish_by_command(hub, tmp_path, *upload)
-    assert published.returncode == 0, published.stderr
+    (tmp_path / "begun" / "checkpoint-3" / "notes.txt").write_text("mine")
+    upload = ("begun/checkpoint-3", "org/name", "--training_state")
+    planned = publish_by_command(*upload, "--dry_run")
+    assert "Not uploaded: notes.txt, training_args.json, training_state/quarantine.jsonl\n" in planned.out, planned.err
+    published = publish_by_command(*upload)
+    assert published.returncode == 0, published.err
     files = hub.files("org/name")
     state = {name for name in files if name.startswith(LAST_CHECKPOINT)}
     assert f"{LAST_CHECKPOINT}/training_state/optimizer.safetensors" in state
     assert not any(str(tmp_path).encode() in content for content in files.values())
 
     downloaded = Path(huggingface_hub.snapshot_download("org/name", local_dir=tmp_path / "downloaded"))
-    resumed = train(tmp_path / "data", tmp_path / "resumed", resume_from_checkpoint=f"{downloaded}/{LAST_CHECKPOINT}")
+    state = f"{downloaded}/{LAST_CHECKPOINT}"
+    resumed = train(tmp_path / "data", tmp_path / "resumed", max_steps=6, save_steps=6, resume_from_checkpoint=state)
     assert resumed.state.global_step == whole.state.global_step
     weights = resumed.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in whole.model.state_dict().items())
@@ -326,27 +340,25 @@ class TestLoading:
 
 
 class TestTheCommand:
-    def test_a_dry_run_lists_all_and_sends_nothing(self, hub, checkpoint, tmp_path):
+    def test_a_dry_run_lists_all_and_sends_nothing(self, hub, checkpoint, publish_by_command):
         (checkpoint / "training_args.json").write_text("{}")
-        finished = publish_by_command(
-            hub, tmp_path, "checkpoint", "org/name", "--dry_run", "--private", "--revision", "next"
-        )
-        assert finished.returncode == 0, finished.stderr
-        assert "To org/name, branch next, private" in finished.stdout
-        listed = {line.split()[2] for line in finished.stdout.splitlines() if line.startswith("  ")}
+        finished = publish_by_command("checkpoint", "org/name", "--dry_run", "--private", "--revision", "next")
+        assert finished.returncode == 0, finished.err
+        assert "To org/name, branch next, private" in finished.out
+        listed = {line.split()[2] for line in finished.out.splitlines() if line.startswith("  ")}
         assert listed == set(files_to_publish(checkpoint, "org/name"))
-        assert "Not uploaded: training_args.json" in finished.stdout
+        assert "Not uploaded: training_args.json" in finished.out
         assert hub.requests == []
 
-    def test_what_is_wrong_is_one_line_and_an_exit_code(self, hub, checkpoint, tmp_path):
+    def test_what_is_wrong_is_one_line_and_an_exit_code(self, hub, checkpoint, publish_by_command):
         shutil.rmtree(checkpoint)
-        finished = publish_by_command(hub, tmp_path, "checkpoint", "org/name")
+        finished = publish_by_command("checkpoint", "org/name")
         assert finished.returncode == 1
-        assert "Traceback" not in finished.stderr
-        assert "checkpoint: expected the folder of a checkpoint" in finished.stderr
+        assert "Traceback" not in finished.err
+        assert "checkpoint: expected the folder of a checkpoint" in finished.err
 
-    def test_where_no_space_can_be_written_nothing_is_published(self, hub, checkpoint, tmp_path):
-        finished = publish_by_command(hub, tmp_path, "checkpoint", "org/name", "--space", "checkpoint")
+    def test_where_no_space_can_be_written_nothing_is_published(self, hub, checkpoint, publish_by_command):
+        finished = publish_by_command("checkpoint", "org/name", "--space", "checkpoint")
         assert finished.returncode == 1
-        assert finished.stderr == "checkpoint: expected a new or an empty folder for the Space\n"
+        assert finished.err == "checkpoint: expected a new or an empty folder for the Space\n"
         assert hub.requests == []

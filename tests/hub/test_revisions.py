@@ -83,15 +83,19 @@ def write_recipe(path: Path, model: str | None, dataset: str | None) -> Path:
     return path
 
 
-def run(hub: HubServer, folder: Path, recipe: Path) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="module")
+def environment(hub, tmp_path_factory) -> dict[str, str]:
+    """One for all, as the libraries are imported anew for each."""
+    return hub.environment(tmp_path_factory.mktemp("home"))
+
+
+def run(environment: dict[str, str], folder: Path, recipe: Path) -> subprocess.CompletedProcess:
     command = [python(), "-c", TRAIN, str(recipe), str(folder / "outputs")]
-    return subprocess.run(
-        command, env=hub.environment(folder / "home"), capture_output=True, text=True, timeout=600, check=False
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_what_is_pinned_is_loaded_and_the_commits_are_in_record_and_card(hub, tmp_path):
-    finished = run(hub, tmp_path, write_recipe(tmp_path / "recipe.yaml", "v1", "v1"))
+def test_what_is_pinned_is_loaded_and_the_commits_are_in_record_and_card(hub, environment, tmp_path):
+    finished = run(environment, tmp_path, write_recipe(tmp_path / "recipe.yaml", "v1", "v1"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     summary = json.loads((tmp_path / "outputs" / "training_summary.json").read_text())
     model, dataset = (
@@ -107,8 +111,8 @@ def test_what_is_pinned_is_loaded_and_the_commits_are_in_record_and_card(hub, tm
 
 
 @pytest.mark.parametrize(("model", "dataset", "named"), [("v9", None, "org/vit"), (None, "v9", "org/images")])
-def test_a_revision_that_is_not_there_is_one_error(hub, tmp_path, model, dataset, named):
-    finished = run(hub, tmp_path, write_recipe(tmp_path / "recipe.yaml", model, dataset))
+def test_a_revision_that_is_not_there_is_one_error(environment, tmp_path, model, dataset, named):
+    finished = run(environment, tmp_path, write_recipe(tmp_path / "recipe.yaml", model, dataset))
     assert finished.returncode == 1
     last = finished.stderr[finished.stderr.index("refused: ") :]
     assert named in last and "v9" in last and "Traceback" not in last

@@ -187,7 +187,7 @@ class TestAFolderOfTransformers:
         assert not (folder / "ran").exists()
 
     def test_a_file_and_nothing_at_all_are_refused(self, starting_point, monkeypatch):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         load, folder = starting_point
         for place in (folder / "config.json", folder / "model.safetensors", folder / "nowhere", ""):
             assert refusal(load, place) is not None
