@@ -26,6 +26,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def unwaited() -> Iterator[None]:
+    """Workers of a data loader that do not end are ended after a second each instead of five."""
+    import torch.utils.data._utils as loading
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "MP_STATUS_CHECK_INTERVAL", 1.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def undrawn() -> Iterator[Callable]:
     """Runs draw no curves at their end, which takes as long as the rest of a short one; `drawn` has them again."""
     from modeling_cover.training import progress
