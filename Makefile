@@ -12,8 +12,9 @@ quickstart: $(VENV)/base
 		--num_cpu_threads_per_process 1 examples/cotrain.py
 	$(BIN)/python examples/quickstart_report.py
 
-# As many processes as cores of the smallest machine it is meant for, of one thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# As many processes as cores of the smallest machine it is meant for, of one thread each; files in the order of
+# tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The specification.
 test: $(VENV)/installed

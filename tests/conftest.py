@@ -13,9 +13,46 @@ from pathlib import Path
 import pytest
 
 
+# The files that take longest, from the longest on, in `make test` or `make test-slow`. Started last, one of them would
+# keep one process busy when the others have ended.
+LONGEST = (
+    "examples/test_miniature.py",
+    "examples/test_examples.py",
+    "training/test_resuming.py",
+    "hub/test_exporting.py",
+    "examples/test_docs.py",
+    "training/test_sharding.py",
+    "training/test_watchdog.py",
+    "training/test_launching.py",
+    "examples/test_demo.py",
+    "hub/test_round_trip.py",
+    "data/test_remote_layouts.py",
+    "examples/test_readme.py",
+    "model/test_divided_attention_cover.py",
+    "test_importing.py",
+    "examples/test_installed_package.py",
+    "training/test_trainer.py",
+    "examples/test_demo_guard.py",
+    "examples/test_recipes.py",
+    "examples/test_names.py",
+    "model/test_video_layouts.py",
+    "model/test_damaged_files.py",
+    "hub/test_publishing.py",
+)
+
+
 def pytest_collectstart() -> None:
     """Mend torchvision beside a CPU-only torch before any test module imports transformers."""
     import modeling_cover._torchvision  # noqa: F401
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, and each file as it was; `--no-loadscope-reorder` keeps xdist from another order."""
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in places if not path.exists()]:
+        raise pytest.UsageError(f"{__file__}: LONGEST names files that are not there: {', '.join(gone)}")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:

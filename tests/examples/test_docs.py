@@ -35,14 +35,19 @@ BLOCKS = [
     )
 ]
 
-# Each of their snippets exports a model or trains the study; test_exporting.py and test_miniature.py have smaller
-# ones.
+# Each of their snippets exports a model or trains the study, which another page names as well; test_exporting.py and
+# test_miniature.py have smaller ones.
 SLOW_PAGES = ("exporting", "paper_in_miniature")
+SLOW_COMMAND = "examples/paper_in_miniature.py"
 
 
 def blocks(*languages: str) -> list:
     return [
-        pytest.param(code, id=f"{page}: {code.splitlines()[0][:60]}", marks=[pytest.mark.slow] * (page in SLOW_PAGES))
+        pytest.param(
+            code,
+            id=f"{page}: {code.splitlines()[0][:60]}",
+            marks=[pytest.mark.slow] * (page in SLOW_PAGES or SLOW_COMMAND in code),
+        )
         for page, language, code in BLOCKS
         if language in languages
     ]

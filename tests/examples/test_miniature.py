@@ -197,6 +197,15 @@ def test_a_run_comes_after_the_one_that_it_starts_from(tmp_path):
     assert {seed for name, seed in done if name.startswith("pretrained")} == {0}
 
 
+def test_a_run_is_done_after_the_one_that_it_starts_from_and_known_to_be(pictures_folder, tmp_path):
+    study = Study(output=tmp_path, scale=TINY, seeds=(1,))
+    study.draw(pictures_folder)
+    runs = {run.name: run for run in plan_runs()}
+    done = {("pretrained", 0): study.do(runs["pretrained"], 0), ("videos", 1): study.do(runs["videos"], 1)}
+    assert study.finished() == done
+    assert set(done["videos", 1]["top1"]) == {"outfits", "moves"}
+
+
 @pytest.mark.parametrize(
     ("paper", "seeds", "verdict"),
     [

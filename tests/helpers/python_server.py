@@ -133,12 +133,21 @@ def serve(address: str) -> None:
 
 def _import_libraries() -> None:
     """What reads none of the variables."""
+    import av  # noqa: F401
+    import boto3  # noqa: F401
+    import fsspec  # noqa: F401
+    import jinja2  # noqa: F401
     import pandas  # noqa: F401
+    import PIL.Image  # noqa: F401
+    import pyarrow.dataset
     import pyarrow.parquet  # noqa: F401
+    import regex  # noqa: F401
+    import requests  # noqa: F401
     import scipy.stats  # noqa: F401
     import torch._dynamo
     import torch.distributed.fsdp
     import torch.utils.data  # noqa: F401
+    import yaml  # noqa: F401
 
 
 def _fork_for_each(requests: socket.socket, first: dict[str, Any]) -> None:
