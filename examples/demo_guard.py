@@ -370,10 +370,12 @@ class Connection(H11Protocol):
         self.since = time.monotonic()
         self._idle_after: Any = self  # which is no request
         self._watch()
-        if len(self.connections) > self.most:
-            addresses = Counter(other.client and other.client[0] for other in self.connections)
+        # Of several that come at once, each ends another: one that is ended stays in `connections` for a while.
+        connections = [other for other in self.connections if not other.transport.is_closing()]
+        if len(connections) > self.most:
+            addresses = Counter(other.client and other.client[0] for other in connections)
             ((most, _),) = addresses.most_common(1)
-            of_one = [other for other in self.connections if (other.client and other.client[0]) == most]
+            of_one = [other for other in connections if (other.client and other.client[0]) == most]
             min(of_one, key=lambda other: other.since).transport.abort()
 
     def _watch(self) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example scripts and the recipes that come with them."""
 
+import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,8 @@ from tiny import save_tiny
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 
+import benchmark  # noqa: E402
+import benchmark_scaling  # noqa: E402
 import cotrain  # noqa: E402
 import predict  # noqa: E402
 
@@ -149,31 +152,34 @@ class TestRecipes:
 
 
 @pytest.mark.slow
-def test_the_benchmark_prints_both_models_side_by_side():
-    command = [sys.executable, str(EXAMPLES / "benchmark.py"), "--preset", "tiny", "--rounds", "1", "--device", "cpu"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+def test_the_benchmark_prints_both_models_side_by_side(monkeypatch, capsys):
+    command = ["benchmark.py", "--preset", "tiny", "--rounds", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
+    out = capsys.readouterr().out
     for title in ("Forward, 4x32x32", "Training step, 4x32x32", "Peak memory of a forward pass, 8x64x64"):
-        section = finished.stdout.split(title)[1].split("\n\n")[0]
+        section = out.split(title)[1].split("\n\n")[0]
         assert "transformers TimeSformer" in section
         assert "CoVeR" in section
-    assert "an image takes" in finished.stdout
+    assert "an image takes" in out
 
 
 @pytest.mark.slow
-def test_what_many_gpus_take_is_predicted_from_what_is_measured(tmp_path):
-    script, found = str(EXAMPLES / "benchmark_scaling.py"), tmp_path / "found.json"
-    command = [sys.executable, script, "measure", str(found), "--preset", "tiny", "--rounds", "1"]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=600)
+def test_what_many_gpus_take_is_predicted_from_what_is_measured(tmp_path, monkeypatch, capsys):
+    forked_runs.ensure_server()
+    fork = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", fork)
+    monkeypatch.chdir(tmp_path)
+    found = tmp_path / "found.json"
+    threads = torch.get_num_threads()
+    try:
+        benchmark_scaling.measure(found, "tiny", rounds=1)
+    finally:
+        torch.set_num_threads(threads)
     counts = json.loads(found.read_text())["communication"]
     assert counts == {"ddp": {"reduced": 1.0}, "fsdp": {"gathered": 4.0, "scattered": 1.0}}
+    capsys.readouterr()
+    benchmark_scaling.predict(EXAMPLES.parent / "docs" / "scaling.json")
     page = (EXAMPLES.parent / "docs" / "scaling.md").read_text()
-    printed = subprocess.run(
-        [sys.executable, script, "predict", str(EXAMPLES.parent / "docs" / "scaling.json")],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    ).stdout
-    for line in printed.splitlines():
+    for line in capsys.readouterr().out.splitlines():
         assert line in page.splitlines()

@@ -5,23 +5,19 @@ import gzip
 import hashlib
 import json
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import cotrain
+import forked_runs
 import numpy as np
+import paper_in_miniature
 import psutil
 import pytest
 from fashion_mnist import write_fashion_mnist
-from PIL import Image
-
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "paper_in_miniature.py"
-
-import paper_in_miniature  # noqa: E402
-from miniature.data import (  # noqa: E402
+from miniature.data import (
     COURSES,
     KINDS,
     LABELS,
@@ -32,9 +28,10 @@ from miniature.data import (  # noqa: E402
     plan_sample,
     render,
 )
-from miniature.plan import CPU, GPU, TINY, plan_runs  # noqa: E402
-from miniature.report import Claim, Results, compare  # noqa: E402
-from miniature.study import Study  # noqa: E402
+from miniature.plan import CPU, GPU, TINY, plan_runs
+from miniature.report import Claim, Results, compare
+from miniature.study import Study
+from PIL import Image
 
 
 LIMIT = 1800.0  # seconds, for what hangs: a busy machine takes many times as long as an idle one
@@ -240,9 +237,10 @@ def arguments(output: Path, pictures_folder: Path, *more: str) -> list[str]:
     return ["--output", str(output), "--fashion_mnist", str(pictures_folder), "--scale", "tiny", "--seeds", "1", *more]
 
 
-def start(output: Path, pictures_folder: Path) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *arguments(output, pictures_folder, "--processes", "2")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(output: Path, pictures_folder: Path) -> forked_runs.ForkedRun:
+    """Of a process that starts others; what it prints is added to log.txt."""
+    command = arguments(output, pictures_folder, "--processes", "2")
+    return forked_runs.start_processes(forked_runs.call, 1, output / "log.txt", {}, paper_in_miniature.main, command)
 
 
 def figures(output: Path) -> dict[str, dict]:
@@ -266,10 +264,9 @@ def wait_for(condition, seconds: float = LIMIT) -> None:
 def finished(tmp_path_factory, pictures_folder) -> Path:
     """The folder of a whole study, done at once."""
     output = tmp_path_factory.mktemp("study")
-    process = start(output, pictures_folder)
-    printed, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, errors[-3000:]
-    assert printed == f"report: {output / 'report' / 'paper_in_miniature.md'}\n"
+    code, log = start(output, pictures_folder).wait(LIMIT), (output / "log.txt").read_text()
+    assert code == 0, log[-3000:]
+    assert f"\nreport: {output / 'report' / 'paper_in_miniature.md'}\n" in log
     return output
 
 
@@ -293,10 +290,10 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
 
 
 @pytest.mark.slow
-def test_every_run_is_a_recipe_that_trains_by_itself(finished, tmp_path):
+def test_every_run_is_a_recipe_that_trains_by_itself(finished, tmp_path, monkeypatch, capsys):
     recipe = finished / "runs" / "seed_1" / "videos" / "recipe.yaml"
-    command = [sys.executable, str(SCRIPT.parent / "cotrain.py"), str(recipe), "--output_dir", str(tmp_path / "again")]
-    subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
+    monkeypatch.setattr(sys, "argv", ["cotrain.py", str(recipe), "--output_dir", str(tmp_path / "again")])
+    cotrain.main()
     weights = (finished / "runs" / "seed_1" / "videos" / "model.safetensors").read_bytes()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
 
@@ -332,16 +329,15 @@ def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_fi
 ):
     process = start(tmp_path, pictures_folder)
     wait_for(lambda: len(figures(tmp_path)) >= 5)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    workers = psutil.Process(process.pids[0]).children(recursive=True)
     assert workers
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait(LIMIT)
     wait_for(lambda: not any(worker.is_running() for worker in workers))
     done = figures(tmp_path)
     assert len(done) < len(plan_runs())
-    process = start(tmp_path, pictures_folder)
-    _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, errors[-3000:]
+    code = start(tmp_path, pictures_folder).wait(LIMIT)
+    assert code == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert figures(tmp_path) == figures(finished)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def _ensure_server() -> None:
+def ensure_server() -> None:
     """Start the process that the others are forked from, which has one thread and finds the helpers."""
     before, here = dict(os.environ), str(Path(__file__).parent)
     os.environ |= {
@@ -72,7 +72,7 @@ def start_processes(
     function: Callable, processes: int, log: Path, environment: dict[str, str], *arguments: Any
 ) -> ForkedRun:
     """Call a function in each of some processes that train together. What they print is added to the log."""
-    _ensure_server()
+    ensure_server()
     if processes > 1:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
