@@ -57,8 +57,8 @@ def test_a_process_that_is_killed_leaves_no_workers_behind(tmp_path):
 
 
 def _soon(look: Callable[[], list], is_there: Callable[[list], bool]) -> list:
-    """What is seen once it is there, or after a minute."""
-    deadline = time.monotonic() + 60
+    """What is seen once it is there, or after ten minutes."""
+    deadline = time.monotonic() + 600
     while not is_there(seen := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return seen
