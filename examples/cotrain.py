@@ -4,8 +4,9 @@
     accelerate launch examples/cotrain.py RECIPE.yaml [--any_training_argument value]
 
 Training arguments are those of `CoverTrainingArguments`, and the command line overrides the recipe. Without a recipe,
-it runs the quickstart (examples/recipes/quickstart.yaml), and first draws its data if need be. If it is killed at any moment, the same command resumes from the newest checkpoint, as if
-nothing had happened. SIGTERM and SIGUSR1 write a checkpoint first, and end it with exit code 75.
+it runs the quickstart (examples/recipes/quickstart.yaml), and first draws its data if need be. If it is killed at any
+moment, the same command resumes from the newest checkpoint, as if nothing had happened. SIGTERM and SIGUSR1 write a
+checkpoint first, and end it with exit code 75.
 
 With `--push_to_hub --hub_model_id org/name`, each save is published during training, and the end with its model card.
 
