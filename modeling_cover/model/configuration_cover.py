@@ -135,14 +135,23 @@ class CoverConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.heads is None:
             super().__post_init__(**kwargs)
-            self.heads = {self.default_head or "default": self._head_of_id2label()}
-        else:
-            given_labels, given_problem_type = self.id2label, self.problem_type
-            num_labels = kwargs.pop("num_labels", None)
-            self.update_heads(self.heads, self.default_head)
-            self._check_same_labels(given_labels, num_labels, given_problem_type)
-            super().__post_init__(**kwargs)
+            head = {"labels": _in_order(self.id2label), "problem_type": self.problem_type or SINGLE_LABEL}
+            self.update_heads({self.default_head or "default": head})
+            return
+        id2label, problem_type, num_labels = self.id2label, self.problem_type, kwargs.pop("num_labels", None)
         self.update_heads(self.heads, self.default_head)
+        super().__post_init__(**kwargs)
+        labels = self.heads[self.default_head]["labels"]
+        if (id2label is not None and _in_order(id2label) != labels) or num_labels not in (None, len(labels)):
+            raise ValueError(
+                f"id2label or num_labels differs from the labels of the default head '{self.default_head}' "
+                f"({len(labels)} labels): give labels in `heads` only"
+            )
+        if problem_type not in (None, self.problem_type):
+            raise ValueError(
+                f"problem_type '{problem_type}' differs from that of the default head '{self.default_head}': give it "
+                "in `heads` only"
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -162,18 +171,15 @@ class CoverConfig(PreTrainedConfig):
         if cls._has_known_pipeline:
             config_dict = {name: value for name, value in config_dict.items() if name != "custom_pipelines"}
         _warn_of_other_labels(config_dict.get("heads"), kwargs.get("heads"))
-        config_dict = {
-            **config_dict,
-            **{name: kwargs.pop(name) for name in ("heads", "default_head") if name in kwargs},
-        }
-        if config_dict.get("heads") is not None:
+        given = {name: kwargs.pop(name) for name in ("heads", "default_head", "problem_type") if name in kwargs}
+        labels = {name: kwargs.pop(name) for name in ("id2label", "label2id", "num_labels") if name in kwargs}
+        if {**config_dict, **given}.get("heads") is not None:
             # What is derived from the heads is derived again: a stored id2label is that of the stored default head.
-            for name in ("id2label", "label2id", "problem_type"):
-                config_dict.pop(name, None)
-            if "problem_type" in kwargs:
-                config_dict["problem_type"] = kwargs.pop("problem_type")
-            config_dict = _replace_default_labels(config_dict, kwargs)
-        return super().from_dict(config_dict, **kwargs)
+            derived = ("id2label", "label2id", "problem_type")
+            config_dict = {name: value for name, value in config_dict.items() if name not in derived}
+        loaded = super().from_dict({**config_dict, **given}, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._replace_labels(**labels)
+        return loaded
 
     @property
     def head_names(self) -> list[str]:
@@ -213,8 +219,7 @@ class CoverConfig(PreTrainedConfig):
 
     def register_code(self) -> None:
         """Note where, in the code that is saved beside a checkpoint, the encoder and the pipeline are."""
-        stored = self.auto_map if hasattr(self, "auto_map") else {}
-        self.auto_map = {**stored, "AutoModel": "modeling_cover.CoverModel"}
+        self.auto_map = {**getattr(self, "auto_map", {}), "AutoModel": "modeling_cover.CoverModel"}
         self.custom_pipelines = {
             PIPELINE_TASK: {
                 "impl": "pipeline_cover.CoverVideoClassificationPipeline",
@@ -244,22 +249,22 @@ class CoverConfig(PreTrainedConfig):
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
 
-    def _head_of_id2label(self) -> dict[str, Any]:
-        labels = [self.id2label[index] for index in sorted(self.id2label)]
-        return {"labels": labels, "problem_type": self.problem_type or HEAD_DEFAULTS["problem_type"]}
-
-    def _check_same_labels(self, id2label: Mapping | None, num_labels: int | None, problem_type: str | None) -> None:
-        given = None if id2label is None else {int(index): label for index, label in id2label.items()}
-        if given not in (None, self.id2label) or num_labels not in (None, self.num_labels):
+    def _replace_labels(
+        self, id2label: Mapping | None = None, label2id: Mapping | None = None, num_labels: int | None = None
+    ) -> None:
+        """Those of the default head: `from_pretrained(..., num_labels=10, ignore_mismatched_sizes=True)` is how every
+        model of transformers is given another label space."""
+        if id2label is None and label2id is not None:
+            id2label = {index: label for label, index in label2id.items()}
+        if id2label is None and num_labels in (None, self.num_labels):
+            return
+        if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(
-                f"id2label or num_labels differs from the labels of the default head '{self.default_head}' "
-                f"({self.num_labels} labels): give labels in `heads` only"
+                f"num_labels ({num_labels}) differs from the number of labels of id2label ({len(id2label)})"
             )
-        if problem_type not in (None, self.problem_type):
-            raise ValueError(
-                f"problem_type '{problem_type}' differs from that of the default head '{self.default_head}': give it "
-                "in `heads` only"
-            )
+        labels = [f"LABEL_{index}" for index in range(num_labels)] if id2label is None else _in_order(id2label)
+        head = {**self.heads[self.default_head], "labels": labels}
+        self.update_heads({**self.heads, self.default_head: head}, self.default_head)
 
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
@@ -275,54 +280,25 @@ def patch_grid(
     return height // rows, width // columns
 
 
+def _in_order(id2label: Mapping) -> list[str]:
+    """The labels by their indices, which in JSON are strings."""
+    return [label for _, label in sorted((int(index), label) for index, label in id2label.items())]
+
+
 def _warn_of_other_labels(stored: Any, given: Any) -> None:
-    for name in given if isinstance(given, Mapping) else ():
-        old, new = _labels(stored, name), _labels(given, name)
-        if old and new and old != new:
+    if not isinstance(stored, Mapping) or not isinstance(given, Mapping):
+        return
+    for name in [name for name in given if name in stored]:
+        old, new = (check_head(name, heads[name])["labels"] for heads in (stored, given))
+        if old != new:
             logger.warning(
                 f"head {name!r} has weights for the labels {_some(old)}, and is given {_some(new)}: give it another name "
                 "unless they mean the same, in this order"
             )
 
 
-def _labels(heads: Any, name: str) -> list[str] | None:
-    """None where they are malformed, which is for `check_head` to tell."""
-    head = heads.get(name) if isinstance(heads, Mapping) else None
-    labels = head.get("labels") if isinstance(head, Mapping) else None
-    return list(map(str, labels)) if isinstance(labels, list | tuple) else None
-
-
 def _some(labels: list[str]) -> str:
     return ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
-
-
-def _replace_default_labels(config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Apply `id2label`, `label2id` and `num_labels`, taken out of `kwargs`, to the default head of `config_dict`.
-
-    `from_pretrained(..., num_labels=10, ignore_mismatched_sizes=True)` is how every model of transformers is given
-    another label space.
-    """
-    id2label, label2id = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
-    num_labels = kwargs.pop("num_labels", None)
-    if id2label is None and label2id is not None:
-        id2label = {index: label for label, index in label2id.items()}
-    heads = config_dict["heads"]
-    default_head = config_dict.get("default_head") or next(iter(heads))
-    if default_head not in heads:
-        raise ValueError(f"unknown default_head {default_head!r}: expected one of {sorted(heads)}")
-    head = check_head(default_head, heads[default_head])
-    if id2label is not None:
-        if num_labels not in (None, len(id2label)):
-            raise ValueError(
-                f"num_labels ({num_labels}) differs from the number of labels of id2label ({len(id2label)})"
-            )
-        id2label = {int(index): label for index, label in id2label.items()}
-        labels = [id2label[index] for index in sorted(id2label)]
-    elif num_labels not in (None, len(head["labels"])):
-        labels = [f"LABEL_{index}" for index in range(num_labels)]
-    else:
-        return config_dict
-    return {**config_dict, "heads": {**heads, default_head: {**head, "labels": labels}}}
 
 
 __all__ = ["CoverConfig"]
