@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ...model.addresses_cover import is_address, parent, protocol_of, public_name
+from ...model.addresses_cover import is_address, parent, public_name
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
 from .label_lists import LabelColumn, LabelColumnBuilder, single_label, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
-from .remote import check_address, open_text
+from .remote import check_row_addresses, open_text
 from .spelling import PathForms
 
 
@@ -237,7 +237,7 @@ def existing_rows(
         ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists; or a row names
             a remote file of a kind that cannot be read.
     """
-    _check_addresses(paths, place_of)
+    check_row_addresses(paths, place_of)
     absent = absent_rows(root, paths) if absent is None else absent
     paths, absent = _in_forms_on_disk(root, paths, absent)
     kept = np.arange(len(paths))
@@ -265,18 +265,6 @@ def _in_forms_on_disk(root: str, paths: list[str], absent: list[int]) -> tuple[l
     if found:
         paths = [found.get(row, path) for row, path in enumerate(paths)]
     return paths, [row for row in absent if row not in found]
-
-
-def _check_addresses(paths: Sequence[str], place_of: Callable[[int], str]) -> None:
-    first_rows = {}
-    for row, path in enumerate(paths):
-        if "://" in path and is_address(path):
-            first_rows.setdefault(protocol_of(path), row)
-    for row in first_rows.values():
-        try:
-            check_address(paths[row], is_row=True)
-        except ValueError as error:
-            raise ValueError(f"{place_of(row)}: {error}") from error
 
 
 def read_class_folders(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:

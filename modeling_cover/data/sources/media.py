@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -84,14 +84,6 @@ def check_content_size(size: int, name: str) -> None:
         raise VideoDecodingError(f"{name} has {size} bytes, more than {_MAX_CONTENT}: store it as a file of its own")
 
 
-@runtime_checkable
-class Identified(Protocol):
-    """Rows that can be told from others without reading their files."""
-
-    def identity(self) -> list[bytes]:
-        """Bytes that change with any row, as far as is known without reading it."""
-
-
 def hash_of(parts: Iterable[bytes]) -> str:
     """A hash that changes with any of the parts."""
     digest = hashlib.sha256()
@@ -163,7 +155,7 @@ class PathMedia(Sequence):
             self._paths = pa.array(paths, type=pa.large_string())
         except UnicodeEncodeError as error:
             raise ValueError(f"{root}: the name {error.object!r} is not in UTF-8: rename the file") from error
-        self._segments = segments
+        self._segments = segments or Segments()
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -171,7 +163,7 @@ class PathMedia(Sequence):
     def identity(self) -> list[bytes]:
         """Bytes that change with any path or segment."""
         names = "\0".join(self._paths.to_pylist()).encode(errors="surrogateescape")
-        return [names, *(self._segments or Segments()).identity()]
+        return [names, *self._segments.identity()]
 
     def __getitem__(self, row: int) -> Media:
         path = self._paths[row].as_py()
@@ -182,8 +174,6 @@ class PathMedia(Sequence):
                 name = public_name(path)
             else:
                 name = path = self._prefix + path
-        if self._segments is None:
-            return Media(path, name)
         return Media(path, name, *self._segments[row])
 
 

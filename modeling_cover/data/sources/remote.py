@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -97,6 +97,20 @@ def check_address(address: str, is_row: bool = False) -> None:
         raise ValueError(f"{public_name(address)}: expected a path, or an address of one of {expected}")
     if not is_path:
         _check_package(protocol)
+
+
+def check_row_addresses(paths: Iterable[str], place_of: Callable[[int], str]) -> None:
+    """Raise a `ValueError` that names the first row whose path is an address that cannot be read, see
+    [`check_address`]."""
+    seen = set()
+    for row, path in enumerate(paths):
+        if "://" not in path or not is_address(path) or (protocol := protocol_of(path)) in seen:
+            continue
+        seen.add(protocol)
+        try:
+            check_address(path, is_row=True)
+        except ValueError as error:
+            raise ValueError(f"{place_of(row)}: {error}") from error
 
 
 @cache

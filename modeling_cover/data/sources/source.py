@@ -12,7 +12,7 @@ from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
 from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels
 from .manifests import SplitRows, read_class_folders, read_manifest
-from .media import Identified, Media, hash_of
+from .media import Media, hash_of
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
 from .remote import check_address
 from .spelling import PathForms, normal_name, told_apart
@@ -109,7 +109,7 @@ class Source:
         """
         labels = [self.classes] if self.class_starts is None else [self.classes, self.class_starts]
         hashes = {"labels": hash_of(np.ascontiguousarray(part, dtype=np.int64).tobytes() for part in labels)}
-        return {"names": hash_of(self.media.identity()), **hashes} if isinstance(self.media, Identified) else hashes
+        return {"names": hash_of(self.media.identity()), **hashes} if hasattr(self.media, "identity") else hashes
 
     def class_counts(self) -> np.ndarray:
         """(classes,) int64, the rows of each class."""

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
-from ...model.addresses_cover import is_address, joined_file, parent, protocol_of, public_name
+from ...model.addresses_cover import is_address, joined_file, parent, public_name
 from ...model.video_decoding_cover import VideoDecodingError
 from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
 from .media import Media, Segments, check_content_size, parse_segment
 from .parquet_files import find_parquet_files, load_remote_parquet, parquet_row_counts
-from .remote import check_address
+from .remote import check_address, check_row_addresses
 from .streams import RowStream
 
 
@@ -90,35 +90,33 @@ def _is_saved_to_disk(path: str) -> bool:
 
 
 def undecoded(
-    dataset: DatasetRecipe, table: datasets.Dataset | datasets.IterableDataset, features: Mapping[str, Any] | None
+    dataset: DatasetRecipe, table: datasets.Dataset | datasets.IterableDataset, place: str
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, Columns]:
     """The wanted columns of a table, the videos or images as they are encoded.
 
-    Args:
-        features: of the table, None if it does not say.
-
     Raises:
-        ValueError: if there is no such column, or it does not hold what it should.
+        ValueError: that says `place`, if there is no such column, or it does not hold what it should.
     """
-    names = {key: dataset.column(key) for key in ("media", "label", "start", "end")}
-    if features is None:
+    names, features = {key: dataset.column(key) for key in ("media", "label", "start", "end")}, table.features
+    if features is None:  # it does not say
         columns = Columns(**names, holds_paths=False, names=None)
         return table.select_columns(columns.all), columns
     if missing := [name for name in names.values() if name is not None and name not in features]:
-        raise ValueError(f"no column {missing}, found {list(features)}")
+        raise ValueError(f"{place}: no column {missing}, found {list(features)}")
     media, label = features[names["media"]], features[names["label"]]
     kind = _FEATURES[dataset.modality]
     if isinstance(media, kind):
         table = table.cast_column(names["media"], kind(decode=False))
     elif not _is_path(media) and not _is_binary(media) and not _is_file(media):
-        raise ValueError(f"column '{names['media']}': expected {dataset.modality}s, bytes or paths, found {media}")
+        expected = f"expected {dataset.modality}s, bytes or paths"
+        raise ValueError(f"{place}: column '{names['media']}': {expected}, found {media}")
     is_list = isinstance(label, datasets.List | datasets.LargeList)
     if is_list != dataset.is_multi_label:
-        raise ValueError(f"column '{names['label']}': {dataset.problem_type} does not go with {label}")
+        raise ValueError(f"{place}: column '{names['label']}': {dataset.problem_type} does not go with {label}")
     item = label.feature if is_list else label
     listed = None
     if isinstance(item, datasets.ClassLabel):
-        listed = checked_labels(list(item.names), f"column '{names['label']}'")
+        listed = checked_labels(list(item.names), f"{place}: column '{names['label']}'")
     columns = Columns(**names, holds_paths=_is_path(media), names=listed)
     return table.select_columns(columns.all), columns
 
@@ -189,7 +187,7 @@ class TableMedia(Sequence):
         self._column = column
         self._places = places
         self._root = root
-        self._segments = segments
+        self._segments = segments or Segments()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -206,14 +204,13 @@ class TableMedia(Sequence):
             lengths = pc.binary_length(content.cast(pa.large_binary()))
             sizes.append(pc.fill_null(lengths, -1).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
         names = "\0".join(path or "" for path in paths).encode(errors="surrogateescape")
-        return [names, b"".join(sizes), *(self._segments or Segments()).identity()]
+        return [names, b"".join(sizes), *self._segments.identity()]
 
     def __getitem__(self, row: int) -> Media:
         cell = self._table[row][self._column]
         check_content_size(cell.nbytes, self._places[row])  # before it is copied
         (value,) = cell.to_pylist()
-        segment = (None, None) if self._segments is None else self._segments[row]
-        return to_media(value, self._places[row], self._root, *segment)
+        return to_media(value, self._places[row], self._root, *self._segments[row])
 
 
 @dataclass(frozen=True)
@@ -292,19 +289,12 @@ def segments(table: datasets.Dataset, columns: Columns, places: Places) -> Segme
 
 def _check_addresses(table: datasets.Dataset, column: str, place: str) -> None:
     """Raise a `ValueError` for the first row without bytes whose path is an address of a kind that cannot be read."""
-    first_of = {}
     for chunk in table.data.column(column).chunks:
         if not pa.types.is_struct(chunk.type):
             return
         content, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
         addresses = paths.filter(pc.and_(content.is_null(), pc.match_substring(paths, "://")))
-        for address in filter(is_address, addresses.to_pylist()):
-            first_of.setdefault(protocol_of(address), address)
-    for address in first_of.values():
-        try:
-            check_address(address, is_row=True)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+        check_row_addresses(addresses.to_pylist(), lambda row: place)
 
 
 def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
@@ -316,24 +306,14 @@ def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     """
     root = dataset.media_root
     if dataset.format == "parquet":
-        files = find_parquet_files(place)
-        wanted = _wanted_columns(dataset)
-        counts = parquet_row_counts(files, wanted)
-        files = list(counts)
-        places = Places([public_name(file) for file in files], list(counts.values()))
-        if is_address(place):
-            table = load_remote_parquet(files, wanted, streaming=False)
-        else:
-            table = load("parquet", data_files=_data_files(files), split="train", columns=wanted)
-        root = _folder_of(files[0]) if root is None else root
+        table, counts = _load_parquet(dataset, place)
+        places = Places([public_name(file) for file in counts], list(counts.values()))
+        root = _folder_of(next(iter(counts))) if root is None else root
     else:
         table, places = _load_split(dataset, place), Places([f"{dataset.path}, split {place}"])
     if len(table) == 0:
         raise ValueError(f"{places.name}: no rows")
-    try:
-        table, columns = undecoded(dataset, table, table.features)
-    except ValueError as error:
-        raise ValueError(f"{places.name}: {error}") from error
+    table, columns = undecoded(dataset, table, places.name)
     labels, parts = label_column(table, columns.label, places), segments(table, columns, places)
     if columns.holds_paths:
         paths = _array(table, columns.media).to_pylist()
@@ -361,18 +341,9 @@ def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
     """
     size, root, roots = None, dataset.media_root, ()
     if dataset.format == "parquet":
-        files = find_parquet_files(place)
-        wanted = _wanted_columns(dataset)
-        counts = parquet_row_counts(files, wanted)
-        files, size = list(counts), sum(counts.values())
-        # Shards are what is shuffled as a whole: better the row groups than the files, of which there may be but one.
-        if is_address(place):
-            table = load_remote_parquet(files, wanted, streaming=True)
-        else:
-            table = load("parquet", data_files=_data_files(files), split="train", columns=wanted, streaming=True)
-            table = table.reshard()
-        root, roots = _folder_of(files[0]) if root is None else root, tuple(map(public_name, files))
-        name = public_name(place)
+        table, counts = _load_parquet(dataset, place, streaming=True)
+        root, name = _folder_of(next(iter(counts))) if root is None else root, public_name(place)
+        size, roots = sum(counts.values()), tuple(map(public_name, counts))
     else:
         table, name = _load_split(dataset, place, streaming=not _is_saved_to_disk(dataset.path)), dataset.path
         if isinstance(table, datasets.Dataset):
@@ -380,10 +351,7 @@ def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
             table = table.to_iterable_dataset(num_shards=max(1, min(_MAX_DISK_SHARDS, size)))
         elif table.info.splits is not None and place in table.info.splits:
             size = table.info.splits[place].num_examples
-    try:
-        table, columns = undecoded(dataset, table, table.features)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    table, columns = undecoded(dataset, table, name)
     return RowStream(
         rows=table, read=TableRowReader(columns, root), place=name, names=columns.names, size=size, roots=roots
     )
@@ -393,14 +361,19 @@ def _folder_of(file: str) -> str:
     return parent(file) if is_address(file) else os.path.dirname(file)
 
 
-def _data_files(files: Sequence[str]) -> dict[str, list[str]]:
-    # `datasets` takes names of files for patterns.
-    return {"train": [glob.escape(file) for file in files]}
-
-
-def _wanted_columns(dataset: DatasetRecipe) -> list[str]:
+def _load_parquet(
+    dataset: DatasetRecipe, place: str, streaming: bool = False
+) -> tuple[datasets.Dataset | datasets.IterableDataset, dict[str, int]]:
+    """The wanted columns of all files, and the rows of each file."""
     names = [dataset.column(key) for key in ("media", "label", "start", "end")]
-    return [name for name in names if name is not None]
+    columns = [name for name in names if name is not None]
+    counts = parquet_row_counts(find_parquet_files(place), columns)
+    if is_address(place):
+        return load_remote_parquet(list(counts), columns, streaming), counts
+    files = [glob.escape(file) for file in counts]  # as `datasets` takes names of files for patterns
+    table = load("parquet", data_files={"train": files}, split="train", columns=columns, streaming=streaming)
+    # Shards are what is shuffled as a whole: better the row groups than the files, of which there may be but one.
+    return table.reshard() if streaming else table, counts
 
 
 def _load_split(

@@ -322,7 +322,7 @@ class TarMedia(Sequence):
         self._shards = list(shards)
         self._shard_of, self._offsets, self._sizes = shard_of, offsets, sizes
         self._members = members
-        self._segments = segments
+        self._segments = segments or Segments()
         self._files = _OpenFiles()
 
     def __len__(self) -> int:
@@ -331,7 +331,7 @@ class TarMedia(Sequence):
     def identity(self) -> list[bytes]:
         """Bytes that change with any member's name, place or segment."""
         names = "\0".join(self._members.to_pylist()).encode(errors="surrogateescape")
-        return [names, self._offsets.tobytes(), self._sizes.tobytes(), *(self._segments or Segments()).identity()]
+        return [names, self._offsets.tobytes(), self._sizes.tobytes(), *self._segments.identity()]
 
     def __getitem__(self, row: int) -> Media:
         if row in self._problems:
@@ -340,7 +340,7 @@ class TarMedia(Sequence):
         name = f"{public_name(shard)}/{self._members[row].as_py()}"
         check_content_size(int(self._sizes[row]), name)
         content = self._files.read(shard, int(self._offsets[row]), int(self._sizes[row]))
-        return Media(content, name) if self._segments is None else Media(content, name, *self._segments[row])
+        return Media(content, name, *self._segments[row])
 
 
 class TarRowReader:
