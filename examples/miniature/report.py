@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from miniature.data import LABELS
 from miniature.plan import Scale
@@ -350,7 +349,6 @@ def draw(comparison: Comparison, path: Path) -> None:
     left."""
     with plain_text(comparison.miniature):
         figure = Figure(figsize=(11, 3.8), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(1, 2)
         for axis, title, table in zip(
             axes, ("the paper", "the miniature"), (comparison.paper, comparison.miniature), strict=True

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..fonts import plain_text
@@ -96,7 +95,6 @@ def draw_class_histogram(title: str, counts: Mapping[str, int], file: BinaryIO) 
     with plain_text([title, *counts]):
         size = (max(2.4 * num_columns, 4.8), 0.17 * num_rows + 0.4)
         figure = Figure(figsize=size, dpi=100, layout="constrained")
-        FigureCanvasAgg(figure)
         figure.suptitle(f"{title}: {_classes_line(counts)}", fontsize="medium")
         for column, axis in enumerate(figure.subplots(1, num_columns, squeeze=False)[0]):
             part = shown[column * num_rows : (column + 1) * num_rows]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image
@@ -95,7 +94,6 @@ def draw_explanation(
         # A single image is narrower than what is written about it.
         size = (max(columns * (width + 0.1), 8.5), lines * (2 * height + 0.4) + 1.2)
         figure = Figure(figsize=size, dpi=_DPI, layout="compressed")
-        FigureCanvasAgg(figure)
         figure.suptitle(f"{title}\n", ha="left", x=0.01, fontsize="x-large")
         figure.text(0.01, 1 - 0.45 / size[1], note, color=_GREY, fontsize="small")
         axes = figure.subplots(2 * lines, columns, squeeze=False)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..fonts import plain_text
@@ -36,7 +35,6 @@ def draw_confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str,
     side = min(max(4.5, 0.32 * len(labels) + 2.5), 22.0)
     with plain_text(labels):
         figure = Figure(figsize=(side + 1.2, side), layout="constrained")
-        FigureCanvasAgg(figure)
         axis = figure.subplots()
         image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         figure.colorbar(image, ax=axis, shrink=0.8, format=lambda share, _: f"{share:.0%}", label="of the true class")
@@ -73,7 +71,6 @@ def draw_scores_of_classes(
     order = there[np.argsort(scores[there], kind="stable")]
     with plain_text(labels):
         figure = Figure(figsize=(8.5, min(max(2.4, 0.26 * len(order) + 1.4), 60.0)), layout="constrained")
-        FigureCanvasAgg(figure)
         axis = figure.subplots()
         axis.barh(range(len(order)), scores[order], color="#3b6ea5", height=0.8)
         mean = scores[there].mean()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -58,15 +57,9 @@ def draw_training_curves(
     """Loss and top-1 of each dataset over the optimizer steps, in training and in evaluation, as a PNG.
 
     Of a dataset of several labels a row, the mAP of evaluations is in the place of top-1.
-
-    Args:
-        log_history: of a Trainer's state.
-        names: of the datasets.
-        path: of the picture.
     """
     with plain_text(names):
         figure = Figure(figsize=(11, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(1, 2)
         for axis, kind, title in zip(
             axes, ("loss", "top1"), ("Loss", "Top-1, of several labels a row mAP"), strict=True
@@ -74,25 +67,9 @@ def draw_training_curves(
             for index, name in enumerate(names):
                 color = f"C{index % 10}"
                 _draw(axis, log_history, f"{name}_{kind}", f"{name}, training", color=color, linewidth=1, alpha=0.55)
-                _draw(
-                    axis,
-                    log_history,
-                    f"eval_{name}_{kind}",
-                    f"{name}, evaluation",
-                    color=color,
-                    linewidth=2,
-                    marker="o",
-                )
-                if kind == "top1":  # what a dataset of several labels a row has in its place
-                    _draw(
-                        axis,
-                        log_history,
-                        f"eval_{name}_map",
-                        f"{name}, evaluation",
-                        color=color,
-                        linewidth=2,
-                        marker="o",
-                    )
+                style = {"color": color, "linewidth": 2, "marker": "o"}
+                for measure in ("top1", "map") if kind == "top1" else (kind,):  # a dataset has one of the two
+                    _draw(axis, log_history, f"eval_{name}_{measure}", f"{name}, evaluation", **style)
             axis.set_title(title)
             axis.set_xlabel("optimizer step")
             axis.grid(alpha=0.3)
