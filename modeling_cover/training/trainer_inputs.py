@@ -4,13 +4,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
+
 from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset, collate_clips
-from ..evaluation.metrics import compute_metrics, metric_inputs
+from ..evaluation.metrics import TOP_K, compute_metrics, mean_metrics, metric_inputs
 from ..model.video_processing_cover import CoverVideoProcessor
+from ..recipe.dataset_recipe import MULTI_LABEL
 from .arguments import CoverTrainingArguments
-from .best_metric import check_best_metric, warn_of_unmeasurable
 from .checkpoints import check_writable
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_inputs(
@@ -54,13 +60,30 @@ def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
 def check_metric(
     args: CoverTrainingArguments, train_dataset: CoTrainingDataset | None, eval_dataset: Any, compute: Any
 ) -> None:
-    """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint is chosen."""
+    """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint is chosen; log the datasets
+    that have none."""
     is_ours = isinstance(eval_dataset, Mapping) and all(
         isinstance(data, EvaluationDataset) for data in eval_dataset.values()
     )
-    if compute is compute_metrics and train_dataset is not None and is_ours:
-        check_best_metric(args, eval_dataset)
-        warn_of_unmeasurable(eval_dataset)
+    if compute is not compute_metrics or train_dataset is None or not is_ours:
+        return
+    metrics_of = {name: _metrics_of(dataset) for name, dataset in eval_dataset.items()}
+    if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
+        of_datasets = [f"{name}_{key}" for name, metrics in metrics_of.items() for key in ("loss", *metrics)]
+        means = mean_metrics({name: dict.fromkeys(metrics, 0.0) for name, metrics in metrics_of.items()})
+        there = [*of_datasets, *means]
+        if (asked := args.metric_for_best_model.removeprefix("eval_")) not in there:
+            metrics = ", ".join(f"eval_{name}" for name in there) or "none: no dataset is evaluated"
+            raise ValueError(f"metric_for_best_model: an evaluation has no 'eval_{asked}', its metrics are {metrics}")
+    for name in (name for name, metrics in metrics_of.items() if not metrics):
+        logger.warning(f"dataset '{name}': no row of its validation split has a label, so it has a loss and no mAP")
+
+
+def _metrics_of(dataset: EvaluationDataset) -> list[str]:
+    """The names of the metrics that an evaluation of a dataset has beside the loss."""
+    if dataset.source.problem_type != MULTI_LABEL:
+        return [f"top{k}" for k in TOP_K]
+    return ["map"] if dataset.source.class_counts().any() else []
 
 
 def checked_schedule(
