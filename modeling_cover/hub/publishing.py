@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from huggingface_hub.utils import get_session, httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..model.addresses_cover import causes_of, without_secrets
 from .checkpoint_files import CURVES_NAME, STATE_NAME, SUMMARY_NAME, SUMS_NAME, TRAINING_STATE
 from .hashes import file_hash, read_sums, sums_text
 from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card
@@ -45,7 +46,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
 LONGEST_SILENCE = 120.0  # seconds in which nothing is sent nor received
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")  # of a storage's address, it is the right to write there
 _HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+")
 
 Files = dict[str, Path | bytes]
@@ -291,7 +291,7 @@ def with_patience(
 
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed. huggingface_hub wraps what goes wrong while it uploads a large file."""
-    chain = list(_causes(error))
+    chain = list(causes_of(error))
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
         return False
     for cause in chain:
@@ -307,15 +307,9 @@ def is_transient(error: BaseException) -> bool:
     return type(chain[-1]) is RuntimeError
 
 
-def _causes(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
 def explain(error: BaseException, repo_id: str) -> str:
     """What went wrong, and what to do about it, on one line."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if isinstance(cause, LocalTokenNotFoundError):
             return "there is no access token: log in with `hf auth login`, or set HF_TOKEN"
         if isinstance(cause, HfHubHTTPError):
@@ -331,4 +325,4 @@ def explain(error: BaseException, repo_id: str) -> str:
 
 
 def _one_line(message: object) -> str:
-    return " ".join(_QUERY.sub(r"\1", str(message)).split())
+    return " ".join(without_secrets(str(message)).split())

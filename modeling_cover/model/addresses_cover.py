@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Addresses of remote files: how they are told from paths and shown, and which failures to fetch one may pass.
+"""Where files are. Of paths, which a stranger may have chosen, regular files alone are opened. Addresses of remote
+files: how they are told from paths and shown, and which failures to fetch one may pass.
 
 A user's name and password, and the query of an address of the web, may be the right to read the file: they are shown
 nowhere.
@@ -19,12 +20,14 @@ nowhere.
 
 import errno
 import http
+import os
 import posixpath
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 
@@ -51,6 +54,16 @@ _NETWORK_ERRORS = {
     "botocore.exceptions": ("HTTPClientError", "ConnectionError"),
     "requests": ("ConnectionError", "Timeout"),
 }
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Lest what took the place of a file in between, a pipe, is waited for.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 Result = TypeVar("Result")
 
@@ -113,7 +126,8 @@ def without_secrets(text: str) -> str:
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -121,7 +135,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def status_of(error: BaseException) -> int | None:
     """What a server has answered, by whichever library; None if it has not."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if isinstance(cause, _network_errors()):
             return None  # aiohttp explains one by what a server would have answered to it
         response: Any = getattr(cause, "response", None)
@@ -143,7 +157,7 @@ def is_transient(error: BaseException) -> bool:
     kinds = (TimeoutError, ConnectionError, *_network_errors())
     return any(
         isinstance(cause, kinds) or (isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRNO)
-        for cause in _causes(error)
+        for cause in causes_of(error)
     )
 
 
@@ -161,7 +175,7 @@ def reason_of(error: BaseException) -> str:
     if (status := status_of(error)) is not None:
         known = status in {known.value for known in http.HTTPStatus}
         return f"the server answers {status}" + (f" ({http.HTTPStatus(status).phrase})" if known else "")
-    texts = [str(cause) for cause in _causes(error) if not isinstance(cause, FileNotFoundError)]
+    texts = [str(cause) for cause in causes_of(error) if not isinstance(cause, FileNotFoundError)]
     reason = next((text for text in reversed(texts) if text), type(error).__name__)
     return " ".join(without_secrets(reason).split())
 
@@ -182,9 +196,41 @@ def retried(attempt: Callable[[], Result], deadline: float) -> Result:
 
 def _asked_wait(error: BaseException) -> float:
     """The seconds that a server asks to wait."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         headers = getattr(cause, "headers", None) or getattr(getattr(cause, "response", None), "headers", None) or {}
         asked = headers.get("Retry-After", "")
         if asked.isdecimal():
             return min(float(asked), _LONGEST_WAIT)
     return 0.0
+
+
+def check_is_regular(path: str | os.PathLike) -> None:
+    """Raise an error unless there is a regular file, or a link to one. It is not opened: a pipe would be waited for,
+    and a device may do what it does.
+
+    Raises:
+        ValueError: it is something else, or the path has a zero in it.
+        OSError: there is none, or it cannot be looked at.
+    """
+    _check_mode(os.stat(path).st_mode)
+
+
+def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
+    """A regular file, opened to be read.
+
+    Raises:
+        ValueError, OSError: as of `check_is_regular`.
+    """
+    check_is_regular(path)
+    file = open(os.open(path, _FLAGS), "rb", buffering=buffering)  # noqa: SIM115 (the caller closes it)
+    try:
+        _check_mode(os.fstat(file.fileno()).st_mode)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_mode(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"it is no regular file, but {_KINDS.get(stat.S_IFMT(mode), 'something else')}")

@@ -20,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 import PIL.Image
 
+from .addresses_cover import open_regular
 from .image_metadata_cover import orientation_of
-from .media_files_cover import open_regular
 
 
 _SIGNATURES = {
