@@ -5,7 +5,7 @@ What is kept of a row is a hash of its file and, to find copies that were encode
 pixels: some 100 bytes, so that millions fit into memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,11 +24,12 @@ from .check_report import Finding, SplitSummary
 from .duplicates import FINGERPRINT_WORDS, fingerprint
 from .file_inspection import inspect_file
 from .row_pool import RowPool
-from .spelling_findings import Sources
 
 
 # That the reading of one row may take, on the clock; and with every frame of it.
 _SECONDS, _SECONDS_IN_FULL = 300.0, 3600.0
+
+Sources = Mapping[str, Mapping[str, Source | StreamedSource]]  # by dataset and split
 
 
 def _row_type(near_duplicates: bool) -> np.dtype:
