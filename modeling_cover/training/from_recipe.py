@@ -27,6 +27,9 @@ logger = logging.get_logger(__name__)
 # Fields of CoverConfig that a recipe sets elsewhere: under `clips` and `datasets`.
 _SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "clips"}
 
+# What a recipe's `model` has beside fields of CoverConfig.
+_OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head"}
+
 # Fields that a starting point decides.
 _SHAPES = (
     "hidden_size",
@@ -160,8 +163,7 @@ def _check_model_fields(recipe: Recipe) -> None:
     if (default_head := recipe.model.get("default_head", names[0])) not in names:
         raise ValueError(f"model: unknown default_head {default_head!r}, the datasets are {names}")
     # Its own fields: labels and problem type, which the base class has, are the datasets'.
-    known = set(CoverConfig.__annotations__) - set(_SET_ELSEWHERE)
-    known |= {*STARTING_POINTS, "revision", "head", "default_head"}
+    known = (set(CoverConfig.__annotations__) - set(_SET_ELSEWHERE)) | _OF_NO_CONFIG
     for key in recipe.model:
         if key in _SET_ELSEWHERE:
             raise ValueError(f"model: '{key}' is set under {_SET_ELSEWHERE[key]}")
@@ -171,11 +173,6 @@ def _check_model_fields(recipe: Recipe) -> None:
         raise ValueError(f"model: {', '.join(shapes)}: the starting point has its own")
     if "head" in recipe.model and "from_timesformer" not in recipe.model:
         raise ValueError("model: 'head' names the head of a TimeSformer, and needs from_timesformer")
-
-
-def _config_fields(recipe: Recipe) -> dict[str, Any]:
-    other = {*STARTING_POINTS, "revision", "head", "default_head"}
-    return {key: value for key, value in recipe.model.items() if key not in other}
 
 
 def _pinned(recipe: Recipe) -> dict[str, str]:
@@ -233,7 +230,7 @@ def _build_model(
 ) -> CoverForVideoClassification:
     heads = build_heads(sources)
     sizes = {"image_size": recipe.clips.image_size, "num_frames": recipe.clips.num_frames}
-    config_fields = _config_fields(recipe)
+    config_fields = {key: value for key, value in recipe.model.items() if key not in _OF_NO_CONFIG}
     if path := recipe.model.get("from_image_checkpoint"):
         return CoverForVideoClassification.from_image_checkpoint(
             path, heads=heads, default_head=default_head, **_pinned(recipe), **sizes, **config_fields

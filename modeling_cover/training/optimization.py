@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which parameters are trained, at which learning rate, which of them decay, and how the learning rate drops."""
 
-from collections.abc import Container, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,19 +12,13 @@ from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
 
 
+if TYPE_CHECKING:
+    from .arguments import CoverTrainingArguments
+
 TRAINED_PARTS = ("all", "heads", "temporal_and_heads")
 
 # Of all clips alike, and small: decay would pull them to zero.
 _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
-
-
-class Rates(Protocol):
-    """The training arguments that matter here."""
-
-    learning_rate: float
-    weight_decay: float
-    layer_decay: float
-    new_parameters_learning_rate: float | None
 
 
 def is_new(name: str) -> bool:
@@ -50,18 +44,22 @@ def depth(name: str, num_layers: int) -> int:
     return num_layers + 1
 
 
-def learning_rate(name: str, num_layers: int, rates: Rates) -> float:
+def learning_rate(name: str, num_layers: int, args: "CoverTrainingArguments") -> float:
     """Of one parameter, at the peak of the schedule.
 
     Layer-wise decay is for what was trained before: it leaves parameters with a learning rate of their own alone.
     """
-    if is_new(name) and rates.new_parameters_learning_rate is not None:
-        return rates.new_parameters_learning_rate
-    return rates.learning_rate * rates.layer_decay ** (num_layers + 1 - depth(name, num_layers))
+    if is_new(name) and args.new_parameters_learning_rate is not None:
+        return args.new_parameters_learning_rate
+    return args.learning_rate * args.layer_decay ** (num_layers + 1 - depth(name, num_layers))
 
 
 def parameter_groups(
-    model: nn.Module, config: CoverConfig, rates: Rates, decaying: Container[str], trained_heads: Container[str]
+    model: nn.Module,
+    config: CoverConfig,
+    args: "CoverTrainingArguments",
+    decaying: Container[str],
+    trained_heads: Container[str],
 ) -> list[dict[str, Any]]:
     """The groups that an optimizer takes, one for each learning rate and weight decay.
 
@@ -71,16 +69,14 @@ def parameter_groups(
         trained_heads: names of the heads that have training data.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in _trained(model):
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         is_idle_head = name.startswith("classifiers.") and name.split(".")[1] not in trained_heads
         decays = name in decaying and name.split(".")[-1] not in _EMBEDDINGS and not is_idle_head
-        key = (learning_rate(name, config.num_hidden_layers, rates), rates.weight_decay if decays else 0.0)
+        key = (learning_rate(name, config.num_hidden_layers, args), args.weight_decay if decays else 0.0)
         groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def drop_schedule(

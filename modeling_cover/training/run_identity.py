@@ -104,27 +104,26 @@ def _listed(lines: list[str]) -> str:
 
 
 def _different_heads(stored: CoverConfig, config: CoverConfig) -> list[str]:
-    found = []
-    for name in sorted({*stored.heads, *config.heads}):
-        if name not in config.heads:
-            found.append(f"heads: '{name}' is only in the checkpoint")
-        elif name not in stored.heads:
-            found.append(f"heads: '{name}' is not in the checkpoint")
-        else:
-            was, now = stored.heads[name], config.heads[name]
-            if was["problem_type"] != now["problem_type"]:
-                found.append(f"head '{name}': {was['problem_type']} in the checkpoint, {now['problem_type']} now")
-            if (difference := _different_labels(was["labels"], now["labels"])) is not None:
-                found.append(f"head '{name}': {difference}")
+    found = _in_one_alone("heads", stored.heads, config.heads)
+    for name in sorted(stored.heads.keys() & config.heads.keys()):
+        was, now = stored.heads[name], config.heads[name]
+        if was["problem_type"] != now["problem_type"]:
+            found.append(f"head '{name}': {was['problem_type']} in the checkpoint, {now['problem_type']} now")
+        if (difference := _different_labels(was["labels"], now["labels"])) is not None:
+            found.append(f"head '{name}': {difference}")
     return found
+
+
+def _in_one_alone(what: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    missing = [f"{what}: '{name}' is only in the checkpoint" for name in sorted(was.keys() - now.keys())]
+    return missing + [f"{what}: '{name}' is not in the checkpoint" for name in sorted(now.keys() - was.keys())]
 
 
 def _different_labels(was: list[str], now: list[str]) -> str | None:
     if len(was) != len(now):
         return f"{len(was)} labels in the checkpoint, {len(now)} now"
     pairs = enumerate(zip(was, now, strict=True))
-    first = next((f"label {index} is {a!r} in the checkpoint, {b!r} now" for index, (a, b) in pairs if a != b), None)
-    return first
+    return next((f"label {index} is {a!r} in the checkpoint, {b!r} now" for index, (a, b) in pairs if a != b), None)
 
 
 def _changed_rows(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -139,17 +138,12 @@ def _changed_rows(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _different(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name in sorted({*was["datasets"], *now["datasets"]}):
-        if name not in now["datasets"]:
-            found.append(f"datasets: '{name}' is only in the checkpoint")
-        elif name not in was["datasets"]:
-            found.append(f"datasets: '{name}' is not in the checkpoint")
-        else:
-            for key, what in (("rows", "rows"), ("draws", "draws in a round of the mixture")):
-                before, after = was["datasets"][name][key], now["datasets"][name][key]
-                if before != after:
-                    found.append(f"dataset '{name}': {before} {what} in the checkpoint, {after} now")
+    found = _in_one_alone("datasets", was["datasets"], now["datasets"])
+    for name in sorted(was["datasets"].keys() & now["datasets"].keys()):
+        for key, what in (("rows", "rows"), ("draws", "draws in a round of the mixture")):
+            before, after = was["datasets"][name][key], now["datasets"][name][key]
+            if before != after:
+                found.append(f"dataset '{name}': {before} {what} in the checkpoint, {after} now")
     if was["seed"] != now["seed"]:
         found.append(f"seed: {was['seed']} in the checkpoint, {now['seed']} now")
     if was["rows_per_step"] != now["rows_per_step"]:

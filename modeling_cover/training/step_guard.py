@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,8 @@ class StepGuard:
 
 
 def _samples_of_step(step: int, sampler: MixtureSampler, dataset: CoTrainingDataset) -> list[dict[str, Any]]:
-    references = sampler.references(step * sampler.step_size)
     samples = []
-    for _ in range(sampler.step_size):
-        reference = next(references)
+    for reference in islice(sampler.references(step * sampler.step_size), sampler.step_size):
         try:
             name = dataset.sample_name(reference)
         except (VideoDecodingError, OSError) as error:

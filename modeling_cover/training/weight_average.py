@@ -9,17 +9,13 @@ training continues from are in training_state/weights.safetensors.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 
-class LocalWeights(Protocol):
-    """This process's part of the weights in training, see [`WholeState`]."""
-
-    def local_weights(self) -> list[torch.Tensor]: ...
-
-    def local_weights_have_changed(self) -> None: ...
+if TYPE_CHECKING:
+    from .run_state import WholeState
 
 
 class WeightAverage:
@@ -32,7 +28,7 @@ class WeightAverage:
         updates: how many there were.
     """
 
-    def __init__(self, state: LocalWeights, decay: float, updates: int = 0):
+    def __init__(self, state: "WholeState", decay: float, updates: int = 0):
         self.decay = decay
         self.updates = updates
         self._state = state
