@@ -114,15 +114,12 @@ def _rows_loss(
     return head_loss(config, name, logits, labels) if num_labels else logits.float().sum()
 
 
-def _is_checked(ids: torch.Tensor) -> bool:
-    # On an accelerator this check would make every step wait for the device; on CUDA the device checks by itself.
-    return ids.device.type == "cpu" and not is_torchdynamo_compiling()
-
-
 def _check_range(what: str, ids: torch.Tensor, size: int) -> None:
-    if ids.is_cuda and not is_torchdynamo_compiling():
+    if is_torchdynamo_compiling():
+        return
+    if ids.is_cuda:
         torch._assert_async(((ids >= 0) & (ids < size)).all(), f"{what} are not in the range 0 to {size - 1}")
-    if not _is_checked(ids):
+    if ids.device.type != "cpu":  # the check below would make every step wait for the device
         return
     outside = ids[(ids < 0) | (ids >= size)]
     if len(outside):

@@ -191,9 +191,6 @@ class CoverModel(CoverPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
-
     @record_both_attentions
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
