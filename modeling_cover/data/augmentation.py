@@ -25,13 +25,7 @@ _STEPS = 100
 
 
 def draw_short_side(augmentation: Augmentation, short_side: int, randomness: SampleRandomness) -> int | None:
-    """The short side that frames are resized to before they are cropped, in pixels; None: left as they are.
-
-    Args:
-        augmentation: the dataset's.
-        short_side: what the recipe asks for.
-        randomness: the sample's.
-    """
+    """The short side that frames are resized to before they are cropped, in pixels; None: left as they are."""
     if augmentation.random_resized_crop is not None:
         return None
     if augmentation.short_side_range is None:

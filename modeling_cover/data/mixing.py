@@ -78,13 +78,9 @@ def draw_mix(augmentation: Augmentation, randomness: SampleRandomness) -> Mix | 
 
 
 def soft_targets(target: Any, partner_target: Any, share: float, num_labels: int) -> torch.Tensor:
-    """What a mixed clip is trained towards: a float vector (num_labels,).
+    """What a mixed clip is trained towards: a float vector (num_labels,), of which `share` is `target`.
 
-    Args:
-        target: a class, or the vector (num_labels,) of a multi-label dataset.
-        partner_target: likewise, of the partner.
-        share: of `target`.
-        num_labels: of the dataset.
+    Either target is a class, or the vector (num_labels,) of a multi-label dataset.
 
     Raises:
         ValueError: if a target is neither.

@@ -50,8 +50,7 @@ class MixtureSchedule:
     """What is drawn at each position of a run.
 
     Args:
-        sizes: rows of each dataset, by name.
-        seed: the run's.
+        sizes: rows of each dataset.
         shares: of each dataset, adding up to 1; by default in proportion to the sizes.
         when_exhausted: see [`MixtureRecipe`].
 

@@ -26,14 +26,8 @@ _EXAMPLES = 3
 
 
 class BadFile(NamedTuple):
-    """A file that cannot be decoded.
-
-    Attributes:
-        dataset, path: whose, and what it is called.
-        reason: what is wrong with it.
-        split: of the dataset.
-        tried: rows of the split that were drawn until it was found, repeated ones counted again.
-    """
+    """A file that cannot be decoded. `tried` rows of the split were drawn until it was found, repeated ones counted
+    again."""
 
     dataset: str
     path: str
@@ -130,12 +124,8 @@ class Quarantine:
             self.add(entry)
 
     def check(self, bad_file: BadFile, size: int) -> None:
-        """Raise a [`TooManyBadFilesError`] if more files of a split are bad than is allowed.
-
-        Args:
-            bad_file: the one that was found last.
-            size: rows of its split.
-        """
+        """Raise a [`TooManyBadFilesError`] if more files are bad than is allowed of a split of `size` rows, after
+        `bad_file` was found."""
         self._read_on()
         bad = list(self._entries[bad_file.dataset, bad_file.split].values())
         # Workers are not at the same place: it is the furthest that tells how many rows the bad ones were among.

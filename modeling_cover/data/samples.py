@@ -273,16 +273,8 @@ def _first_readable(
     split: str,
     tried: int,
 ) -> tuple[torch.Tensor, int | np.ndarray] | None:
-    """The clip and the target of the first row that can be decoded; None if they are all in quarantine.
-
-    Args:
-        source: whose rows they are.
-        candidates: the rows.
-        decode: makes a clip of a file.
-        quarantine: of files that cannot be decoded, which are errors without it.
-        split: that the rows are of.
-        tried: see [`BadFile`].
-    """
+    """The clip and the target of the first row that can be decoded; None if they are all in quarantine. Without one, a
+    file that cannot be decoded is an error."""
     for name, read in candidates:
         if _is_bad(quarantine, source, name, split):
             continue

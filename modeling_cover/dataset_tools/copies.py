@@ -20,12 +20,8 @@ _HOW = {"bytes": "", "pixels": " (by its pixels)"}
 
 
 def copy_findings(splits: Sequence[SplitScan], near_duplicates: bool) -> Iterator[Finding]:
-    """What is wrong, or worth a note, with rows that are the same.
-
-    Args:
-        splits: all of them, read.
-        near_duplicates: whether rows have fingerprints, by which those that look the same are found as well.
-    """
+    """What is wrong, or worth a note, with rows that are the same; with `near_duplicates`, for which rows have
+    fingerprints, also with those that look the same."""
     rows = _read_rows(splits)
     copies = _equal_rows(rows)
     if near_duplicates:

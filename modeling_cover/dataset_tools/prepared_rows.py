@@ -99,23 +99,14 @@ class PreparationSettings:
 
 
 class PreparedRow(NamedTuple):
-    """One row as it goes into a shard, or why it does not.
-
-    Attributes:
-        row: its number in the dataset.
-        path: what its file is called.
-        content: the encoded clip or image; None if the file cannot be read.
-        annotation: its .json member.
-        bytes_before: of the file.
-        reason: why the file cannot be read.
-    """
+    """One row as it goes into a shard, or why it does not."""
 
     row: int
-    path: str
-    content: bytes | None = None
-    annotation: dict[str, Any] | None = None
+    path: str  # what its file is called
+    content: bytes | None = None  # the encoded clip or image; None if the file cannot be read
+    annotation: dict[str, Any] | None = None  # its .json member
     bytes_before: int = 0
-    reason: str | None = None
+    reason: str | None = None  # why the file cannot be read
 
 
 def prepare_row(source: Source, row: int, settings: PreparationSettings) -> PreparedRow:

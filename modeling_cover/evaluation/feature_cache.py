@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..data.samples import UNREADABLE
 from ..files import replacing
 from ..model.modeling_cover import CoverForVideoClassification
+from .metrics import readable_rows
 from .running import RowOutputs
 from .views import ViewsDataset
 
@@ -32,13 +32,10 @@ def cached_features(
     compute: Callable[[], RowOutputs],
     accelerator: Accelerator | None = None,
 ) -> RowOutputs:
-    """The features in a file, if they are of what `identity` says; computed and written there if not.
+    """The features in a safetensors file, if they are of what `identity` says, see [`features_identity`]; computed and
+    written there if not.
 
-    Args:
-        path: of a safetensors file, replaced if it is of something else.
-        identity: of [`features_identity`].
-        compute: see [`~modeling_cover.evaluation.running.extract_features`].
-        accelerator: of all processes, which must all call this and see the same files; by default of this one alone.
+    All processes of `accelerator` must call this and see the same files; by default there is one.
     """
     path, accelerator = Path(path), accelerator or Accelerator()
     stored = _read(path)
@@ -100,5 +97,5 @@ def _read(path: Path) -> tuple[dict[str, Any], RowOutputs] | None:
 
 def without_unreadable(outputs: RowOutputs) -> tuple[np.ndarray, np.ndarray]:
     """Features and targets of the rows that could be decoded."""
-    first = outputs.targets if outputs.targets.ndim == 1 else outputs.targets[:, 0]
-    return outputs.outputs[first != UNREADABLE], outputs.targets[first != UNREADABLE]
+    readable = readable_rows(outputs.targets)
+    return outputs.outputs[readable], outputs.targets[readable]

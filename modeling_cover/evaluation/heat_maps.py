@@ -76,16 +76,8 @@ def draw_explanation(
     path: str | os.PathLike,
     times: Sequence[float] | None = None,
 ) -> None:
-    """Each frame above the same frame with the heat map, in order of time, as a PNG.
-
-    Args:
-        frames: (T, H, W, 3), uint8.
-        overlaid: of [`overlay`].
-        title: what the model says, say.
-        note: how to read the picture.
-        path: of the picture.
-        times: of the frames, in seconds.
-    """
+    """Each of the frames (T, H, W, 3), uint8, above the same as [`overlay`] returns it, in order of time, as a PNG;
+    `times` in seconds."""
     frames = enlarged(frames)
     columns = min(len(frames), _COLUMNS)
     lines = -(-len(frames) // columns)

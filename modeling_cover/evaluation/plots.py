@@ -23,14 +23,7 @@ def confusion_matrix(references: np.ndarray, predictions: np.ndarray, num_classe
 
 
 def draw_confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str, path: str | os.PathLike) -> None:
-    """The share of each class that was taken for each, as a PNG.
-
-    Args:
-        counts: of [`confusion_matrix`].
-        labels: of the classes.
-        title: what of.
-        path: of the picture.
-    """
+    """The share of each class that was taken for each, of counts as of [`confusion_matrix`], as a PNG."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(4.5, 0.32 * len(labels) + 2.5), 22.0)
     with plain_text(labels):
@@ -59,13 +52,7 @@ def draw_scores_of_classes(
 ) -> None:
     """A bar for each class, the best above, with its number of rows, and their mean, as a PNG.
 
-    Args:
-        scores: (classes,), from 0 to 1, of those with rows.
-        rows: (classes,), of each class.
-        labels: of the classes.
-        title: what of.
-        measure: what the scores are.
-        path: of the picture.
+    `scores` and `rows` are (classes,), from 0 to 1 where there are rows; `measure` says what scores they are.
     """
     there = np.flatnonzero(rows)
     order = there[np.argsort(scores[there], kind="stable")]

@@ -29,8 +29,7 @@ def evaluate_scores(
         targets: the class of each row (rows,), or with several labels a row 0 and 1 (rows, classes); `UNREADABLE`
             where a file could not be decoded, which counts neither for nor against the model.
         labels: of the classes.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        num_resamples, seed: of the bootstrap.
 
     Returns:
         `rows` in all and, if there are any, `unreadable` ones; `top1`, `top5`, `mean_class_accuracy` over the classes
@@ -87,11 +86,7 @@ def bootstrap_intervals(
 ) -> dict[str, list[float]]:
     """Between which values 95% of the statistics of resampled rows are (the percentile bootstrap of Efron).
 
-    Args:
-        statistics: given how often each row was drawn (rows,), what is asked for.
-        num_rows: drawn, with replacement, of as many.
-        num_resamples: of all rows.
-        seed: of the draws.
+    `statistics` is given how often each row was drawn (rows,), as many as there are, with replacement.
     """
     rng = np.random.default_rng(seed)
     drawn = [

@@ -80,11 +80,7 @@ class ViewsDataset(EvaluationDataset):
 
     An image has the spatial views alone, and its one frame is in order whatever the order.
 
-    Args:
-        source, processor, quarantine: as in [`EvaluationDataset`].
-        views: of each row.
-        frame_order: of the frames of each clip: "forward", "reversed", or "shuffled", by (seed, row).
-        seed: of the shuffling.
+    `frame_order`, of the frames of each clip, is "forward", "reversed", or "shuffled", by (seed, row).
     """
 
     def __init__(

@@ -253,12 +253,8 @@ def front_matter(
 ) -> dict[str, Any]:
     """The overrides of [`write_model_card`], by the names of the arguments of `Trainer.create_model_card`.
 
-    Args:
-        language, license: the card's.
-        tags: beside those that every card has.
-        model_name: what the results are listed under.
-        finetuned_from: an id of the Hub; by default the starting point's, if it has one.
-        dataset_tags: ids of the Hub; by default those of the datasets that come from there.
+    `tags` come on top of those that every card has; the ids of the Hub, `finetuned_from` and `dataset_tags`, are by
+    default those of the starting point and of the datasets that come from there.
     """
     given = {
         "language": language,

@@ -251,10 +251,9 @@ def publish(
     again.
 
     Args:
-        folder: of the checkpoint.
+        folder, training_state: as in [`files_to_publish`].
         repository: where to.
         message: of the commit.
-        training_state: the folder in the repository for all that a run needs to resume; by default that is left out.
         patience: seconds after which a failing network is given up.
         stopped: once it is set, it is not tried again.
 

@@ -52,17 +52,7 @@ _WINDOWS_AT_A_TIME = 32
 
 
 class CoverVideoProcessorKwargs(VideosKwargs, total=False):
-    r"""
-    num_spatial_crops (`int`, *optional*, defaults to `self.num_spatial_crops`):
-        1 for the centre crop; 3 for crops at the start, the centre and the end of the longer side, each of them an
-        entry of its own in the batch.
-    frame_sampling (`str`, *optional*, defaults to `self.frame_sampling`):
-        "uniform", over the whole video, or "dense", `frame_stride` apart.
-    frame_stride (`int`, *optional*, defaults to `self.frame_stride`):
-        From one frame of a dense clip to the next.
-    num_clips (`int`, *optional*, defaults to `self.num_clips`):
-        Of one video, each an entry of its own in the batch.
-    """
+    """Options of a call, in place of the processor's own: see [`CoverVideoProcessor`]."""
 
     num_spatial_crops: int
     frame_sampling: str
@@ -222,22 +212,13 @@ class CoverVideoProcessor(BaseVideoProcessor):
         num_clips: int | None = None,
         **kwargs,
     ) -> list[int]:
-        r"""
-        Indices of the frames of one clip of a video after the other, `num_clips * num_frames` in all.
+        """Indices of the frames of one clip of a video after the other, `num_clips * num_frames` in all.
 
-        Args:
-            metadata (`VideoMetadata`):
-                Of the video; only `total_num_frames` counts.
-            num_frames (`int`, *optional*):
-                Of a clip. Defaults to `self.num_frames`.
-            fps (`int` or `float`, *optional*):
-                Not supported, since the model sees a fixed number of frames however long the video is.
-            frame_sampling (`str`, *optional*):
-                "uniform" or "dense". Defaults to `self.frame_sampling`.
-            frame_stride (`int`, *optional*):
-                From one frame of a dense clip to the next. Defaults to `self.frame_stride`.
-            num_clips (`int`, *optional*):
-                Defaults to `self.num_clips`.
+        Of the metadata only `total_num_frames` counts. Options that are None are the processor's own.
+
+        Raises:
+            ValueError: `fps` is given, or an option is not what it must be: the model sees a fixed number of frames,
+                however long the video is.
         """
         if fps is not None:
             raise ValueError(f"CoVeR samples by `num_frames` only, over the whole video; got fps={fps}")
@@ -262,8 +243,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
         sample_indices_fn: Callable | None = None,
         short_side: int | None = None,
     ) -> tuple[np.ndarray, VideoMetadata] | list:
-        r"""
-        Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames
+        """Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames
         without `sample_indices_fn`; as large as they are without `short_side`. A list into two: frames, metadata.
         """
         if isinstance(video_url_or_urls, list):
@@ -316,15 +296,9 @@ class CoverVideoProcessor(BaseVideoProcessor):
         return clips, batch_metadata
 
     def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        r"""
-        The last step of `preprocess` with its default options, on whatever device `pixels` are.
+        """The last step of `preprocess` with its default options, on whatever device `pixels` are.
 
-        Args:
-            pixels (`torch.Tensor` of shape `(..., 3, H, W)`):
-                Clips that have their frames and their size, of values of 0 to 255. They stay as they are.
-
-        Returns:
-            `torch.Tensor`: float32 of the same shape, rescaled and normalized.
+        From (..., 3, H, W) of 0 to 255, which stay as they are, to float32 of the same shape, rescaled and normalized.
         """
         options = (self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std)
         return self.rescale_and_normalize(pixels, *options).to(torch.float32)

@@ -16,12 +16,8 @@ from .checks import is_text
 
 
 def laid_over(base: Mapping[str, Any], content: Mapping[str, Any], alternatives: Sequence[str]) -> dict[str, Any]:
-    """The content of a recipe that extends another one.
-
-    Args:
-        base: the other's content.
-        content: of the recipe.
-        alternatives: keys of `model` of which one takes the place of another.
+    """The content of a recipe that extends another one; of `model`, one of the keys `alternatives` takes the place of
+    another.
 
     Raises:
         ValueError: if `datasets` names one that the base does not have.

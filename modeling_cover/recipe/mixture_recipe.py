@@ -37,11 +37,7 @@ class MixtureRecipe:
             raise ValueError(f"mixture: temperature {self.temperature} has no effect with sampling '{self.sampling}'")
 
     def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
-        """The share of each dataset, adding up to 1.
-
-        Args:
-            sizes: rows of each dataset.
-            listed: the shares that the datasets list; None where there is none.
+        """The share of each dataset, adding up to 1, by its rows and the share that it lists, if it does.
 
         Raises:
             ValueError: if shares are listed and not asked for, or some are missing.

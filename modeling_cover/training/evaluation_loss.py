@@ -18,13 +18,8 @@ from .resuming import hold_output_dir
 class EvaluationLoss:
     """Sums up an evaluation, without waiting for the device.
 
-    Trainer's own loss is a mean of batches, whichever of their rows could be read.
-
-    Args:
-        config: the model's.
-        device: that of the losses.
-        gather: the rows of all processes, without those that only fill up the last batch; by default there is one
-            process.
+    Trainer's own loss is a mean of batches, whichever of their rows could be read. `gather` has the rows of all
+    processes, without those that only fill up the last batch; by default there is one process.
     """
 
     def __init__(

@@ -82,12 +82,8 @@ def parameter_groups(
 def drop_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: int, drop_epochs: Sequence[float], drop_factor: float, steps: int
 ) -> LambdaLR:
-    """A schedule that multiplies the learning rate by `drop_factor` from each of `drop_epochs` on, after a linear
-    warm-up.
-
-    Args:
-        steps: optimizer steps of an epoch.
-    """
+    """A schedule that multiplies the learning rate by `drop_factor` from each of `drop_epochs` on, of so many `steps`
+    each, after a linear warm-up."""
     drop_steps = [round(epoch * steps) for epoch in drop_epochs]
 
     def factor(step: int) -> float:

@@ -195,13 +195,8 @@ def _as_arguments(value: Any) -> list[str]:
 def last_evaluations(
     log_history: Sequence[Mapping[str, Any]], rows: Mapping[str, int | None], step: int
 ) -> dict[str, dict[str, Any]]:
-    """The last evaluation of each dataset up to an optimizer step, with what is finite of it.
-
-    Args:
-        log_history: of a Trainer's state.
-        rows: of each dataset that is evaluated, unreadable ones among them; None if it is not known.
-        step: of the weights.
-    """
+    """The last evaluation of each dataset up to an optimizer step, with what is finite of it; `rows` are those of each
+    dataset that is evaluated, unreadable ones among them, None where it is not known."""
     found = {}
     for name, count in rows.items():
         prefix = f"eval_{name}_"

@@ -56,9 +56,7 @@ def check_same_run(
 ) -> None:
     """Raise a [`CheckpointError`] that says what differs if a checkpoint is another run's; log what has changed.
 
-    Args:
-        has_ended: whether the run takes no step any more: then nothing that has changed would be used.
-        accept_changed_rows: whether rows may have other names or labels.
+    A run that `has_ended` takes no step any more: nothing that has changed would be used.
     """
     state = read_state(checkpoint)
     if state.get("version") not in READ_VERSIONS:

@@ -101,12 +101,7 @@ def cannot_change(was: Settings, now: Settings) -> list[str]:
 
 
 def joined_parts(before: Sequence[Mapping[str, Any]], settings: Settings, step: int) -> list[dict[str, Any]]:
-    """With which settings a run has taken which steps.
-
-    Args:
-        before: what this returned for the checkpoint that the run resumes from; nothing of a new run.
-        settings: of now.
-        step: how many have been taken.
+    """With which settings a run has taken which of its `step` steps, those `before` it was resumed among them.
 
     Returns:
         Dictionaries with `first_step`, `last_step` (counted from 1, both included) and `settings`, one for each

@@ -37,7 +37,6 @@ from .weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
 
-
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 # What the training arguments say of a group of parameters. The rest of a group is an optimizer's own business.
@@ -175,18 +174,11 @@ def load_process_rng_state(checkpoint: str | os.PathLike, process: int, seed: in
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run has in memory, gathered from all processes, and loaded into them.
-
-    Attributes:
-        whole: weights and optimizer.
-        schedule: that of the learning rate.
-        scaler: that of fp16's gradients, if any.
-        sampler, metrics, guard, average: the run's.
-    """
+    """What a run has in memory, gathered from all processes, and loaded into them."""
 
     whole: WholeState
-    schedule: Any
-    scaler: torch.amp.GradScaler | None
+    schedule: Any  # of the learning rate
+    scaler: torch.amp.GradScaler | None  # of fp16's gradients
     sampler: MixtureSampler
     metrics: StepMetrics
     guard: StepGuard
@@ -197,11 +189,8 @@ class RunState:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
         """The weights to evaluate; what state.json holds; and the other tensors, by name of their file.
 
-        Every process must call it.
-
-        Args:
-            step: optimizer steps of the run so far.
-            last_step: "grad_norm" and "learning_rate" of the last one, for a log that is due.
+        Every process must call it, after `step` optimizer steps; `last_step` has "grad_norm" and "learning_rate" of
+        the last one, for a log that is due.
         """
         weights = self.whole.weights()
         optimizer_tensors, optimizer_rest = self.whole.optimizer_state()

@@ -50,11 +50,8 @@ class Decision(Enum):
 class StepGuard:
     """Decides whether an optimizer step is taken, and knows whether the run must stop after it.
 
-    Args:
-        device: that of the losses.
-        reduce: sums a tensor over processes, all of which call it; by default there is one process.
-        output_dir: holds the list of skipped steps.
-        max_skipped_steps: so many in a row end the run.
+    `reduce` sums a tensor over processes, all of which call it; by default there is one process. The list of skipped
+    steps is in `output_dir`, and `max_skipped_steps` in a row end the run.
     """
 
     def __init__(
@@ -87,9 +84,7 @@ class StepGuard:
     def decide(self, told_to_stop: bool, scale: float = 1.0) -> Decision:
         """Decide about the step, on all processes together.
 
-        Args:
-            told_to_stop: whether this process was.
-            scale: what fp16's gradients are multiplied by; from 1 on down it is not to blame for an overflow.
+        `scale` is what fp16's gradients are multiplied by; from 1 on down it is not to blame for an overflow.
         """
         norm = torch.as_tensor(self.grad_norm, device=self._losses_are_finite.device)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters

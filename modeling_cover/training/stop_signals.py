@@ -18,11 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class TrainingPreempted(SystemExit):
-    """Training was told to stop and has written a checkpoint; not caught, it ends the process with exit code 75.
-
-    Args:
-        checkpoint: from which the run resumes; None if it was told to stop before its first step.
-    """
+    """Training was told to stop, and `checkpoint` is where the run resumes, None before its first step; not caught, it
+    ends the process with exit code 75."""
 
     def __init__(self, checkpoint: str | os.PathLike | None):
         super().__init__(PREEMPTED_EXIT_CODE)

@@ -60,8 +60,10 @@ def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
 def check_metric(
     args: CoverTrainingArguments, train_dataset: CoTrainingDataset | None, eval_dataset: Any, compute: Any
 ) -> None:
-    """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint is chosen; log the datasets
-    that have none."""
+    """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint is chosen.
+
+    Datasets of whose evaluation nothing but the loss can be told are logged.
+    """
     is_ours = isinstance(eval_dataset, Mapping) and all(
         isinstance(data, EvaluationDataset) for data in eval_dataset.values()
     )

@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
 
 class WeightAverage:
-    """The average of the parameters of a model that are trained.
+    """The average of the parameters of a model that are trained; where they are sharded, so is the average.
 
-    Args:
-        state: of the model whose weights it starts from; where they are sharded, so is the average.
-        decay: the share of the average that stays, at most: in the n-th update, (1 + n) / (10 + n) if that is less,
-            since the first weights are no good.
-        updates: how many there were.
+    Of it `decay` stays in an update, at most: in the n-th, (1 + n) / (10 + n) if that is less, since the first weights
+    are no good.
     """
 
     def __init__(self, state: "WholeState", decay: float, updates: int = 0):

@@ -42,10 +42,7 @@ class FileCache:
     def copy(self, key: str, suffix: str, fetch: Callable[[BinaryIO], None]) -> Iterator[str]:
         """The path of a copy, which stays there until the end of the context.
 
-        Args:
-            key: another for each file.
-            suffix: of the copy's name.
-            fetch: writes the content to an empty file; called if there is no copy, by one process at a time.
+        If there is none for `key`, `fetch` writes the content to an empty file, in one process at a time.
 
         Raises:
             CacheError: if the folder cannot be used.

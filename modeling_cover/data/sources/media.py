@@ -73,13 +73,7 @@ class Media(NamedTuple):
 
 
 def check_content_size(size: int, name: str) -> None:
-    """Raise a `VideoDecodingError` if a file within another one, a shard or a table, is too large to be read into
-    memory.
-
-    Args:
-        size: bytes.
-        name: of the file, for the message.
-    """
+    """Raise a `VideoDecodingError` if a file of so many bytes, in a shard or a table, is too large for memory."""
     if size > _MAX_CONTENT:
         raise VideoDecodingError(f"{name} has {size} bytes, more than {_MAX_CONTENT}: store it as a file of its own")
 

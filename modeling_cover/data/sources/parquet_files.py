@@ -116,12 +116,8 @@ def open_parquet(file: str) -> Iterator[pq.ParquetFile]:
 def load_remote_parquet(
     files: Sequence[str], columns: Sequence[str], streaming: bool
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The columns of some files; if they are not streamed, as a copy in the cache of `datasets`.
-
-    Args:
-        files: addresses.
-        columns: their names.
-        streaming: whether the rows are read in order. Then a row group is a shard.
+    """The columns of some files; a row group is a shard if they are streamed, and else they are a copy in the cache of
+    `datasets`.
 
     Raises:
         ValueError: if a file cannot be read.

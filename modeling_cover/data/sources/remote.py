@@ -79,11 +79,7 @@ class _NoRangesError(Exception):
 
 
 def check_address(address: str, is_row: bool = False) -> None:
-    """Check that files of its protocol can be read here.
-
-    Args:
-        address: of a file, or of a folder.
-        is_row: whether a row of a dataset names it, and not the recipe.
+    """Check that files of its protocol can be read here, or with `is_row`, that a row of a dataset may name one.
 
     Raises:
         ValueError: if a row may not name such a file, the protocol is unknown, or its package is not installed.

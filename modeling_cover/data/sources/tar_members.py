@@ -58,10 +58,7 @@ class _Headers:
 
 
 def members_of(shard: str, file: BinaryIO) -> Iterator[Member]:
-    """The regular files of a tar file, in order.
-
-    Args:
-        shard: what to call it in messages.
+    """The regular files of a tar file, in order; `shard` is what to call it in messages.
 
     Raises:
         ValueError: it is truncated, compressed or no tar file, or has links or sparse files.
