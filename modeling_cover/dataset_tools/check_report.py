@@ -4,13 +4,14 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..files import to_json
 from ..text import counted, printable, shortened, table
 
+
+if TYPE_CHECKING:
+    from .scanning import SplitScan
 
 PROBLEMS = {
     "refused": "what training would refuse",
@@ -37,20 +38,13 @@ _LABEL_WIDTH = 20  # columns of a terminal
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong, or worth a note.
+    """One thing that is wrong, or worth a note."""
 
-    Attributes:
-        kind: a key of `PROBLEMS` or `NOTES`.
-        dataset, split: where; the split is None if it is about the dataset as a whole.
-        message: a sentence for people.
-        details: for programs, JSON-able.
-    """
-
-    kind: str
+    kind: str  # a key of `PROBLEMS` or `NOTES`
     dataset: str
-    split: str | None
-    message: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None  # None if it is about the dataset as a whole
+    message: str  # a sentence for people
+    details: Mapping[str, Any] = field(default_factory=dict)  # for programs, JSON-able
 
     @property
     def is_problem(self) -> bool:
@@ -63,28 +57,10 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSummary:
-    """A split in numbers.
-
-    Attributes:
-        dataset, split: its names.
-        num_rows: that were read.
-        labels: the label space.
-        class_counts: (classes,), the rows of each.
-    """
-
-    dataset: str
-    split: str
-    num_rows: int
-    labels: Sequence[str]
-    class_counts: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that was found."""
 
-    splits: Sequence[SplitSummary]
+    splits: Sequence["SplitScan"]
     findings: Sequence[Finding]
 
     @property
@@ -102,7 +78,7 @@ class Report:
     def _of(self, *kinds: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.kind in kinds]
 
-    def _row(self, split: SplitSummary) -> list[str]:
+    def _row(self, split: "SplitScan") -> list[str]:
         found = [
             finding for finding in self.findings if (finding.dataset, finding.split) == (split.dataset, split.split)
         ]
@@ -111,17 +87,17 @@ class Report:
         copies = sum(len(finding.details["names"]) - 1 for finding in found if finding.kind == "duplicate")
         counts = split.class_counts
         extremes = [
-            f"{counts[index]} ({shortened(split.labels[index], _LABEL_WIDTH)})"
+            f"{counts[index]} ({shortened(split.source.labels[index], _LABEL_WIDTH)})"
             for index in (counts.argmin(), counts.argmax())
         ]
         leaked = str(leaks) if split.split == "validation" else "-"
-        numbers = [split.num_rows, len(bad), leaked, copies, len(counts), int((counts == 0).sum())]
+        numbers = [len(split), len(bad), leaked, copies, len(counts), int((counts == 0).sum())]
         return [split.dataset, split.split, *map(str, numbers), *extremes]
 
     def _contaminations(self) -> Iterator[str]:
         """Whose validation is spoilt by whose training rows."""
         rows = Counter((leak.dataset, name) for leak in self._of("leak") for name in leak.details["train_of"])
-        sizes = {split.dataset: split.num_rows for split in self.splits if split.split == "validation"}
+        sizes = {split.dataset: len(split) for split in self.splits if split.split == "validation"}
         for (dataset, other), count in rows.items():
             whose = "of its own" if other == dataset else f"of {other}"
             share = f"{count} of its {sizes[dataset]} rows ({count / sizes[dataset]:.1%})"

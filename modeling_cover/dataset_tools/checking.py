@@ -56,13 +56,13 @@ def check_datasets(
         *copy_findings(splits, near_duplicates),
         *(_plain_findings(splits) if near_duplicates else ()),
     ]
-    return Report(splits=[split.summary() for split in splits], findings=findings)
+    return Report(splits=splits, findings=findings)
 
 
 def _class_findings(splits: Sequence[SplitScan]) -> Iterator[Finding]:
     for split in splits:
         kind = "empty_class" if split.split == "train" else "unvalidated_class"
-        for index in np.flatnonzero(split.class_counts() == 0):
+        for index in np.flatnonzero(split.class_counts == 0):
             label = split.source.labels[index]
             yield split.finding(kind, f"{split.dataset}: '{label}' has no row in {split.split}", label=label)
 

@@ -7,6 +7,7 @@ pixels: some 100 bytes, so that millions fit into memory.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ..data.sources.label_lists import NO_LABEL
 from ..data.sources.media import Media
 from ..data.sources.streams import StoredRow
 from ..model.video_processing_cover import CoverVideoProcessor
-from .check_report import Finding, SplitSummary
+from .check_report import Finding
 from .duplicates import FINGERPRINT_WORDS, fingerprint
 from .file_inspection import inspect_file
 from .row_pool import RowPool
@@ -160,21 +161,13 @@ class SplitScan:
             return self.source.names_of(row)
         return [self.source.labels[index] for index in self._classes[row]]
 
+    @cached_property
     def class_counts(self) -> np.ndarray:
         """(classes,), the rows of each."""
         if not self.is_stream:
             return self.source.class_counts()
         classes = np.fromiter(chain.from_iterable(self._classes), dtype=np.int64)
         return np.bincount(classes, minlength=len(self.source.labels))
-
-    def summary(self) -> SplitSummary:
-        return SplitSummary(
-            dataset=self.dataset,
-            split=self.split,
-            num_rows=len(self),
-            labels=self.source.labels,
-            class_counts=self.class_counts(),
-        )
 
 
 def scan_rows(scan: Scan, splits: Sequence[SplitScan], num_workers: int) -> Iterator[Finding]:
