@@ -26,15 +26,10 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How a clip is mixed with a partner.
+    """How a clip is mixed with a partner."""
 
-    Attributes:
-        share: of the clip; the partner has the rest.
-        centre: of CutMix's box, as parts of height and width; None for mixup.
-    """
-
-    share: float
-    centre: tuple[float, float] | None = None
+    share: float  # of the clip; the partner has the rest
+    centre: tuple[float, float] | None = None  # of CutMix's box, as parts of height and width; None for mixup
 
     def apply(self, clip: torch.Tensor, partner: torch.Tensor) -> tuple[torch.Tensor, float]:
         """The mixed clip (T, C, H, W), uint8 as both are, and the share of the label of `clip` in it.

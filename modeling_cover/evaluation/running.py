@@ -21,18 +21,11 @@ from .views import ViewsDataset
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """Of all rows of a dataset, in order.
+    """Of all rows of a dataset, in order; targets are `UNREADABLE` where a file could not be decoded."""
 
-    Attributes:
-        outputs: (rows, ...), what was asked for.
-        targets: (rows,) or, with several labels a row, (rows, classes); `UNREADABLE` where a file could not be
-            decoded.
-        seconds: that it took, decoding included.
-    """
-
-    outputs: np.ndarray
-    targets: np.ndarray
-    seconds: float
+    outputs: np.ndarray  # (rows, ...), what was asked for
+    targets: np.ndarray  # (rows,) or, with several labels a row, (rows, classes)
+    seconds: float  # that it took, decoding included
 
 
 def score_rows(

@@ -105,27 +105,16 @@ RELEASE_HEAD_WIDTH = 64  # of an attention head, in every model of the release
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderWeights:
-    """An encoder read from a checkpoint of another architecture.
+    """An encoder read from a checkpoint of another architecture."""
 
-    Attributes:
-        source: where it was read from.
-        config: fields of `CoverConfig`.
-        state_dict: parameters, named as in `CoverModel`.
-        grid: rows and columns of patches that the position embeddings are for.
-        derived: what was copied or zeroed rather than read, in words.
-        unused: names in the checkpoint of what was left out.
-        labels: labels of the classifier, in order; empty where there is none.
-        classifier: `weight` and `bias` of the classifier; empty where there is none.
-    """
-
-    source: str
-    config: dict[str, Any]
-    state_dict: Weights
-    grid: tuple[int, int]
-    derived: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    labels: list[str] = field(default_factory=list)
-    classifier: Weights = field(default_factory=dict)
+    source: str  # where it was read from
+    config: dict[str, Any]  # fields of `CoverConfig`
+    state_dict: Weights  # parameters, named as in `CoverModel`
+    grid: tuple[int, int]  # rows and columns of patches that the position embeddings are for
+    derived: tuple[str, ...] = ()  # what was copied or zeroed rather than read, in words
+    unused: tuple[str, ...] = ()  # names in the checkpoint of what was left out
+    labels: list[str] = field(default_factory=list)  # of the classifier, in order; empty where there is none
+    classifier: Weights = field(default_factory=dict)  # its `weight` and `bias`; empty where there is none
 
 
 def encoder_weights_from_vit(path: str | os.PathLike, num_frames: int, revision: str | None = None) -> EncoderWeights:

@@ -176,20 +176,12 @@ def _names_in(path: str | Path) -> list[str]:
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The labels of all rows, as they were found.
+    """The labels of all rows, as they were found."""
 
-    Attributes:
-        values: the different ones.
-        codes: int32, of each label of each row the index into `values`; of a row whose label cannot be read,
-            `NO_LABEL`.
-        starts: (rows + 1,) int64, where each row's labels start in `codes`; None where each row has just one.
-        spellings: of a name that was found in several forms, these; see [`normal_name`].
-    """
-
-    values: list[Label]
-    codes: np.ndarray
-    starts: np.ndarray | None = None
-    spellings: Mapping[str, list[str]] = field(default_factory=dict)
+    values: list[Label]  # the different ones
+    codes: np.ndarray  # int32, each label's index into `values`; of a row whose label cannot be read, `NO_LABEL`
+    starts: np.ndarray | None = None  # (rows + 1,) int64, where each row's start in `codes`; None where each has one
+    spellings: Mapping[str, list[str]] = field(default_factory=dict)  # of a name found in several forms, these
 
     @classmethod
     def of_raw(cls, values: list[Label], codes: np.ndarray, starts: np.ndarray | None = None) -> "LabelColumn":

@@ -29,23 +29,14 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRows:
-    """What is found of one split, before its label space is known.
-
-    Attributes:
-        media: the file of each row.
-        labels: the labels of each row.
-        names: the classes that the source itself lists in order, if it does.
-        roots: the folders or files that must exist for the rows to be there.
-        place_of: where a row is written down, for messages; by default in its file's name.
-        left_out: files that are there and no row is made of.
-    """
+    """What is found of one split, before its label space is known."""
 
     media: Sequence[Media]
     labels: LabelColumn
-    names: list[str] | None = None
-    roots: tuple[str, ...]
-    place_of: Callable[[int], str] | None = None
-    left_out: tuple[str, ...] = ()
+    names: list[str] | None = None  # the classes that the source itself lists in order, if it does
+    roots: tuple[str, ...]  # the folders or files that must exist for the rows to be there
+    place_of: Callable[[int], str] | None = None  # where a row is written down; by default in its file's name
+    left_out: tuple[str, ...] = ()  # files that are there and no row is made of
 
     def place(self, row: int) -> str:
         """What to call a row in messages."""
@@ -228,10 +219,7 @@ def existing_rows(
 ) -> SplitRows:
     """The rows whose file exists.
 
-    Args:
-        paths: absolute, or starting from `root`.
-        place_of: what to call a row in the message.
-        absent: the rows whose file does not exist, if that is known already.
+    `paths` are absolute or start from `root`; `absent` are the rows without a file, if these are known already.
 
     Raises:
         ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists; or a row names

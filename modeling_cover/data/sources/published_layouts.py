@@ -102,13 +102,8 @@ def read_moments_in_time(dataset: DatasetRecipe, split: str, place: str) -> Spli
 
 
 class _FileFinder:
-    """Finds videos by their names without the suffix.
-
-    Args:
-        root: where to look.
-        folders: of it, "" for itself.
-        suffix: the one to prefer where a name has several.
-    """
+    """Finds videos by their names without the suffix, in folders of `root`, "" for itself; of several, that of
+    `suffix`."""
 
     def __init__(self, root: str, folders: Sequence[str], suffix: str):
         if not os.path.isdir(root):

@@ -46,30 +46,20 @@ _STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "datase
 class Source:
     """One split of a dataset, whose rows can be read in any order.
 
-    Attributes:
-        name: the dataset's, and its head's.
-        modality: "video" or "image".
-        labels: the label space of the head.
-        problem_type: of the head.
-        media: the encoded file of each row, read when it is asked for.
-        classes: (rows,) indices into `labels`, `NO_LABEL` of a row whose label, and so whose file, cannot be read;
-            multi-label: those of all rows, one after another.
-        class_starts: (rows + 1,) where each row's start in `classes`, multi-label only.
-        roots: the folders or files that must exist for the dataset to be there.
-        spellings: of a class whose name was found in several forms, these.
-        left_out: files that are there and no row is made of.
+    `classes` are indices into `labels`, `NO_LABEL` of a row whose label, and so whose file, cannot be read: (rows,),
+    or multi-label those of all rows, one after another.
     """
 
-    name: str
-    modality: str
-    labels: list[str]
+    name: str  # the dataset's, and its head's
+    modality: str  # "video" or "image"
+    labels: list[str]  # the label space of the head
     problem_type: str
-    media: Sequence[Media]
+    media: Sequence[Media]  # the encoded file of each row, read when it is asked for
     classes: np.ndarray
-    class_starts: np.ndarray | None = None
-    roots: tuple[str, ...] = ()
-    spellings: Mapping[str, list[str]] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    class_starts: np.ndarray | None = None  # (rows + 1,) where each row's start in `classes`, multi-label only
+    roots: tuple[str, ...] = ()  # the folders or files that must exist for the dataset to be there
+    spellings: Mapping[str, list[str]] = field(default_factory=dict)  # of a name found in several forms, these
+    left_out: tuple[str, ...] = ()  # files that are there and no row is made of
 
     def __len__(self) -> int:
         return len(self.media)

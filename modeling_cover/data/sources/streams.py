@@ -34,23 +34,17 @@ _DRAWS_PER_MARK = 100
 
 @dataclass(frozen=True, kw_only=True)
 class RowStream:
-    """The rows of a split in the order they are stored in.
+    """The rows of a split in the order they are stored in; nothing in them is decoded.
 
-    Attributes:
-        rows: nothing in them is decoded.
-        read: takes a row, and what to call it in messages, to its file and its label as it is written there.
-        place: where the rows are, for messages.
-        names: the classes that the source itself lists in order, if it does.
-        size: how many rows there are, if the source says so.
-        roots: the folders or files that must exist for the rows to be there.
+    `read` takes a row, and what to call it in messages, to its file and its label as it is written there.
     """
 
     rows: IterableDataset
     read: Callable[[Mapping[str, Any], str], tuple[Media, Any]]
-    place: str
-    names: list[str] | None
-    size: int | None
-    roots: tuple[str, ...]
+    place: str  # where the rows are, for messages
+    names: list[str] | None  # the classes that the source itself lists in order, if it does
+    size: int | None  # how many rows there are, if the source says so
+    roots: tuple[str, ...]  # the folders or files that must exist for the rows to be there
 
 
 class Example(NamedTuple):
@@ -62,29 +56,17 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedSource:
-    """A train split that is only read in order.
+    """A train split that is only read in order."""
 
-    Attributes:
-        name: the dataset's, and its head's.
-        modality: "video" or "image".
-        labels: the label space of the head.
-        problem_type: of the head.
-        size: rows of a pass, as the source or the recipe says.
-        roots: the folders or files that must exist for the dataset to be there.
-        shuffle_buffer: rows of the blocks in which it is shuffled.
-        stream: the rows.
-        label_space: which class a row's label means.
-    """
-
-    name: str
-    modality: str
-    labels: list[str]
+    name: str  # the dataset's, and its head's
+    modality: str  # "video" or "image"
+    labels: list[str]  # the label space of the head
     problem_type: str
-    size: int
-    roots: tuple[str, ...]
-    shuffle_buffer: int
+    size: int  # rows of a pass, as the source or the recipe says
+    roots: tuple[str, ...]  # the folders or files that must exist for the dataset to be there
+    shuffle_buffer: int  # rows of the blocks in which it is shuffled
     stream: RowStream
-    label_space: LabelSpace
+    label_space: LabelSpace  # which class a row's label means
 
     def __len__(self) -> int:
         return self.size

@@ -34,20 +34,14 @@ _MAX_DISK_SHARDS = 64  # of a dataset on disk that is streamed: pieces whose ord
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a table are.
-
-    Attributes:
-        media, label, start, end: their names.
-        holds_paths: whether the media column holds paths alone.
-        names: the classes that indices in the label column count, if it lists them.
-    """
+    """What the columns of a table are called, and what is in them."""
 
     media: str
     label: str
     start: str | None
     end: str | None
-    holds_paths: bool
-    names: list[str] | None
+    holds_paths: bool  # whether the media column holds paths alone
+    names: list[str] | None  # the classes that indices in the label column count, if it lists them
 
     @property
     def all(self) -> list[str]:
