@@ -45,12 +45,7 @@ class TooManyBadFilesError(ValueError):
 
 
 class Quarantine:
-    """The bad files of a run. Any number of processes may write to it at a time.
-
-    Args:
-        path: of the file, which need not exist yet.
-        max_share: see [`BadFilesRecipe`].
-    """
+    """The bad files of a run, in a file that need not exist yet. Any number of processes may write to it at a time."""
 
     def __init__(self, path: str | os.PathLike, max_share: float = BadFilesRecipe.max_share):
         self.path = Path(path)

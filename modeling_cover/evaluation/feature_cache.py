@@ -48,15 +48,11 @@ def cached_features(
         logger.warning(f"{path} has features of another {' and '.join(different)}, they are computed again")
     outputs = compute()
     if accelerator.is_main_process:
-        _write(path, identity, outputs)
+        tensors = {"features": outputs.outputs, "targets": outputs.targets}
+        metadata = {_KEY: json.dumps(identity, sort_keys=True), "seconds": str(outputs.seconds)}
+        with replacing(path) as file:
+            save_file(tensors, file.name, metadata)
     return outputs
-
-
-def _write(path: Path, identity: dict[str, Any], outputs: RowOutputs) -> None:
-    tensors = {"features": outputs.outputs, "targets": outputs.targets}
-    metadata = {_KEY: json.dumps(identity, sort_keys=True), "seconds": str(outputs.seconds)}
-    with replacing(path) as file:
-        save_file(tensors, file.name, metadata)
 
 
 def features_identity(model: CoverForVideoClassification, dataset: ViewsDataset) -> dict[str, Any]:

@@ -226,6 +226,3 @@ def _webp_chunks(file: BinaryIO) -> list[bytes] | None:
             content = bytes([content[0] & ~0x20]) + content[1:]  # no profile
         chunks.append(header + content + bytes(size % 2))
     return chunks
-
-
-__all__ = ["check_jpeg", "check_tiff", "orientation_of", "without_metadata"]

@@ -299,7 +299,8 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> VideoIndex:
     timestamps, display_order = presented, np.flatnonzero(shown)
     order = None if scan.order is None else scan.order.display_order()
     is_exact = scan.is_sound and not parts.any() and not _has_several_segments(presented, shown)
-    is_exact = is_exact and (scan.order is None or scan.order.is_regular) and _keeps_promises(name, stream)
+    is_exact = is_exact and (scan.order is None or scan.order.is_regular)
+    is_exact = is_exact and name in _INDEXED_CONTAINERS and _codec(stream) in _SEEKABLE_CODECS
     if name == _AVI and is_exact and order is not None and UNKNOWN not in decoded:
         display_order, shown = order, np.zeros(len(shown), dtype=bool)
         shown[order] = True
@@ -403,10 +404,6 @@ def _packets_again(
         elif number > numbers.start:
             break
     raise BrokenPromise(f"packet {number} is not found again")
-
-
-def _keeps_promises(container: str, stream: VideoStream) -> bool:
-    return container in _INDEXED_CONTAINERS and _codec(stream) in _SEEKABLE_CODECS
 
 
 def _codec(stream: VideoStream) -> str:

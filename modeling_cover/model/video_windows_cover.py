@@ -153,6 +153,3 @@ def _decode(
         outline = counted
     upright = outline.orientation.turn_upright(images)
     return [upright[np.searchsorted(frames, indices)] for indices in group], outline
-
-
-__all__ = ["Window", "read_windows", "window_times"]

@@ -170,12 +170,8 @@ class DatasetRecipe:
             raise ValueError(f"columns: unknown {unknown}, expected some of {', '.join(known)}")
 
     def _is_given(self, key: str) -> bool:
-        (default,) = [
-            field.default_factory() if field.default is MISSING else field.default
-            for field in fields(self)
-            if field.name == key
-        ]
-        return getattr(self, key) != default
+        (of_key,) = [field for field in fields(self) if field.name == key]
+        return getattr(self, key) != (of_key.default_factory() if of_key.default is MISSING else of_key.default)
 
     @property
     def is_multi_label(self) -> bool:

@@ -122,25 +122,15 @@ class ClipRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole recipe, paths resolved.
-
-    Attributes:
-        model: the starting point, `default_head` and fields of `CoverConfig`.
-        clips: what the model is fed.
-        datasets: the datasets of the mixture.
-        mixture: how often each of them is drawn.
-        augmentation: of the training samples of all datasets, fields of `Augmentation`.
-        bad_files: what to do about files that cannot be decoded.
-        training: fields of `CoverTrainingArguments`.
-    """
+    """A whole recipe, paths resolved."""
 
     datasets: tuple[DatasetRecipe, ...]
     clips: ClipRecipe = field(default_factory=ClipRecipe)
     mixture: MixtureRecipe = field(default_factory=MixtureRecipe)
-    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Mapping[str, Any] = field(default_factory=dict)  # of all datasets, fields of `Augmentation`
     bad_files: BadFilesRecipe = field(default_factory=BadFilesRecipe)
-    model: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  # starting point, `default_head`, fields of `CoverConfig`
+    training: Mapping[str, Any] = field(default_factory=dict)  # fields of `CoverTrainingArguments`
 
     def __post_init__(self):
         names = [dataset.name for dataset in self.datasets]

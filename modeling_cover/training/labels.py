@@ -67,13 +67,8 @@ def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor,
 
 
 def row_losses(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(R,), the loss of each row of the head `name`: [`~modeling_cover.model.head_losses_cover.head_loss`] is their
-    mean.
-
-    Args:
-        logits: (R, L).
-        labels: (R,), or (R, L) of a multi-label head.
-    """
+    """(R,), the loss of each row of the head `name`, of logits (R, L) and labels (R,), or (R, L) if multi-label;
+    [`~modeling_cover.model.head_losses_cover.head_loss`] is their mean."""
     if config.heads[name]["problem_type"] == MULTI_LABEL:
         losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
         return losses.mean(dim=-1)

@@ -82,7 +82,6 @@ def find_checkpoint(asked: str | os.PathLike | bool | None, args: CoverTrainingA
     Args:
         asked: a checkpoint; True for the newest whole one in `output_dir`, "auto" for the same or, if there are none,
             a new run; by default a new run.
-        args: the run's.
 
     Raises:
         CheckpointError: if the checkpoint is not there or damaged, or a new run would write among those of another.
@@ -166,9 +165,6 @@ def resume_point(
 ) -> str | None:
     """The checkpoint that a run resumes from, known to be of the same run, or whose weights the model has taken; None
     for a new run. Every process must call it.
-
-    Args:
-        asked: see [`find_checkpoint`].
 
     Raises:
         CheckpointError: see [`find_checkpoint`] and [`check_same_run`].

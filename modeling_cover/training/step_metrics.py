@@ -15,13 +15,8 @@ from ..recipe.dataset_recipe import MULTI_LABEL
 class StepMetrics:
     """Sums up what the steps since the last log tell, without waiting for the device.
 
-    A step counts once it is taken: [`take_step`]. The metrics of a step that is skipped are dropped.
-
-    Args:
-        heads: the model's heads by name, in the order of their ids, as its configuration has them.
-        device: holds the sums.
-        reduce: sums a tensor over processes, all of which call it; by default there is one process.
-        num_processes: the number of processes.
+    A step counts once it is taken: [`take_step`]. The metrics of a step that is skipped are dropped. `heads` are those
+    of the configuration in the order of their ids; `reduce` sums a tensor over processes, all of which call it.
     """
 
     def __init__(

@@ -34,12 +34,10 @@ State = tuple[int, str, int] | None
 
 
 class Watchdog:
-    """Watches over the processes of a run, from threads of each.
+    """Watches over the processes of a run, from threads of each; all of them must make one.
 
-    Args:
-        accelerator: of the run, with several processes. All of them must make a watchdog.
-        timeout: seconds after which communication between processes fails, without saying whose fault it is. The run
-            ends before.
+    Communication between processes fails after `timeout` seconds, without saying whose fault it is. So the run ends
+    before.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float):
@@ -107,12 +105,7 @@ class Watchdog:
 
 
 class Watch:
-    """A watchdog while it is entered, where there are several processes; it may be entered again inside.
-
-    Args:
-        accelerator: the run's.
-        timeout: see [`Watchdog`].
-    """
+    """A [`Watchdog`] while it is entered, where there are several processes; it may be entered again inside."""
 
     def __init__(self, accelerator: Accelerator, timeout: float):
         self._accelerator = accelerator

@@ -27,12 +27,8 @@ class CacheError(RuntimeError):
 
 
 class FileCache:
-    """Keeps copies of files, and lets those go that were not used for the longest time.
-
-    Args:
-        folder: made where it is missing.
-        max_bytes: of all copies. What is being fetched or read comes on top.
-    """
+    """Keeps copies of files, and lets those go that were not used for the longest time. What is being fetched or read
+    comes on top of `max_bytes`."""
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder = folder
@@ -49,17 +45,16 @@ class FileCache:
         """
         name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
         path = self.folder / name[:2] / f"{name}{suffix}"
-        while (file := self._found(path) or self._added(path, fetch)) is None:
-            pass  # another process has just made it, or made room
+        file = None
+        while file is None:  # another process may have just made it, or made room
+            with self._using():
+                file = _locked(path, fcntl.LOCK_SH)
+            file = file or self._added(path, fetch)
         with file:
             with self._using():
                 # The time of the last use. That of the last change stays.
                 os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
             yield str(path)
-
-    def _found(self, path: Path) -> BinaryIO | None:
-        with self._using():
-            return _locked(path, fcntl.LOCK_SH)
 
     def _added(self, path: Path, fetch: Callable[[BinaryIO], None]) -> BinaryIO | None:
         part = path.with_name(f"{path.name}.part")

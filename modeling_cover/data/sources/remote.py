@@ -61,17 +61,12 @@ _KEPT: dict[int, fsspec.AbstractFileSystem] = {}
 
 
 class RemoteError(VideoDecodingError):
-    """A remote file cannot be fetched. The message names it, without what would be the right to fetch it.
-
-    Attributes:
-        status: what the server has answered, if it has.
-        is_missing: whether there is no such file.
-    """
+    """A remote file cannot be fetched. The message names it, without what would be the right to fetch it."""
 
     def __init__(self, message: str, status: int | None = None, is_missing: bool = False):
         super().__init__(message)
-        self.status = status
-        self.is_missing = is_missing
+        self.status = status  # what the server has answered, if it has
+        self.is_missing = is_missing  # whether there is no such file
 
 
 class _NoRangesError(Exception):
@@ -290,14 +285,10 @@ def exists(address: str) -> bool:
 
 
 def find_remote(place: str, suffixes: tuple[str, ...], deep: bool = False) -> list[str]:
-    """A remote file; the files that match a pattern, sorted; or those of a folder, sorted.
+    """A remote file, if `place` ends in one of `suffixes`; the files that match a pattern, if it has an asterisk or a
+    bracket, sorted; or those of a folder with such a suffix, sorted, and with `deep` those of its folders.
 
     Of the web, what is in a folder are the links on its page.
-
-    Args:
-        place: a file if it ends in one of `suffixes`, a pattern if it has an asterisk or a bracket.
-        suffixes: of the files of a folder.
-        deep: whether the files of its folders are among them.
 
     Raises:
         RemoteError: if there is no such folder, or the server is not there.

@@ -272,7 +272,8 @@ class Stream:
         order = np.random.default_rng([BLOCK_STREAM, self.seed, mark.pass_index, mark.block]).permutation(len(rows))
         self._block = [rows[index] for index in order]
         self._block_start = mark.draw
-        self._remember(mark)
+        if mark.draw >= self._marks[-1].draw + _DRAWS_PER_MARK:
+            self._marks.append(mark)
         state = self._pass.state_dict()
         self._next = _Mark(mark.draw + len(rows), mark.pass_index, mark.block + 1, mark.pass_draw, state)
 
@@ -282,10 +283,6 @@ class Stream:
         except (OSError, ValueError, DatasetsError) as error:
             place = f"{self.source.stream.place}, shard {self._pass.shard}"
             raise ValueError(f"dataset '{self.source.name}': {place} cannot be read on: {error}") from error
-
-    def _remember(self, mark: _Mark) -> None:
-        if mark.draw >= self._marks[-1].draw + _DRAWS_PER_MARK:
-            self._marks.append(mark)
 
     def _check_pass(self, end: _Mark) -> None:
         rows = end.draw - end.pass_draw

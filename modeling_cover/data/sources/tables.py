@@ -128,12 +128,7 @@ def _is_file(feature: Any) -> bool:
 
 
 class Places:
-    """What to call the rows of a table that was read from several files.
-
-    Args:
-        files: their names.
-        counts: rows of each; None where there is just one.
-    """
+    """What to call the rows of a table that was read from several files, by their names and the rows of each."""
 
     def __init__(self, files: Sequence[str], counts: Sequence[int] | None = None):
         self.name = ", ".join(files[:2]) + (", ..." if len(files) > 2 else "")

@@ -301,11 +301,8 @@ def _allowed_files() -> int:
 class TarMedia(Sequence):
     """The videos or images of all shards, each read at its offset.
 
-    Args:
-        shards: paths.
-        shard_of, offsets, sizes: of each row, the index of its shard and where its file lies in it, in bytes.
-        members: the name of each row's file in its shard.
-        problems: of a row that cannot be read, why.
+    Of each row there are the index of its shard, where its file lies in it, in bytes, and its name there; `problems`
+    says of a row that cannot be read why.
     """
 
     def __init__(
