@@ -37,11 +37,7 @@ def draw_short_side(augmentation: Augmentation, short_side: int, randomness: Sam
 def augment_frames(
     frames: torch.Tensor, augmentation: Augmentation, height: int, width: int, randomness: SampleRandomness
 ) -> torch.Tensor:
-    """Crop, mirror and recolour the frames of a clip: (T, 3, H, W) to (T, 3, `height`, `width`), both uint8.
-
-    Raises:
-        ValueError: if `frames` is no such tensor, or the crop does not fit into it.
-    """
+    """Crop, mirror and recolour the frames of a clip: (T, 3, H, W) to (T, 3, `height`, `width`), both uint8."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise ValueError(f"expected frames (T, 3, H, W) of uint8, got {tuple(frames.shape)} of {frames.dtype}")
     if augmentation.random_resized_crop is None:
@@ -61,11 +57,7 @@ def augment_frames(
 
 
 def random_crop(frames: torch.Tensor, height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
-    """Cut (T, C, `height`, `width`) out of (T, C, H, W) at a place drawn uniformly.
-
-    Raises:
-        ValueError: if it does not fit.
-    """
+    """Cut (T, C, `height`, `width`) out of (T, C, H, W) at a place drawn uniformly."""
     if frames.shape[-2] < height or frames.shape[-1] < width:
         raise ValueError(f"a crop of {height}x{width} does not fit into frames of {tuple(frames.shape[-2:])}")
     top = int(rng.integers(frames.shape[-2] - height + 1))

@@ -35,9 +35,6 @@ class Mix:
         """The mixed clip (T, C, H, W), uint8 as both are, and the share of the label of `clip` in it.
 
         With CutMix the share is that of the pixels: the part of the box beyond the border does not count.
-
-        Raises:
-            ValueError: if the clips are of different shapes.
         """
         if clip.shape != partner.shape:
             raise ValueError(f"clips to be mixed must have one shape, got {tuple(clip.shape)}, {tuple(partner.shape)}")
@@ -76,9 +73,6 @@ def soft_targets(target: Any, partner_target: Any, share: float, num_labels: int
     """What a mixed clip is trained towards: a float vector (num_labels,), of which `share` is `target`.
 
     Either target is a class, or the vector (num_labels,) of a multi-label dataset.
-
-    Raises:
-        ValueError: if a target is neither.
     """
     vectors = [_target_vector(target, num_labels), _target_vector(partner_target, num_labels)]
     return share * vectors[0] + (1 - share) * vectors[1]

@@ -216,11 +216,7 @@ def check_is_regular(path: str | os.PathLike) -> None:
 
 
 def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
-    """A regular file, opened to be read.
-
-    Raises:
-        ValueError, OSError: as of `check_is_regular`.
-    """
+    """A regular file, opened to be read; errors are those of `check_is_regular`."""
     check_is_regular(path)
     file = open(os.open(path, _FLAGS), "rb", buffering=buffering)  # noqa: SIM115 (the caller closes it)
     try:

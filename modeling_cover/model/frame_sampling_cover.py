@@ -14,7 +14,8 @@
 """Which frames of a video make a clip: pure functions over indices.
 
 All of them return ascending indices, from 0 to `total_num_frames - 1`, and as many as they were asked for however
-short the video is; nothing is left to chance but by a generator that is passed in.
+short the video is; nothing is left to chance but by a generator that is passed in. A number that is not positive, or a
+start that is no frame of the video, is a `ValueError`.
 
 The drawings show the frames of a video in a row: `#` is chosen, `.` is not.
 """
@@ -27,12 +28,9 @@ import numpy as np
 def uniform_frame_indices(total_num_frames: int, num_frames: int) -> list[int]:
     """The centre frame of each of `num_frames` equal segments of a whole clip.
 
-        9 frames, 3 wanted      . # .   . # .   . # .       1, 4, 7
-        2 frames, 4 wanted      #   #   #   #               0, 0, 1, 1      (a short clip repeats its frames)
-        4 frames, 4 wanted      #   #   #   #               0, 1, 2, 3
-
-    Raises:
-        ValueError: if either number is not positive.
+    9 frames, 3 wanted      . # .   . # .   . # .       1, 4, 7
+    2 frames, 4 wanted      #   #   #   #               0, 0, 1, 1      (a short clip repeats its frames)
+    4 frames, 4 wanted      #   #   #   #               0, 1, 2, 3
     """
     _check(total_num_frames, num_frames)
     return [(2 * i + 1) * total_num_frames // (2 * num_frames) for i in range(num_frames)]
@@ -46,9 +44,6 @@ def segment_frame_indices(total_num_frames: int, num_frames: int, rng: np.random
 
     Each frame of a segment is as likely as the others; `uniform_frame_indices` is what evaluation takes in their
     place.
-
-    Raises:
-        ValueError: if either number is not positive.
     """
     _check(total_num_frames, num_frames)
     edges = [i * total_num_frames // num_frames for i in range(num_frames + 1)]
@@ -63,9 +58,6 @@ def dense_frame_indices(total_num_frames: int, num_frames: int, stride: int = 1,
 
     Where the video ends before the clip does, its last frame is repeated, as SlowFast and VideoMAE do (others begin
     again with the first frame, which shows the model a jump that never happened).
-
-    Raises:
-        ValueError: if a number is not positive, or `start` is no frame of the video.
     """
     _check(total_num_frames, num_frames, stride)
     if not 0 <= start < total_num_frames:
@@ -74,11 +66,7 @@ def dense_frame_indices(total_num_frames: int, num_frames: int, stride: int = 1,
 
 
 def random_clip_start(total_num_frames: int, num_frames: int, stride: int, rng: np.random.Generator) -> int:
-    """Where a dense clip begins at random: any frame from which it fits into the video, or 0 if it does not fit.
-
-    Raises:
-        ValueError: if a number is not positive.
-    """
+    """Where a dense clip begins at random: any frame from which it fits into the video, or 0 if it does not fit."""
     return int(rng.integers(_last_clip_start(total_num_frames, num_frames, stride) + 1))
 
 
@@ -91,9 +79,6 @@ def spread_clip_starts(total_num_frames: int, num_frames: int, stride: int, num_
         9 frames, clips of 3, stride 2, 1 clip      . . # . # . # . .       2       (one clip lies in the centre)
 
     Clips that do not fit side by side overlap; of a video shorter than a clip all begin at 0.
-
-    Raises:
-        ValueError: if a number is not positive.
     """
     last = _last_clip_start(total_num_frames, num_frames, stride)
     if num_clips < 1:

@@ -97,11 +97,7 @@ def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def rgb_pixels(image: PIL.Image.Image) -> np.ndarray:
     """(H, W, 3), uint8: what `to_rgb` makes of the image, some rows at a time, since each step is a copy of all of
-    them.
-
-    Raises:
-        ValueError: as of `to_rgb`.
-    """
+    them."""
     width, height = image.size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     num_rows = max(1, _PIXELS_AT_A_TIME // max(1, width))

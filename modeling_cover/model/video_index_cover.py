@@ -164,11 +164,7 @@ class VideoIndex:
         return first, stop
 
     def shown_between(self, start: float, end: float) -> tuple[int, int]:
-        """The same; if no new frame appears between `start` and `end`, the one that is displayed meanwhile.
-
-        Raises:
-            ValueError: the file does not tell when a frame is displayed.
-        """
+        """The same; if no new frame appears between `start` and `end`, the one that is displayed meanwhile."""
         first, stop = self._first_from(start), self._first_from(end)
         return (first, stop) if first < stop else (max(0, first - 1), max(1, first))
 

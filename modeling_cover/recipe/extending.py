@@ -17,11 +17,7 @@ from .checks import is_text
 
 def laid_over(base: Mapping[str, Any], content: Mapping[str, Any], alternatives: Sequence[str]) -> dict[str, Any]:
     """The content of a recipe that extends another one; of `model`, one of the keys `alternatives` takes the place of
-    another.
-
-    Raises:
-        ValueError: if `datasets` names one that the base does not have.
-    """
+    another."""
     merged = {**base}
     for key, value in content.items():
         under = base.get(key)

@@ -11,11 +11,7 @@ from ..model.video_processing_cover import CoverVideoProcessor
 
 
 def rows_of_heads(batch: dict[str, Any], num_heads: int) -> torch.Tensor:
-    """(heads,), the rows of each head in a training batch.
-
-    Raises:
-        ValueError: if the batch does not say whose they are.
-    """
+    """(heads,), the rows of each head in a training batch."""
     if "head_ids" not in batch:
         raise ValueError("a training batch needs head_ids, which say whose row is whose: see collate_clips")
     head_ids = batch["head_ids"]
@@ -24,11 +20,7 @@ def rows_of_heads(batch: dict[str, Any], num_heads: int) -> torch.Tensor:
 
 
 def normalized(batch: dict[str, Any], processor: object) -> dict[str, Any]:
-    """The batch with clips (B, T, C, H, W) as the model takes them. They come as bytes; floats are ready.
-
-    Raises:
-        ValueError: if there are bytes and `processor` cannot normalise them.
-    """
+    """The batch with clips (B, T, C, H, W) as the model takes them. They come as bytes; floats are ready."""
     clips = batch["pixel_values"]
     if not isinstance(clips, list):
         return {**batch, "pixel_values": _normalized(clips, processor)}

@@ -136,11 +136,7 @@ def _newest_whole(args: CoverTrainingArguments) -> Path | None:
 
 
 def take_weights(model: CoverForVideoClassification, checkpoint: Path) -> None:
-    """Start from the weights of another run: the encoder's, and those of heads that have the same labels.
-
-    Raises:
-        CheckpointError: if the encoder is another.
-    """
+    """Start from the weights of another run: the encoder's, and those of heads that have the same labels."""
     config = CoverConfig.from_pretrained(checkpoint)
     same = {name for name, head in model.config.heads.items() if config.heads.get(name) == head}
     taken = {

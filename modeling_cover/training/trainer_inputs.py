@@ -91,11 +91,7 @@ def _metrics_of(dataset: EvaluationDataset) -> list[str]:
 def checked_schedule(
     args: CoverTrainingArguments, dataset: CoTrainingDataset, schedule: MixtureSchedule | None
 ) -> MixtureSchedule:
-    """The schedule; by default every dataset in proportion to its size.
-
-    Raises:
-        ValueError: unless all that is random about the data follows from one seed.
-    """
+    """The schedule; by default every dataset in proportion to its size."""
     schedule = schedule or MixtureSchedule(dataset.sizes, dataset.seed)
     if schedule.seed != dataset.seed:
         raise ValueError(f"the schedule has seed {schedule.seed} and train_dataset {dataset.seed}: make them with one")

@@ -5,6 +5,10 @@
 (folders of files, and lists of them), `published_layouts` (Kinetics, Something-Something, Moments in Time),
 `tar_shards` (WebDataset), `tables` (Parquet, and what the `datasets` library reads), `streams` (those that are read in
 order).
+
+What is wrong with a dataset as it is found (a missing path, a damaged list, a label of no class) is a `ValueError` of
+all of them, whose message names the culprit and what was expected. What is wrong with the file of a row shows when it
+is read, and is a `VideoDecodingError`.
 """
 
 from .source import Source, check_same_classes, read_sources

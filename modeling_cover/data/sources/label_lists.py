@@ -117,11 +117,7 @@ def _in_order(entries: list[tuple[str, str, str]]) -> list[str]:
 
 
 def checked_labels(labels: Any, where: str) -> list[str]:
-    """The list, with names as they are compared; see [`normal_name`].
-
-    Raises:
-        ValueError: that says `where`, unless it is of different strings, at least one.
-    """
+    """The list, with names as they are compared; see [`normal_name`]."""
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
         raise ValueError(f"{where}: expected a list of strings, got {labels!r}")
     given, labels = labels, [normal_name(label) for label in labels]
@@ -146,11 +142,7 @@ def _pairs_of_one_name(given: Sequence[str], names: Sequence[str]) -> Iterator[t
 
 
 def listed_names(shards: Sequence[str]) -> list[str] | None:
-    """The classes that a dataset.json beside the shards lists under "labels", if there is one.
-
-    Raises:
-        ValueError: if one is not what it should be, or those of two folders list other classes or another order.
-    """
+    """The classes that a dataset.json beside the shards lists under "labels", if there is one."""
     remote = dict.fromkeys(joined(parent(shard), "dataset.json") for shard in shards if is_address(shard))
     folders = dict.fromkeys(Path(shard).parent for shard in shards if not is_address(shard))
     paths = [path for folder in folders if (path := folder / "dataset.json").is_file()]
@@ -314,22 +306,14 @@ def multi_hot(classes: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarr
 
 
 def split_labels(cell: str, separator: str) -> list[str]:
-    """The labels of a multi-label cell of text, which may also be a list as Python writes it; an empty cell has none.
-
-    Raises:
-        ValueError: if it is in brackets, and no such list.
-    """
+    """The labels of a multi-label cell of text, which may be a list as Python writes it; an empty cell has none."""
     if (items := listed_in(cell)) is not None:
         return items
     return [label.strip() for label in cell.split(separator)] if cell.strip() else []
 
 
 def single_label(cell: str) -> str:
-    """A cell of text that is one label.
-
-    Raises:
-        ValueError: if it is a list of labels, as Python writes it.
-    """
+    """A cell of text that is one label."""
     if cell[:2] in ("['", '["', "[]"):
         raise ValueError(f"expected one label, got the list {cell!r}: that is multi_label_classification")
     return cell

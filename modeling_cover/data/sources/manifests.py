@@ -220,10 +220,6 @@ def existing_rows(
     """The rows whose file exists.
 
     `paths` are absolute or start from `root`; `absent` are the rows without a file, if these are known already.
-
-    Raises:
-        ValueError: if a file does not exist, unless the recipe wants such rows skipped, or none exists; or a row names
-            a remote file of a kind that cannot be read.
     """
     check_row_addresses(paths, place_of)
     absent = absent_rows(root, paths) if absent is None else absent

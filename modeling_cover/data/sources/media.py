@@ -113,11 +113,7 @@ def _at(times: np.ndarray | None, row: int) -> float | None:
 
 
 def parse_segment(start: Any, end: Any) -> tuple[float, float]:
-    """Seconds out of two cells; NaN for an empty one.
-
-    Raises:
-        ValueError: if one is no number of seconds, or the segment is empty.
-    """
+    """Seconds out of two cells; NaN for an empty one."""
     start, end = _parse_seconds("start", start), _parse_seconds("end", end)
     if end <= (0 if math.isnan(start) else start):
         raise ValueError(f"the segment from {start} to {end} s is empty")

@@ -29,11 +29,7 @@ _ROWS_AT_A_TIME = 16  # whole videos, in memory
 
 
 def find_parquet_files(place: str) -> list[str]:
-    """A .parquet file, those of a folder or those of a pattern, here or elsewhere.
-
-    Raises:
-        ValueError: if there is none, or a folder has those of several splits.
-    """
+    """A .parquet file, those of a folder or those of a pattern, here or elsewhere."""
     name = public_name(place)
     if is_address(place):
         found = find_remote(place, (".parquet",), deep=True)
@@ -51,12 +47,7 @@ def find_parquet_files(place: str) -> list[str]:
 
 
 def parquet_row_counts(files: Sequence[str], columns: Sequence[str]) -> dict[str, int]:
-    """The rows of each file that has any.
-
-    Raises:
-        ValueError: if one is truncated or not of Parquet, lacks a column or has another type of it than the first, or
-            none has rows; the message names it.
-    """
+    """The rows of each file that has any; all must be whole, and have the same types of the columns."""
     counts, first, names = {}, None, [public_name(file) for file in files]
     for file, name, (schema, rows) in zip(files, names, _footers(files), strict=True):
         if missing := [column for column in columns if column not in schema.names]:
@@ -117,11 +108,7 @@ def load_remote_parquet(
     files: Sequence[str], columns: Sequence[str], streaming: bool
 ) -> datasets.Dataset | datasets.IterableDataset:
     """The columns of some files; a row group is a shard if they are streamed, and else they are a copy in the cache of
-    `datasets`.
-
-    Raises:
-        ValueError: if a file cannot be read.
-    """
+    `datasets`."""
     groups, features = [], None
     for file in files:
         with open_parquet(file) as parquet:

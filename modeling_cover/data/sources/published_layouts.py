@@ -29,9 +29,6 @@ def read_kinetics(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
 
     They lie under `media_root`, or a folder of it named after the split ("train", "val"), all together or in a folder
     for each class, the spaces in whose name may be underscores.
-
-    Raises:
-        ValueError: if the file is not such a list, has no labels or no rows of the split, or a clip does not exist.
     """
     columns = ["label", "youtube_id", "time_start", "time_end", "split"]
     rows = []
@@ -62,11 +59,7 @@ def read_kinetics(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
 
 
 def read_something_something(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
-    """The clips of a published Something-Something list; the label is the template without its brackets.
-
-    Raises:
-        ValueError: if the file is not such a list or has no labels, or a clip does not exist.
-    """
+    """The clips of a published Something-Something list; the label is the template without its brackets."""
     rows = []
     records = Records(place, ["id", "template"])
     try:
@@ -82,11 +75,7 @@ def read_something_something(dataset: DatasetRecipe, split: str, place: str) -> 
 
 
 def read_moments_in_time(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
-    """The clips of a published list of Moments in Time, in the folder "training" or "validation" of `media_root`.
-
-    Raises:
-        ValueError: if the file is not such a list, or a clip does not exist.
-    """
+    """The clips of a published list of Moments in Time, in the folder "training" or "validation" of `media_root`."""
     root = os.path.join(dataset.media_root, _MOMENTS_FOLDERS[split])
     if not os.path.isdir(root):
         raise ValueError(f"{root} is not a folder")

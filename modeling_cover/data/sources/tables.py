@@ -58,11 +58,7 @@ def load(path: str, *args: Any, **kwargs: Any) -> datasets.Dataset | datasets.It
 
 
 def load_from_disk(path: str, split: str) -> datasets.Dataset:
-    """A split, or a slice such as "train[:90%]" of one, of what `save_to_disk` has left in a folder.
-
-    Raises:
-        ValueError: if there is no such split.
-    """
+    """A split, or a slice such as "train[:90%]" of one, of what `save_to_disk` has left in a folder."""
     try:
         saved = datasets.load_from_disk(path)
     except (DatasetsError, OSError, ValueError, KeyError) as error:
@@ -86,11 +82,7 @@ def _is_saved_to_disk(path: str) -> bool:
 def undecoded(
     dataset: DatasetRecipe, table: datasets.Dataset | datasets.IterableDataset, place: str
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, Columns]:
-    """The wanted columns of a table, the videos or images as they are encoded.
-
-    Raises:
-        ValueError: that says `place`, if there is no such column, or it does not hold what it should.
-    """
+    """The wanted columns of a table, the videos or images as they are encoded."""
     names, features = {key: dataset.column(key) for key in ("media", "label", "start", "end")}, table.features
     if features is None:  # it does not say
         columns = Columns(**names, holds_paths=False, names=None)
@@ -220,11 +212,7 @@ class TableRowReader:
 
 
 def label_column(table: datasets.Dataset, name: str, places: Places) -> LabelColumn:
-    """The labels of all rows.
-
-    Raises:
-        ValueError: if one is missing, or they are neither names nor indices.
-    """
+    """The labels of all rows."""
     column = _array(table, name)
     if column.null_count:
         raise ValueError(f"{places[_first(pc.is_null(column))]}: no {name}")
@@ -256,11 +244,7 @@ def _first(mask: pa.Array) -> int:
 
 
 def segments(table: datasets.Dataset, columns: Columns, places: Places) -> Segments | None:
-    """The segments of all rows, if there are columns of them.
-
-    Raises:
-        ValueError: if one is empty or not in seconds.
-    """
+    """The segments of all rows, if there are columns of them."""
     if columns.start is None and columns.end is None:
         return None
     starts, ends = (
@@ -287,12 +271,7 @@ def _check_addresses(table: datasets.Dataset, column: str, place: str) -> None:
 
 
 def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
-    """All rows of a split, by index.
-
-    Raises:
-        ValueError: if the table cannot be loaded or has no rows, a column is missing or of the wrong type, or a file
-            that a row names does not exist or is remote and of a kind that cannot be read.
-    """
+    """All rows of a split, by index."""
     root = dataset.media_root
     if dataset.format == "parquet":
         table, counts = _load_parquet(dataset, place)
@@ -323,11 +302,7 @@ def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
 
 
 def stream_table(dataset: DatasetRecipe, place: str) -> RowStream:
-    """The train split, in order.
-
-    Raises:
-        ValueError: if the table cannot be loaded, or a column is missing or of the wrong type.
-    """
+    """The train split, in order."""
     size, root, roots = None, dataset.media_root, ()
     if dataset.format == "parquet":
         table, counts = _load_parquet(dataset, place, streaming=True)

@@ -58,11 +58,7 @@ class _Headers:
 
 
 def members_of(shard: str, file: BinaryIO) -> Iterator[Member]:
-    """The regular files of a tar file, in order; `shard` is what to call it in messages.
-
-    Raises:
-        ValueError: it is truncated, compressed or no tar file, or has links or sparse files.
-    """
+    """The regular files of a tar file, in order; `shard` is what to call it in messages."""
     start = file.read(8)
     for magic, compression in _COMPRESSIONS.items():
         if start.startswith(magic):

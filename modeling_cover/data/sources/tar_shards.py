@@ -60,11 +60,7 @@ class TarSample(NamedTuple):
 
 
 def find_shards(place: str) -> list[str]:
-    """The .tar files of a folder, or of a pattern such as "train-{000..099}.tar" or "train-*.tar", here or elsewhere.
-
-    Raises:
-        ValueError: if there are none, or not all that a pattern names.
-    """
+    """The .tar files of a folder, or all of a pattern ("train-{000..099}.tar", "train-*.tar"), here or elsewhere."""
     if is_address(place):
         return _find_remote_shards(place)
     if os.path.isdir(place):
@@ -105,11 +101,7 @@ def _find_remote_shards(place: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """As a shell does: "a{00..02}" is a00, a01, a02, and "{a,b}c" is ac, bc.
-
-    Raises:
-        ValueError: if a brace is neither.
-    """
+    """As a shell does: "a{00..02}" is a00, a01, a02, and "{a,b}c" is ac, bc."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
         return [pattern]
@@ -359,11 +351,7 @@ class TarRowReader:
 
 
 def read_shards(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
-    """All samples of the shards, by index.
-
-    Raises:
-        ValueError: if there are no shards or no samples, or a shard or a sample is damaged; see `ShardReader`.
-    """
+    """All samples of the shards, by index."""
     shards = find_shards(place)
     names = listed_names(shards)
     reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
@@ -412,11 +400,7 @@ def _stream_samples(shards: list[str], reader: ShardReader) -> Iterator[dict[str
 
 
 def stream_shards(dataset: DatasetRecipe, place: str) -> RowStream:
-    """The train split, shard by shard; the headers of a shard are read when its turn comes.
-
-    Raises:
-        ValueError: if there are no shards.
-    """
+    """The train split, shard by shard; the headers of a shard are read when its turn comes."""
     shards = find_shards(place)
     names = listed_names(shards)
     reader = ShardReader(dataset, is_listed=dataset.labels is not None or names is not None)
