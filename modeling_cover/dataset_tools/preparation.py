@@ -20,7 +20,7 @@ import math
 import os
 import reprlib
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -184,9 +184,6 @@ def prepare_dataset(
     that finds all of them written adds the report.
 
     Args:
-        dataset: to read.
-        output: the folder to write to.
-        settings: what becomes of each row.
         splits: some of the dataset's, by default all.
         num_workers: processes that decode and encode, by default one for each core that this process may use.
         rank, world_size: the number of this process, and how many share the work.
@@ -241,14 +238,11 @@ def _write_shards(
     sources = {split.name: split.source for split, _ in pending}
     tasks = ((split.name, row) for split, number in pending for row in split.rows(number))
     prepare = partial(_prepare_task, sources=sources, settings=settings)
-    with (
-        closing(RowPool(prepare, _crashed, min(num_workers, left))) as pool,
-        tqdm(total=total, initial=total - left, desc="preparing", unit="row", position=rank, disable=None) as progress,
-    ):
-        rows = pool.map(tasks)
+    options = {"total": total, "initial": total - left, "desc": "preparing", "unit": "row", "position": rank}
+    with closing(RowPool(prepare, _crashed, min(num_workers, left))) as pool:
+        rows = iter(tqdm(pool.map(tasks), **options, disable=None))
         for split, number in pending:
-            prepared = _counted(islice(rows, len(split.rows(number))), progress)
-            write_shard(split.shard(number), prepared, settings.extension)
+            write_shard(split.shard(number), islice(rows, len(split.rows(number))), settings.extension)
 
 
 def _prepare_task(task: tuple[str, int], sources: Mapping[str, Source], settings: PreparationSettings) -> PreparedRow:
@@ -260,12 +254,6 @@ def _crashed(task: tuple[str, int]) -> PreparedRow:
     split, row = task
     reason = f"the process that decoded it crashed, or took more than {TIME_LIMIT:.0f} seconds"
     return PreparedRow(row, f"{split}, row {row}", reason=reason)
-
-
-def _counted(rows: Iterator[PreparedRow], progress: tqdm) -> Iterator[PreparedRow]:
-    for prepared in rows:
-        yield prepared
-        progress.update()
 
 
 def _write_report(split: _Split) -> dict[str, Any]:

@@ -223,17 +223,7 @@ def _items(node: yaml.Node | None) -> list[yaml.Node]:
 
 
 def _build_recipe(content: Any) -> Recipe:
-    sections = {
-        "data_root",
-        "model",
-        "clips",
-        "mixture",
-        "bad_files",
-        "augmentation",
-        "class_lists",
-        "datasets",
-        "training",
-    }
+    sections = {"data_root", "class_lists", *(field.name for field in fields(Recipe))}
     content = checked_keys("the recipe", content, sections)
     data_root = content.get("data_root", ".")
     if not is_text(data_root):

@@ -31,7 +31,7 @@ _SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "cli
 _OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head"}
 
 # Fields that a starting point decides.
-_SHAPES = (
+SHAPES = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -168,7 +168,7 @@ def _check_model_fields(recipe: Recipe) -> None:
         if key in _SET_ELSEWHERE:
             raise ValueError(f"model: '{key}' is set under {_SET_ELSEWHERE[key]}")
     checked_keys("model", recipe.model, known)
-    shapes = [key for key in _SHAPES if key in recipe.model]
+    shapes = [key for key in SHAPES if key in recipe.model]
     if shapes and any(key in recipe.model for key in STARTING_POINTS):
         raise ValueError(f"model: {', '.join(shapes)}: the starting point has its own")
     if "head" in recipe.model and "from_timesformer" not in recipe.model:

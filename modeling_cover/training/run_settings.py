@@ -10,6 +10,7 @@ from typing import Any
 from ..data.samples import CoTrainingDataset
 from ..model.configuration_cover import CoverConfig
 from .arguments import CoverTrainingArguments
+from .from_recipe import SHAPES
 from .run_facts import training_arguments
 
 
@@ -20,19 +21,7 @@ _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 # What the state in a checkpoint is made for: an optimizer's moments, the best metric so far, weights of these shapes.
 _FIXED = ("optim", "optim_args", "trained_part", "metric_for_best_model", "seed", "data_seed")
-_FIXED_IN_MODEL = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "num_frames",
-    "qkv_bias",
-)
+_FIXED_IN_MODEL = (*SHAPES, "hidden_act", "layer_norm_eps", "image_size", "num_frames")
 _FREE_IN_MODEL = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 # Schedules that go by what was measured: their rates are in their state, and no function of the step.
