@@ -51,25 +51,18 @@ _DEFAULT_CODECS = {"video": "mjpeg", "image": "jpeg"}
 class PreparationSettings:
     """What becomes of each row.
 
-    Attributes:
-        modality: of the dataset, "video" or "image".
-        num_frames: of a clip, spread over the whole video, 16 by default; a shorter video keeps all it has. An image
-            is one frame.
-        short_side: of a frame, in pixels, to which larger ones are scaled down.
-        codec: one of `CODECS`, by default "mjpeg" for videos and "jpeg" for images.
-        quality: on the codec's own scale; see `CODECS` for it and for the default.
-        shard_size: rows of a shard.
+    A video of fewer than `num_frames` frames keeps all it has; an image is one frame.
 
     Raises:
-        ValueError: if a value is not one of these, or does not apply to the modality.
+        ValueError: if a value is not what it must be, or does not apply to the modality.
     """
 
-    modality: str
-    num_frames: int | None = None
-    short_side: int = 256
-    codec: str | None = None
-    quality: int | None = None
-    shard_size: int = 1000
+    modality: str  # of the dataset, "video" or "image"
+    num_frames: int | None = None  # of a clip, spread over the whole video, 16 by default
+    short_side: int = 256  # of a frame, in pixels, to which larger ones are scaled down
+    codec: str | None = None  # one of `CODECS`, by default "mjpeg" for videos and "jpeg" for images
+    quality: int | None = None  # on the codec's own scale; see `CODECS` for it and for the default
+    shard_size: int = 1000  # rows
 
     def __post_init__(self):
         if self.modality == "image" and self.num_frames not in (None, 1):

@@ -45,12 +45,9 @@ def score_rows(
         model: in evaluation mode, on the device of the accelerator.
         dataset: of the head's label space.
         head: by default the one that is called as the dataset.
-        accelerator: of all processes, which must all call this; by default of this one alone.
+        accelerator: of all processes, which must all call this and get the same; by default of this one alone.
         batch_size: rows of a batch, whose views go through the model at once.
         num_workers: processes that decode, of each process.
-
-    Returns:
-        The same on each process.
     """
     head = head or dataset.source.name
     description = model.config.get_head(head)
@@ -68,14 +65,8 @@ def extract_features(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> RowOutputs:
-    """The features (rows, hidden_size) that heads see, the mean over the views of each row.
-
-    Args:
-        model, dataset, accelerator, batch_size, num_workers: as in [`score_rows`]; the dataset's classes may be any.
-
-    Returns:
-        The same on each process.
-    """
+    """The features (rows, hidden_size) that heads see, the mean over the views of each row; arguments are as in
+    [`score_rows`], and the dataset's classes may be any."""
 
     def features(clips: torch.Tensor, num_views: int) -> torch.Tensor:
         return model.cover(clips).pooler_output.float().unflatten(0, (-1, num_views)).mean(dim=1)

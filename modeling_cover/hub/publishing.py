@@ -171,20 +171,14 @@ def check_nothing_private(files: Mapping[str, Path | bytes], folder: Path) -> No
 class HubRepository:
     """A model repository of the Hub, and one branch of it.
 
-    Args:
-        repo_id: `org/name`, or `name` of the token's owner.
-        revision: a branch, made if need be; by default the main one.
-        private: make the repository private. By default a new one is as the owner's settings have it.
-        token: of the Hub; by default the one that `hf auth login` has stored.
-
     Raises:
         ValueError: if there can be no repository of that name.
     """
 
-    repo_id: str
-    revision: str | None = None
-    private: bool | None = None
-    token: str | None = field(default=None, repr=False)
+    repo_id: str  # `org/name`, or `name` of the token's owner
+    revision: str | None = None  # a branch, made if need be; by default the main one
+    private: bool | None = None  # make the repository private; by default a new one is as the owner's settings have it
+    token: str | None = field(default=None, repr=False)  # by default the one that `hf auth login` has stored
 
     def __post_init__(self):
         validate_repo_id(self.repo_id)

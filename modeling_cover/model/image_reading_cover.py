@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import PurePath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -233,11 +233,14 @@ def _check_image_size(image: PIL.Image.Image) -> None:
 
 @contextmanager
 def _open_image(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
-    if not isinstance(source, str | os.PathLike | bytes):
+    if isinstance(source, bytes):
+        opened = io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        opened = download(source) if is_url(source) else open_regular(source)
+    else:
         source.seek(0)
-        yield _TimedFile(source)  # which stays open
-        return
-    with _opened(source) as file:
+        opened = nullcontext(source)  # it stays open
+    with opened as file:
         yield _TimedFile(file)
 
 
@@ -254,12 +257,6 @@ class _TimedFile:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)  # PIL asks whether a file has a `fileno`, say
-
-
-def _opened(source: str | os.PathLike | bytes) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    return download(source) if is_url(source) else open_regular(source)
 
 
 def is_url(source: Any) -> bool:

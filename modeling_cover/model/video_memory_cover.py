@@ -62,6 +62,7 @@ class _AllocationLimit:
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Within it, FFmpeg allocates no more than `MAX_ALLOCATION` bytes at a time; several may overlap."""
         self._count(1)
         try:
             yield
@@ -82,6 +83,7 @@ class _AllocationLimit:
 
 
 _allocation_limit = _AllocationLimit()
+limited_allocations = _allocation_limit.held
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_allocation_limit.after_fork)
 
@@ -104,11 +106,6 @@ def _max_alloc() -> Any:
         return None
     function.argtypes, function.restype = [ctypes.c_size_t], None
     return function
-
-
-def limited_allocations():
-    """A context in which FFmpeg allocates no more than `MAX_ALLOCATION` bytes at a time; several may overlap."""
-    return _allocation_limit.held()
 
 
 def check_mp4(file: BinaryIO) -> None:

@@ -13,15 +13,10 @@ MAX_MAGNITUDE = 30  # of RandAugment
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
-    """A crop of a random size and shape, resized to the size that the model takes.
+    """A crop of a random size and shape, resized to the size that the model takes."""
 
-    Attributes:
-        scale: range of the crop's area, as a part of the frame's.
-        ratio: range of the crop's width / height.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[float, float] = (0.08, 1.0)  # range of the crop's area, as a part of the frame's
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height
 
     def __post_init__(self):
         check_range("scale", self.scale, at_most=1)
@@ -51,19 +46,12 @@ class ColorJitter:
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """Operations out of those of torchvision, drawn and done one after the other.
-
-    Attributes:
-        num_ops: how many.
-        magnitude: their strength, from 0, which changes little, to 30; torchvision's scale. (timm's goes to 10.)
-        magnitude_std: standard deviation of the strength of a single operation around `magnitude`.
-        probability: of each of the `num_ops` to be done at all.
-    """
+    """Operations out of those of torchvision, drawn and done one after the other."""
 
     num_ops: int = 2
-    magnitude: float = 9
-    magnitude_std: float = 0.5
-    probability: float = 1.0
+    magnitude: float = 9  # from 0, which changes little, to 30; torchvision's scale. (timm's goes to 10.)
+    magnitude_std: float = 0.5  # standard deviation of the strength of a single operation around `magnitude`
+    probability: float = 1.0  # of each of the `num_ops` to be done at all
 
     def __post_init__(self):
         check_whole_number("num_ops", self.num_ops)
@@ -74,17 +62,11 @@ class RandAugment:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomErasing:
-    """A box, the same in all frames, replaced by the mean colour (Zhong et al. 2020).
+    """A box, the same in all frames, replaced by the mean colour (Zhong et al. 2020)."""
 
-    Attributes:
-        probability: of a box.
-        scale: range of its area, as a part of the frame's.
-        ratio: range of its width / height.
-    """
-
-    probability: float = 0.25
-    scale: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
+    probability: float = 0.25  # of a box
+    scale: tuple[float, float] = (0.02, 0.33)  # range of its area, as a part of the frame's
+    ratio: tuple[float, float] = (0.3, 3.3)  # range of its width / height
 
     def __post_init__(self):
         check_number("probability", self.probability, at_most=1)
@@ -147,13 +129,8 @@ class Augmentation:
 
     @classmethod
     def from_recipe(cls, where: str, content: Any, horizontal_flip: bool = True) -> "Augmentation":
-        """The augmentation that a recipe asks for.
-
-        Args:
-            where: what errors begin with.
-            content: fields of this class. Those that are classes are mappings in turn, or `true` for their
-                defaults, or `false`.
-            horizontal_flip: what holds if `content` does not say.
+        """The augmentation that a recipe asks for, by fields of this class: those that are classes are mappings in
+        turn, or `true` for their defaults, or `false`.
 
         Raises:
             ValueError: for an unknown key, or a value that is not what the key takes.
