@@ -34,7 +34,6 @@ def check_datasets(
     Args:
         sources: by dataset and split, see [`~modeling_cover.data.sources.read_sources`].
         processor: says which frames of a video are decoded, and at which size.
-        num_workers: processes that decode.
         full: decode every frame of a video, not just those that training would.
         near_duplicates: also look for copies that were encoded again or scaled, see
             [`~modeling_cover.dataset_tools.duplicates`].

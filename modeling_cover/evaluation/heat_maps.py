@@ -41,14 +41,10 @@ def shown_frames(processor: CoverVideoProcessor, clip: torch.Tensor) -> np.ndarr
 
 
 def overlay(frames: np.ndarray, relevance: torch.Tensor) -> np.ndarray:
-    """Frames with a heat map over them, brightest where relevance is greatest in the whole clip.
+    """Frames (T, H, W, 3), uint8, with a heat map over them, brightest where relevance is greatest in the whole clip.
 
-    Args:
-        frames: (T, H, W, 3), uint8.
-        relevance: (T, rows, columns) of patches, not negative, see [`attention_rollout`].
-
-    Returns:
-        Frames as many and of the same proportions, uint8; the shorter side has at least 224 pixels.
+    `relevance` is (T, rows, columns) of patches, not negative, see [`attention_rollout`]. The shorter side of what is
+    returned has at least 224 pixels.
     """
     frames = enlarged(frames)
     heat = relevance.detach().float().cpu()[:, None]

@@ -89,10 +89,7 @@ def top_k_accuracy(best: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 def mean_average_precision(scores: np.ndarray, has_label: np.ndarray, counts: np.ndarray | None = None) -> float:
     """The mean, over the labels that some row has, of [`average_precision`]; NaN if no row has any.
 
-    Args:
-        scores: (rows, labels).
-        has_label: (rows, labels), of bool.
-        counts: (rows,), how often each row counts; by default once.
+    Scores and labels are (rows, labels); each row counts as often as `counts` (rows,) says, by default once.
     """
     precisions = average_precisions(scores, has_label, counts)
     there = ~np.isnan(precisions)
@@ -155,10 +152,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def mean_metrics(of_datasets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """What the metrics of several datasets come to.
-
-    Args:
-        of_datasets: the metrics of each, as [`compute_metrics`] has them.
+    """What the metrics of several datasets, each as of [`compute_metrics`], come to.
 
     Returns:
         `mean_top1`, `mean_top5` and `mean_map`, each over the datasets that have the metric; and `mean_score`, over

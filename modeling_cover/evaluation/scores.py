@@ -71,10 +71,7 @@ def calibration_error(confidences: np.ndarray, hits: np.ndarray, num_bins: int =
     """The expected calibration error (Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3).
 
     The mean, over rows, of how far the accuracy of a row's bin is from its mean confidence; bins are of equal width.
-
-    Args:
-        confidences: (rows,), the score of the class that was chosen, from 0 to 1.
-        hits: (rows,), whether it was right.
+    Confidences (rows,) are the scores of the classes that were chosen, from 0 to 1; hits (rows,) if they are right.
     """
     bins = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)  # (0, 1/M], (1/M, 2/M], ...
     surplus = np.bincount(bins, weights=hits - confidences.astype(np.float64), minlength=num_bins)

@@ -180,12 +180,7 @@ class VideoIndex:
         return math.ceil(_exact(seconds) / self.time_base)
 
     def counted(self, timestamps: Sequence[int | None], is_key: Sequence[bool]) -> "VideoIndex":
-        """The same for the frames that came out of the decoder, in their order.
-
-        Args:
-            timestamps: of each frame, as the file has it.
-            is_key: whether each frame is a keyframe.
-        """
+        """The same for the frames that came out of the decoder, in their order, of timestamps as the file has them."""
         num_frames = len(timestamps)
         told = np.array([UNKNOWN if time is None else time for time in timestamps], dtype=np.int64)
         parts = self.clock.parts(told, np.array(is_key, dtype=bool), self.time_base)

@@ -76,9 +76,7 @@ class Clock:
     def parts(self, decoded: np.ndarray, is_key: np.ndarray, time_base: Fraction) -> np.ndarray:
         """Of packets that were joined from several clocks, the part (N,) that each belongs to, from 0 on.
 
-        Args:
-            decoded: (N,), when each is decoded, UNKNOWN where it is not told: ascending, but where a part begins.
-            is_key: (N,), whether each is a keyframe.
+        `decoded` (N,) says when each is decoded, UNKNOWN where it is not told: ascending, but where a part begins.
         """
         begins = np.zeros(len(decoded), dtype=np.int64)
         known = np.flatnonzero(decoded != UNKNOWN)

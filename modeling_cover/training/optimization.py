@@ -63,10 +63,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The groups that an optimizer takes, one for each learning rate and weight decay.
 
-    Args:
-        decaying: names of the parameters that decay; embeddings never do, nor do heads that are not trained: their
-            gradient is of zeros, and decay would eat their weights all the same.
-        trained_heads: names of the heads that have training data.
+    Of the parameters named in `decaying`, embeddings do not decay, nor do heads that are not trained: their gradient
+    is of zeros, and decay would eat their weights all the same.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -292,11 +292,7 @@ def _others(dataset: DatasetRecipe, files: Sequence[str]) -> str:
 
 def _files_in(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
     """All files in order of their names, each after `prefix`. Hidden ones are none: "._a.mp4" is what a Mac leaves
-    beside a.mp4.
-
-    Args:
-        above: the real paths of the folders that this one is in, to which a link may lead back.
-    """
+    beside a.mp4. A link may lead back to the folders that this one is in, whose real paths are `above`."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name[0] == ".":
             continue
