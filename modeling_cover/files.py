@@ -5,7 +5,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,13 +36,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def finite(value: Any) -> Any:
-    """A value for JSON, which has neither NaN nor infinity: None in their place, however deep they are."""
+def finite(value: Any, instead: Callable[[float], Any] = lambda number: None) -> Any:
+    """A value for JSON, which has neither NaN nor infinity: None is in their place, or what `instead` makes of it."""
     if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
+        return {key: finite(entry, instead) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [finite(entry, instead) for entry in value]
+    return instead(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(value: Any, **options: Any) -> bytes:

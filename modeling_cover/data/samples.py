@@ -181,11 +181,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         }
 
     def sample_name(self, reference: SampleReference) -> str:
-        """What to call the file that a reference stands for: the first that is not in quarantine.
-
-        Raises:
-            VideoDecodingError, OSError: if the row cannot be read.
-        """
+        """What to call the file that a reference stands for: the first that is not in quarantine."""
         source = self.sources[reference.dataset]
         for name, read in self._candidates(source, reference):
             if not _is_bad(self.quarantine, source, name) and not _is_bad(

@@ -2,12 +2,12 @@
 """The record of a training run, `training_summary.json` beside the weights, of which model cards are made."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import finite
 from .checkpoint_files import SUMMARY_NAME
 
 
@@ -40,13 +40,5 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 def write_summary(summary: Mapping[str, Any], folder: str | os.PathLike) -> None:
     """Write a record; numbers that JSON does not know become their names, such as "inf"."""
-    text = json.dumps(_as_json({"version": _VERSION, **summary}), indent=2, allow_nan=False)
+    text = json.dumps(finite({"version": _VERSION, **summary}, str), indent=2, allow_nan=False)
     (Path(folder) / SUMMARY_NAME).write_text(f"{text}\n", encoding="utf-8")
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _as_json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

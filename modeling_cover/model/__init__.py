@@ -1,16 +1,4 @@
-# Copyright 2026 The CoVeR for Transformers authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """The model and what feeds it, from a file's bytes to logits: all that is saved beside every checkpoint.
 
 The modules import one another and nothing else of the package, since a checkpoint on the Hub is a flat folder.

@@ -175,11 +175,7 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO) -> PIL.Image.Image:
 
 
 def read_image_tensor(source: str | os.PathLike | bytes | BinaryIO) -> torch.Tensor:
-    """(3, H, W), uint8: what `image_to_tensor` makes of `read_image`.
-
-    Raises:
-        VideoDecodingError: whatever is wrong with it.
-    """
+    """(3, H, W), uint8: what `image_to_tensor` makes of `read_image`."""
     image = read_image(source)
     with _reading(source):
         return image_to_tensor(image)

@@ -75,10 +75,13 @@ def check_metric(
         means = mean_metrics({name: dict.fromkeys(metrics, 0.0) for name, metrics in metrics_of.items()})
         there = [*of_datasets, *means]
         if (asked := args.metric_for_best_model.removeprefix("eval_")) not in there:
-            metrics = ", ".join(f"eval_{name}" for name in there) or "none: no dataset is evaluated"
-            raise ValueError(f"metric_for_best_model: an evaluation has no 'eval_{asked}', its metrics are {metrics}")
-    for name in (name for name, metrics in metrics_of.items() if not metrics):
-        logger.warning(f"dataset '{name}': no row of its validation split has a label, so it has a loss and no mAP")
+            listed = ", ".join(f"eval_{name}" for name in there) or "none: no dataset is evaluated"
+            raise ValueError(f"metric_for_best_model: an evaluation has no 'eval_{asked}', its metrics are {listed}")
+    for name, metrics in metrics_of.items():
+        if not metrics:
+            logger.warning(
+                f"dataset '{name}': no row of its validation split has a label, so it has a loss and no mAP"
+            )
 
 
 def _metrics_of(dataset: EvaluationDataset) -> list[str]:

@@ -135,11 +135,7 @@ def local_copy(address: str) -> Iterator[str]:
 
 
 def file_cache() -> FileCache:
-    """The cache that the environment describes.
-
-    Raises:
-        ValueError: if a variable is no number above 0.
-    """
+    """The cache that the environment describes, whose numbers must be above 0."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     folder = os.environ.get(CACHE_FOLDER) or os.path.join(home, "modeling_cover", "remote")
     return FileCache(Path(folder).expanduser(), int(_number(CACHE_GIGABYTES, _DEFAULT_GIGABYTES) * 1e9))
@@ -157,11 +153,7 @@ def _number(variable: str, default: float) -> float:
 
 
 def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """A file here or elsewhere, as it is now: a remote one is fetched again, into a file without a name.
-
-    Raises:
-        RemoteError: if it cannot be fetched.
-    """
+    """A file here or elsewhere, as it is now: a remote one is fetched again, into a file without a name."""
     if not isinstance(path, str) or not is_address(path):
         return open(path, "rb")
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
@@ -254,11 +246,7 @@ def open_for_parts(path: str) -> BinaryIO:
 
 
 def size_of(address: str) -> int | None:
-    """The bytes of a remote file; None if the server does not say.
-
-    Raises:
-        RemoteError: if there is no such file, or the server is not there.
-    """
+    """The bytes of a remote file; None if the server does not say."""
     return _info(address).get("size")
 
 
@@ -289,9 +277,6 @@ def find_remote(place: str, suffixes: tuple[str, ...], deep: bool = False) -> li
     bracket, sorted; or those of a folder with such a suffix, sorted, and with `deep` those of its folders.
 
     Of the web, what is in a folder are the links on its page.
-
-    Raises:
-        RemoteError: if there is no such folder, or the server is not there.
     """
     is_pattern = re.search(r"[*\[]", place) is not None
     if not is_pattern and base_name(place).endswith(suffixes):

@@ -133,12 +133,7 @@ class Places:
 
 
 def to_media(value: Any, place: str, root: str | None, start: float | None = None, end: float | None = None) -> Media:
-    """The file in a cell: bytes, a path, an address, or a mapping with both.
-
-    Raises:
-        VideoDecodingError: if the cell is empty or something else, or too large, or a remote file of a kind that
-            cannot be read.
-    """
+    """The file in a cell: bytes, a path, an address, or a mapping with both."""
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     if content is None:
         content = path
