@@ -78,8 +78,11 @@ def read_windows(
 ) -> Iterator[tuple[list[Window], list[np.ndarray], int]]:
     """Decodes some frames of each window of a video, a number of windows at a time so that memory is bounded.
 
-    Windows are as in [`window_times`], all else as in [`read_video`], of the metadata of a window. One in which no new
-    frame appears consists of the one that is displayed meanwhile.
+    Args:
+        source, short_side, num_threads: as in [`read_video`].
+        window, stride: in seconds, as in [`window_times`].
+        sample_indices: given the metadata of a window, the indices of the wanted ones of its frames, ascending. A
+            window in which no new frame appears consists of the one that is displayed meanwhile.
 
     Yields:
         Windows that follow one another; the frames of each, uint8 of shape (T, H, W, 3), RGB, upright; and how many
