@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -144,6 +145,7 @@ def draw_sheet(rows: Sequence[Row], title: str) -> Figure:
     heights = [max(height_of(lines), frames) + 2 * GAP for lines, frames in zip(texts, frames_of, strict=True)]
     height = height_of(head) + 2 * GAP + sum(heights) + 2 * MARGIN
     figure = Figure(figsize=((width + 2 * MARGIN) / DPI, height / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
     top = height - MARGIN
     draw_lines(figure, head, MARGIN, top)
     top -= height_of(head) + 2 * GAP
