@@ -29,11 +29,16 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: str | os.PathLike) -> None:
+    """Have what a folder lists on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def finite(value: Any, instead: Callable[[float], Any] = lambda number: None) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import finite
+from ..files import finite, write_json
 from .checkpoint_files import SUMMARY_NAME
 
 
@@ -40,5 +40,4 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 def write_summary(summary: Mapping[str, Any], folder: str | os.PathLike) -> None:
     """Write a record; numbers that JSON does not know become their names, such as "inf"."""
-    text = json.dumps(finite({"version": _VERSION, **summary}, str), indent=2, allow_nan=False)
-    (Path(folder) / SUMMARY_NAME).write_text(f"{text}\n", encoding="utf-8")
+    write_json(Path(folder) / SUMMARY_NAME, finite({"version": _VERSION, **summary}, str), indent=2)

@@ -28,9 +28,9 @@ import numpy as np
 def uniform_frame_indices(total_num_frames: int, num_frames: int) -> list[int]:
     """The centre frame of each of `num_frames` equal segments of a whole clip.
 
-        9 frames, 3 wanted      . # .   . # .   . # .       1, 4, 7
-        2 frames, 4 wanted      #   #   #   #               0, 0, 1, 1      (a short clip repeats its frames)
-        4 frames, 4 wanted      #   #   #   #               0, 1, 2, 3
+    9 frames, 3 wanted      . # .   . # .   . # .       1, 4, 7
+    2 frames, 4 wanted      #   #   #   #               0, 0, 1, 1      (a short clip repeats its frames)
+    4 frames, 4 wanted      #   #   #   #               0, 1, 2, 3
     """
     _check(total_num_frames, num_frames)
     return [(2 * i + 1) * total_num_frames // (2 * num_frames) for i in range(num_frames)]

@@ -55,11 +55,10 @@ class ResumeCallback(TrainerCallback):
         if trainer.resumed_from is not None:
             guard, process = trainer.step_guard, args.process_index
             last_step = load_unlogged(trainer.resumed_from, metrics, guard, process)
-            if metrics.counts()["steps"] and log_is_due(
-                args, state.global_step, trainer.train_sampler.steps_per_epoch
-            ):
+            epoch = trainer.train_sampler.steps_per_epoch
+            if metrics.counts()["steps"] and log_is_due(args, state.global_step, epoch):
                 trainer.log({"loss": 0.0, **{name: value for name, value in last_step.items() if value is not None}})
-            if evaluation_is_due(args, state, trainer.train_sampler.steps_per_epoch):
+            if evaluation_is_due(args, state, epoch):
                 # As the run that wrote the checkpoint would have, had it not been stopped.
                 control.should_log, control.should_evaluate, control.should_save = False, True, False
                 trainer._maybe_log_save_evaluate(None, None, trainer.model, None, None, None, None)

@@ -38,7 +38,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data.quarantine import Quarantine
-from ..files import write_json
+from ..files import flush_folder, write_json
 from ..hub.checkpoint_files import STATE_NAME, SUMS_NAME, TRAINING_STATE
 from ..hub.hashes import file_hashes, read_sums, sums_text
 
@@ -275,7 +275,7 @@ class RunCheckpoints:
             if path.exists():  # a run that went back to an older one
                 self.remove(path)
             folder.rename(path)
-            _flush_folder(self.output_dir)
+            flush_folder(self.output_dir)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)  # it may be what fills the disk
             newest = newest_checkpoint(self.output_dir)
@@ -383,13 +383,5 @@ def _flush(folder: Path) -> None:
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
     for subfolder in [path for path in folder.rglob("*") if path.is_dir()]:
-        _flush_folder(subfolder)
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_folder(subfolder)
+    flush_folder(folder)

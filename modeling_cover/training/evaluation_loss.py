@@ -53,13 +53,7 @@ class EvaluationLoss:
 
 def forget_unreadable(dataset: object, args: CoverTrainingArguments) -> FolderLock | None:
     """Empty the list of evaluated files that could not be decoded: they may have been mended since the last
-    evaluation.
-
-    Every process must call it.
-
-    Returns:
-        The lock on the folder of the list, if there is one and this process writes to it.
-    """
+    evaluation. Every process must call it; the one that writes to the list's folder gets the lock on it."""
     quarantine = dataset.quarantine if isinstance(dataset, EvaluationDataset) else None
     if quarantine is None:
         return None

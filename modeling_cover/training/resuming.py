@@ -63,12 +63,8 @@ def raised_by_all() -> Iterator[None]:
 
 
 def hold_output_dir(args: CoverTrainingArguments) -> FolderLock | None:
-    """Make the output folder this run's, as long as the lock is there, which is the writing process's. Every process
-    must call it.
-
-    Raises:
-        CheckpointError: if another run uses the folder, or it cannot be written to.
-    """
+    """Make the output folder this run's, as long as the writing process has the lock, see [`lock_folder`]. Every
+    process must call it."""
     with raised_by_all():
         return lock_folder(args.output_dir) if args.should_save else None
 

@@ -11,6 +11,8 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
@@ -242,9 +244,7 @@ class CoverTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
         return self.train_sampler
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an optimizer step, and the rows of each head, (heads,), in those of all processes."""
         batches = []
         for _ in range(num_batches):
@@ -321,18 +321,14 @@ class CoverTrainer(Trainer):
 
     # ---- Optimizer and schedule ----
 
-    def get_optimizer_cls_and_kwargs(
-        self, args: CoverTrainingArguments, model: nn.Module
-    ) -> tuple[Any, dict[str, Any]]:
+    def get_optimizer_cls_and_kwargs(self, args: CoverTrainingArguments, model: nn.Module) -> tuple[Any, dict]:
         optimizer_class, options = super().get_optimizer_cls_and_kwargs(args, model)
         decaying = self.get_decay_parameter_names(model)
         groups = parameter_groups(model, self._config, args, decaying, trained_heads=self.train_dataset.sizes)
         # Optimizers that choose their parameters themselves have put them there.
         return optimizer_class, {"params": groups, **options}
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         is_given = self.lr_scheduler is not None
         # First Trainer's, of a constant rate, so that it knows that the schedule is not the user's.
         super().create_scheduler(num_training_steps, optimizer)
@@ -368,8 +364,7 @@ class CoverTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         try:
-            # The checkpoint of an abandoned one has the generators of the last step; and `data_wait` is a share of the
-            # time of training.
+            # If it is abandoned, the checkpoint has the generators of the last step.
             with kept_generators(), self.step_metrics.clock_stopped():
                 metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except EvaluationAbandonedError:
@@ -423,8 +418,7 @@ class CoverTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: None = None) -> None:
         self.note("writing a checkpoint")
         self.store_flos()
-        # What all processes must do together comes first: then the one that writes can fail without the others
-        # waiting.
+        # First what all processes do together: then the one that writes can fail without the others waiting.
         note_best(self.state, self.checkpoints)
         step, quarantine = self.state.global_step, self.train_dataset.quarantine
         weights, state, tensors = self.run_state.gathered(step, self._last_step)

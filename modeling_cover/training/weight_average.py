@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class WeightAverage:
     """The average of the parameters of a model that are trained; where they are sharded, so is the average.
 
-    Of it `decay` stays in an update, at most: in the n-th, (1 + n) / (10 + n) if that is less, since the first weights
+    An update keeps the share `decay` of it; the n-th keeps (1 + n) / (10 + n) if that is less, since the first weights
     are no good.
     """
 
