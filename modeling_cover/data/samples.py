@@ -19,7 +19,7 @@ import torch
 from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
-from ..model.addresses_cover import is_address
+from ..model.file_access_cover import is_address
 from ..model.frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
 from ..model.head_losses_cover import IGNORED
 from ..model.image_reading_cover import read_image_tensor

@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.video.stream import VideoStream
 
-from ..model.addresses_cover import open_regular
+from ..model.file_access_cover import open_regular
 from ..model.video_opening_cover import Effort, VideoSource, open_video, packets_of, reading
 
 

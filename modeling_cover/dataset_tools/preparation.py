@@ -35,7 +35,7 @@ from ..data.quarantine import TooManyBadFilesError
 from ..data.sources import Source, read_sources
 from ..files import UNFINISHED, replacing, to_json, write_json
 from ..fonts import told_if_not_drawn
-from ..model.addresses_cover import public_name
+from ..model.file_access_cover import public_name
 from ..recipe.checks import check_whole_number
 from ..recipe.dataset_recipe import DatasetRecipe
 from .preparation_report import draw_class_histogram, summarise_split

@@ -22,7 +22,7 @@ from huggingface_hub.utils import get_session, httpx, validate_repo_id
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from ..model.addresses_cover import causes_of, without_secrets
+from ..model.file_access_cover import causes_of, without_secrets
 from .checkpoint_files import CURVES_NAME, STATE_NAME, SUMMARY_NAME, SUMS_NAME, TRAINING_STATE
 from .hashes import file_hash, read_sums, sums_text
 from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card

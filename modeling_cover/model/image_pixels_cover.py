@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import PIL.Image
 
-from .addresses_cover import open_regular
+from .file_access_cover import open_regular
 from .image_metadata_cover import orientation_of
 
 

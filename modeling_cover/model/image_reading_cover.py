@@ -33,7 +33,7 @@ from huggingface_hub.utils import httpx
 from PIL.Image import DecompressionBombError
 from transformers.image_utils import ChannelDimension
 
-from .addresses_cover import open_regular, public_name, reason_of, retried
+from .file_access_cover import open_regular, public_name, reason_of, retried
 from .image_metadata_cover import check_jpeg, check_tiff, without_metadata
 from .image_pixels_cover import positive, rgb_pixels, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource

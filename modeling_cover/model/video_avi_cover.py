@@ -27,7 +27,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from .addresses_cover import open_regular
+from .file_access_cover import open_regular
 from .video_index_cover import VideoIndex, in_place
 from .video_opening_cover import VideoSource
 from .video_order_cover import order_reader, packet_of, reorder_depth

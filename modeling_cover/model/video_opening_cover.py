@@ -32,7 +32,7 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .addresses_cover import open_regular, public_name
+from .file_access_cover import open_regular, public_name
 from .image_pixels_cover import image_kind
 from .video_memory_cover import check_mp4, limited_allocations
 

@@ -38,7 +38,7 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .addresses_cover import public_name
+from .file_access_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
 from .image_reading_cover import download, is_url, read_image, read_image_tensor, split_batch

@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..model.addresses_cover import is_address, joined, protocol_of
 from ..model.configuration_cover import HEAD_NAME, MODALITIES, MULTI_LABEL, SINGLE_LABEL
+from ..model.file_access_cover import is_address, joined, protocol_of
 from .checks import check_choice, check_flag, check_number, check_positive, check_whole_number, is_text
 
 

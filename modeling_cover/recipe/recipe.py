@@ -54,8 +54,8 @@ from typing import Any
 
 import yaml
 
-from ..model.addresses_cover import is_address
 from ..model.conversion_cover import check_revision
+from ..model.file_access_cover import is_address
 from .augmentation_recipe import Augmentation
 from .checks import check_choice, check_number, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe

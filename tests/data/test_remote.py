@@ -19,7 +19,7 @@ from modeling_cover.data.samples import load_frames
 from modeling_cover.data.sources import read_sources, remote
 from modeling_cover.data.sources.media import Media
 from modeling_cover.data.sources.remote import RemoteError, RemoteFile, local_copy
-from modeling_cover.model.addresses_cover import is_address, joined_file, parent, public_name, without_secrets
+from modeling_cover.model.file_access_cover import is_address, joined_file, parent, public_name, without_secrets
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
 from python_server import python
@@ -45,7 +45,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    monkeypatch.setattr("modeling_cover.model.file_access_cover.RETRY_WAITS", (0.0,) * 4)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ class TestFetching:
         server.retry_after = "7"
         server.faults["/a.mp4"].append(429)
         waits = []
-        monkeypatch.setattr("modeling_cover.model.addresses_cover.time.sleep", waits.append)
+        monkeypatch.setattr("modeling_cover.model.file_access_cover.time.sleep", waits.append)
         assert content_of(f"{server.url}/a.mp4") == b"A"
         assert waits == [7.0]
 

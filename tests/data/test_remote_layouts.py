@@ -47,7 +47,7 @@ def port() -> Iterator[int]:
 def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("MODELING_COVER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    monkeypatch.setattr("modeling_cover.model.file_access_cover.RETRY_WAITS", (0.0,) * 4)
     datasets.disable_progress_bars()
 
 
@@ -228,7 +228,7 @@ def _collect_and_read(address: str) -> None:
 
 
 def test_a_forked_worker_does_not_cut_the_connections_of_the_main_process(place, monkeypatch):
-    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", ())
+    monkeypatch.setattr("modeling_cover.model.file_access_cover.RETRY_WAITS", ())
     monkeypatch.setattr(remote, "_READ_SECONDS", 5.0)
     address = f"{place}/labels.txt"
     for _ in range(2):

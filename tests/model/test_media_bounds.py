@@ -26,7 +26,7 @@ from modeling_cover.data.sources import Source
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.file_inspection import inspect_file
 from modeling_cover.model import video_memory_cover
-from modeling_cover.model.addresses_cover import open_regular
+from modeling_cover.model.file_access_cover import open_regular
 from modeling_cover.model.image_reading_cover import read_image, read_image_tensor
 from modeling_cover.model.video_decoding_cover import VideoDecodingError, read_video
 from modeling_cover.model.video_memory_cover import MAX_ALLOCATION, check_mp4, limited_allocations

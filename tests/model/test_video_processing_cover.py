@@ -21,7 +21,7 @@ from tiny import pixels
 @pytest.fixture
 def failures(monkeypatch):
     """The status of the answers to come, the last first."""
-    monkeypatch.setattr("modeling_cover.model.addresses_cover.RETRY_WAITS", (0.0,) * 4)
+    monkeypatch.setattr("modeling_cover.model.file_access_cover.RETRY_WAITS", (0.0,) * 4)
     yield _FAILURES
     _FAILURES.clear()
 

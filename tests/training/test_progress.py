@@ -32,7 +32,7 @@ class TestTheBar:
         trainer = make_trainer(folder, tmp_path, max_steps=4, logging_steps=4)
         trainer.train()
         (entry,) = [entry for entry in trainer.state.log_history if "samples_per_second" in entry]
-        assert entry["samples_per_second"] == pytest.approx(trainer.rows_per_step / 2)
+        assert entry["samples_per_second"] == pytest.approx(trainer.args.rows_per_step / 2)
 
 
 class TestTheCurves:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...model.addresses_cover import is_address, joined, parent, public_name
+from ...model.file_access_cover import is_address, joined, parent, public_name
 from ...text import some
 from .remote import exists, open_text
 from .spelling import listed_in, normal_name, told_apart

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ...model.addresses_cover import is_address, parent, public_name
+from ...model.file_access_cover import is_address, parent, public_name
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
 from .label_lists import LabelColumn, LabelColumnBuilder, single_label, split_labels

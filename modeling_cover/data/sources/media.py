@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ...model.addresses_cover import is_address, joined_file, public_name
+from ...model.file_access_cover import is_address, joined_file, public_name
 from ...model.image_reading_cover import STILL_SUFFIXES
 from ...model.video_decoding_cover import VideoDecodingError
 from .remote import local_copy

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from ...model.addresses_cover import check_is_regular, is_address, public_name
+from ...model.file_access_cover import check_is_regular, is_address, public_name
 from .remote import find_remote, open_for_parts, version_of
 
 

@@ -22,7 +22,7 @@ import fsspec
 import fsspec.config
 from fsspec.core import url_to_fs
 
-from ...model.addresses_cover import (
+from ...model.file_access_cover import (
     base_name,
     is_address,
     is_transient,

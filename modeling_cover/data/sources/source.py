@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...model.addresses_cover import is_address, public_name, without_secrets
+from ...model.file_access_cover import is_address, public_name, without_secrets
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
 from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels

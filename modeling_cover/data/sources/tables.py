@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
-from ...model.addresses_cover import is_address, joined_file, parent, public_name
+from ...model.file_access_cover import is_address, joined_file, parent, public_name
 from ...model.video_decoding_cover import VideoDecodingError
 from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumn, checked_labels

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
 
-from ...model.addresses_cover import base_name, is_address, public_name
+from ...model.file_access_cover import base_name, is_address, public_name
 from ...model.video_decoding_cover import VideoDecodingError
 from ...recipe.dataset_recipe import DatasetRecipe
 from .label_lists import LabelColumnBuilder, listed_names, split_labels
