@@ -12,9 +12,9 @@ quickstart: $(VENV)/base
 		--num_cpu_threads_per_process 1 examples/cotrain.py
 	$(BIN)/python examples/quickstart_report.py
 
-# Processes of one thread each, one more than the smallest machine has cores: tests wait for servers and other processes.
-# Files are in the order of tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# As many processes as cores of the smallest machine it is meant for, of one thread each. Files are in the order of
+# tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The specification.
 test: $(VENV)/installed
