@@ -250,16 +250,24 @@ def drawn(source: StreamedSource, draws: range, state: dict | None = None) -> tu
     return [(bytes_of(example.media), example.target) for example in examples], state
 
 
+# Each read of the server that stands for S3 costs as much as ten of the others'.
+slow_on_s3 = pytest.mark.parametrize(
+    "place", [*SERVERS[:-1], pytest.param("s3", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
+
+
 @pytest.mark.parametrize(("format", "name"), [("webdataset", "tar"), ("parquet", "parquet")])
 class TestStreams:
     def source(self, format: str, place: str) -> StreamedSource:
         options = {"sizes": {"train": ROWS}} if format == "webdataset" else {}
         return read_sources(recipe(format, place, streaming=True, shuffle_buffer=5, **options))["train"]
 
+    @slow_on_s3
     def test_the_order_is_that_of_local_files(self, folder, place, format, name):
         local, _ = drawn(self.source(format, str(folder / name)), range(3 * ROWS))
         assert drawn(self.source(format, f"{place}/{name}"), range(3 * ROWS))[0] == local
 
+    @slow_on_s3
     def test_a_run_that_stops_goes_on_with_the_same_rows(self, place, format, name, tmp_path, monkeypatch):
         source = self.source(format, f"{place}/{name}")
         stream, whole, states = source.open(seed=3), [], {}

@@ -154,6 +154,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.mark.slow
 class TestInABrowser:
     def ask(self, browser: Browser, url: str, file: Path, width: int) -> Page:
         page = browser.new_page(viewport={"width": width, "height": 800})

@@ -122,6 +122,7 @@ class TestValues:
             with torch.no_grad():
                 torch.testing.assert_close(program(clips)["pooler_output"], model(clips).pooler_output)
 
+    @pytest.mark.slow
     def test_the_size_that_is_exported_with_may_be_the_models_own(self):
         """4 x 5 patches, here no squares, and three frames are what stands for all sizes; a condition on equality
         would bind the program."""
@@ -258,6 +259,7 @@ class TestFiles:
         assert outputs == ["tags_logits", "k400_logits", "pooler_output"]
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_heads_that_it_is_asked_for(model, processor, folder, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")

@@ -191,6 +191,7 @@ def test_training_does_not_wait_for_a_hub_that_is_away_and_its_end_is_published_
     assert "Published: http" in finished.stdout
 
 
+@pytest.mark.slow
 def test_a_token_that_is_refused_is_said_at_once_and_what_to_do_at_the_end(folder):
     with HubServer() as hub:
         hub.refuse_token()

@@ -45,7 +45,8 @@ def whole(folder) -> Path:
 
 
 class TestKilledRuns:
-    @pytest.mark.parametrize(("seed", "how"), [(0, FORKED), pytest.param(1, STARTED, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("seed", "how"), [(0, FORKED), (1, STARTED)])
     def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed, how):
         run = folder / f"killed{seed}"
         run_killed(folder, run, kills=2, rng=random.Random(seed), **how)
@@ -97,7 +98,8 @@ class TestTwoProcesses:
 
     options = {"per_device_train_batch_size": 2}
 
-    @pytest.mark.parametrize("how", [FORKED, pytest.param(STARTED, marks=pytest.mark.slow)], ids=["forked", "started"])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("how", [FORKED, STARTED], ids=["forked", "started"])
     def test_killed_runs_end_as_one_that_was_not_stopped(self, folder, tmp_path, how):
         whole = run_whole(folder, tmp_path / "whole", 2, launch=how["launch"], **self.options)
         run = tmp_path / "killed"

@@ -33,7 +33,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-ALL_KINDS = [kind if kind in ("ddp", "fsdp", "zero3") else slow(kind) for kind in KINDS]
+ALL_KINDS = [kind if kind == "ddp" else slow(kind) for kind in KINDS]
 OPTIONS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -97,7 +97,7 @@ def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step,
         slow("ddp", "fsdp"),
         slow("ddp", "zero2"),
         slow("ddp", "zero3"),
-        ("fsdp", "ddp"),
+        slow("fsdp", "ddp"),
         slow("zero3", "ddp"),
     ],
 )

@@ -194,7 +194,9 @@ class TestLoss:
                 2,
                 {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "activation_checkpointing": True},
             ),
-            (4, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}),
+            pytest.param(
+                4, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow
+            ),
         ],
         ids=["2 with batches of 4", "2 with 4 batches of 1, checkpointed", "4 with 2 batches of 1"],
     )
