@@ -14,18 +14,19 @@ quickstart: $(VENV)/base
 
 # As many processes as cores of the smallest machine it is meant for, of one thread each. Files are in the order of
 # tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 # The specification.
 test: $(VENV)/installed
-	$(PYTEST) -m "not slow"
+	$(PYTEST) 2 -m "not slow"
 
-# What takes long for a reason: killed runs, launchers, whole matrices. `make test` has something faster of each.
+# What takes long for a reason: killed runs, launchers, whole matrices. `make test` has something faster of each. One
+# process more, as most wait for others or for a limit of time.
 test-slow: $(VENV)/installed
-	$(PYTEST) -m slow
+	$(PYTEST) 3 -m slow
 
 test-all: $(VENV)/installed
-	$(PYTEST)
+	$(PYTEST) 2
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ import copy
 import json
 import sys
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import export
@@ -28,6 +30,7 @@ from tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
+FORMATS = [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"]  # ONNX takes half a minute
 
 # What a program must take: an image, a frame of one patch, odd numbers of each, and what the checkpoint was made for.
 SHAPES = [(1, 1, 16, 16), (3, 1, 24, 16), (2, 5, 8, 40), (1, 8, 16, 16), (4, 3, 8, 8), (1, 2, 32, 32)]
@@ -65,21 +68,26 @@ def program(model) -> torch.export.ExportedProgram:
 
 
 @pytest.fixture(scope="module")
-def files(model, processor, program, folder) -> dict[str, Path]:
-    files = {suffix: folder / "new" / f"program{suffix}" for suffix in (".onnx", ".pt2")}
+def saved(model, processor, program, folder) -> Callable[[str], Path]:
+    """The file of a format, written when it is asked for."""
     (folder / "new").mkdir()
     (folder / "new" / "program.onnx.data").write_text("the weights of a larger program")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "export_program", lambda _, heads: program)  # which takes seconds, once for both
-        for path in files.values():
+
+    @cache
+    def save(suffix: str) -> Path:
+        path = folder / "new" / f"program{suffix}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporting, "export_program", lambda _, heads: program)  # which takes seconds, once for both
             assert 0 <= save_program(path, model, processor) <= 1e-4
-    return files
+        return path
+
+    return save
 
 
-@pytest.fixture(scope="module", params=[".onnx", ".pt2"])
-def run(request, files):
+@pytest.fixture(scope="module", params=FORMATS)
+def run(request, saved):
     """The file as its users load it, with nothing of this package: from a clip to outputs by name."""
-    path = files[request.param]
+    path = saved(request.param)
     if request.param == ".pt2":
         return torch.export.load(path).module()
     session = onnxruntime.InferenceSession(path)
@@ -206,37 +214,40 @@ class TestWhatIsRefused:
 
 
 class TestFiles:
-    def test_nothing_is_left_of_an_older_program(self, files):
-        assert sorted(path.name for path in files[".onnx"].parent.iterdir()) == ["program.onnx", "program.pt2"]
+    @pytest.mark.slow
+    def test_nothing_is_left_of_an_older_program(self, saved):
+        assert saved(".pt2").parent == saved(".onnx").parent
+        assert sorted(path.name for path in saved(".onnx").parent.iterdir()) == ["program.onnx", "program.pt2"]
 
-    def test_onnx_takes_the_sizes_by_name_and_passes_its_own_check(self, files):
-        onnx.checker.check_model(files[".onnx"], full_check=True)
-        session = onnxruntime.InferenceSession(files[".onnx"])
+    @pytest.mark.slow
+    def test_onnx_takes_the_sizes_by_name_and_passes_its_own_check(self, saved):
+        onnx.checker.check_model(saved(".onnx"), full_check=True)
+        session = onnxruntime.InferenceSession(saved(".onnx"))
         (pixel_values,) = session.get_inputs()
         assert (pixel_values.name, pixel_values.shape) == ("pixel_values", ["batch", "frames", 3, "height", "width"])
         assert [output.shape for output in session.get_outputs()] == [["batch", 2], ["batch", 3], ["batch", 32]]
 
-    @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-    def test_the_metadata_tell_how_to_prepare_a_clip_and_to_read_the_answer(self, files, model, processor, suffix):
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_the_metadata_tell_how_to_prepare_a_clip_and_to_read_the_answer(self, saved, model, processor, suffix):
         if suffix == ".onnx":
-            metadata = onnxruntime.InferenceSession(files[suffix]).get_modelmeta().custom_metadata_map
+            metadata = onnxruntime.InferenceSession(saved(suffix)).get_modelmeta().custom_metadata_map
             values = {name: json.loads(value) for name, value in metadata.items()}
         else:
             extra = {METADATA_NAME: ""}
-            torch.export.load(files[suffix], extra_files=extra)
+            torch.export.load(saved(suffix), extra_files=extra)
             values = json.loads(extra[METADATA_NAME])
         assert values["heads"] == model.config.heads
         assert (values["default_head"], values["patch_size"], values["num_frames"]) == ("k400", [8, 8], 8)
         assert CoverVideoProcessor(**values["video_processor"]).to_dict() == processor.to_dict()
 
-    @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-    def test_nothing_names_a_folder_of_this_machine(self, files, suffix):
-        content = files[suffix].read_bytes()
-        for path in (ROOT, Path(torch.__file__).parent, Path.home(), files[suffix].parent):
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_nothing_names_a_folder_of_this_machine(self, saved, suffix):
+        content = saved(suffix).read_bytes()
+        for path in (ROOT, Path(torch.__file__).parent, Path.home(), saved(suffix).parent):
             assert str(path).encode() not in content
 
-    def test_a_program_of_torch_has_no_pickle_in_it(self, files):
-        with zipfile.ZipFile(files[".pt2"]) as archive:
+    def test_a_program_of_torch_has_no_pickle_in_it(self, saved):
+        with zipfile.ZipFile(saved(".pt2")) as archive:
             contents = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
         assert contents["data/sample_inputs/model.pt"] == b""
         described = {

@@ -110,6 +110,7 @@ def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "outputs" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_what_is_published_while_training_gives_a_stranger_the_same_answers_to_the_bit(folder):
     with HubServer() as hub:
         finished = train(hub, folder, "--hub_always_push", "--hub_private_repo", "True")

@@ -12,8 +12,11 @@ def whole_files(tmp_path_factory):
     return folder
 
 
-def test_a_damaged_file_yields_frames_or_an_error_and_neither_crashes_nor_hangs_nor_fills_the_memory(whole_files):
-    assert run_all(count=500, seed=1, processes=2, whole_files=whole_files) == []
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_damaged_file_yields_frames_or_an_error_and_neither_crashes_nor_hangs_nor_fills_the_memory(
+    whole_files, count
+):
+    assert run_all(count=count, seed=1, processes=2, whole_files=whole_files) == []
 
 
 def test_the_sample_has_every_kind_of_damage(whole_files):

@@ -140,6 +140,7 @@ class TestMemory:
         too_large = {name: found for name, found in zip(files, hostile, strict=True) if found["memory"] >= 2**29}
         assert not too_large
 
+    @pytest.mark.slow
     def test_nor_do_the_frames_that_decoders_keep_take_more(self, tmp_path):
         one, many, deep = (tmp_path / name for name in ("one.mp4", "many.ts", "deep.mkv"))
         one.write_bytes(with_references(4096, 4096, "yuv420p"))

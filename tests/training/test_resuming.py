@@ -44,8 +44,8 @@ def whole(folder) -> Path:
     return run_whole(folder, folder / "whole", launch=forked_runs.start)
 
 
+@pytest.mark.slow
 class TestKilledRuns:
-    @pytest.mark.slow
     @pytest.mark.parametrize(("seed", "how"), [(0, FORKED), (1, STARTED)])
     def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed, how):
         run = folder / f"killed{seed}"
@@ -66,7 +66,7 @@ class TestKilledRuns:
 
     @pytest.mark.parametrize(
         ("number", "launch"),
-        [(signal.SIGTERM, forked_runs.start), pytest.param(signal.SIGUSR1, start, marks=pytest.mark.slow)],
+        [(signal.SIGTERM, forked_runs.start), (signal.SIGUSR1, start)],
     )
     def test_one_that_is_told_to_stop_writes_a_checkpoint_and_the_same_command_goes_on_from_it(
         self, folder, whole, number, launch
