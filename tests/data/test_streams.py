@@ -200,6 +200,7 @@ class TestStates:
         with pytest.raises(ValueError, match="cannot resume from a state with num_shards 4, which is now 3"):
             fewer.open(seed=0).load_state_dict(state)
 
+    @pytest.mark.slow
     def test_another_process_goes_on_the_same(self, folder, tmp_path):
         stream = source(folder, "parquet").open(seed=0)
         expected = rows_of(stream, range(120))

@@ -209,6 +209,7 @@ class TestInTheBackground:
         build_trainer(folder / "data", folder / "run", max_steps=6, save_steps=3, **publishing).train()
         return [path.name for path in (folder / "run").iterdir() if path.is_dir()]
 
+    @pytest.mark.slow
     def test_the_end_of_train_waits_until_its_last_save_is_published(self, hub, tmp_path):
         hub.go_away(5)
         assert self.train(tmp_path) == ["checkpoint-6"]

@@ -94,6 +94,7 @@ def run(environment: dict[str, str], folder: Path, recipe: Path) -> subprocess.C
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.slow
 def test_what_is_pinned_is_loaded_and_the_commits_are_in_record_and_card(hub, environment, tmp_path):
     finished = run(environment, tmp_path, write_recipe(tmp_path / "recipe.yaml", "v1", "v1"))
     assert finished.returncode == 0, finished.stderr[-3000:]
