@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import check_dataset
 import datasets
 import fsspec
 import pyarrow as pa
@@ -30,11 +31,6 @@ ROWS = 20
 LABELS = ["push", "pull", "lift"]
 NAMES = [f"clips/{row} of 100%#?é.mp4" for row in range(ROWS)]  # what an address would have to quote
 SERVERS = ["http", "http without parts", "s3"]
-
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-import check_dataset  # noqa: E402
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import probe
 import pytest
 import torch
 from checkpoints import save_quickstart
@@ -25,8 +26,6 @@ from safetensors.numpy import load_file
 
 
 ROOT = Path(__file__).parents[2]
-
-import probe  # noqa: E402
 
 
 LABELS = ["bright", "dark", "even"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import evaluate_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -29,8 +30,6 @@ from transformers import pipeline
 
 
 ROOT = Path(__file__).parents[2]
-
-import evaluate_checkpoint  # noqa: E402
 
 
 RECIPE = """

@@ -6,8 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import benchmark
+import benchmark_scaling
+import cotrain
 import forked_runs
 import numpy as np
+import predict
 import pytest
 import torch
 import yaml
@@ -19,11 +23,6 @@ from tiny import save_tiny
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
-
-import benchmark  # noqa: E402
-import benchmark_scaling  # noqa: E402
-import cotrain  # noqa: E402
-import predict  # noqa: E402
 
 
 HEADS = {

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import cotrain
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,6 @@ from transformers import ViTConfig, ViTModel
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-import cotrain  # noqa: E402
 
 
 RECIPES = sorted((EXAMPLES / "recipes").rglob("*.yaml"))
