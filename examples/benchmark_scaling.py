@@ -228,14 +228,14 @@ def measure_samples(preset: str, rounds: int) -> dict[str, float]:
         images = DatasetRecipe(
             name="clips", format="class_folders", modality="image", splits={"train": str(folder / "image" / "train")}
         )
-        data_sets = {
+        datasets = {
             "raw clip": raw,
             "compact clip": entry("webdataset", folder / "compact" / "train"),
             "image": images,
         }
         found = {}
-        for what, data_set in data_sets.items():
-            samples = CoTrainingDataset([read_sources(data_set)["train"]], ["clips"], processor, seed=0)
+        for what, dataset in datasets.items():
+            samples = CoTrainingDataset([read_sources(dataset)["train"]], ["clips"], processor, seed=0)
             positions = itertools.count()
             found[what] = seconds_of(
                 lambda samples=samples, positions=positions: samples[

@@ -101,11 +101,11 @@ class TestTrainingSamples:
         dataset = CoTrainingDataset(sources, ["a", "b", *HEAD_NAMES], processor, seed=0)
         assert dataset[reference("noise", 0, 0)]["head_ids"] == 3
 
-    def test_a_data_set_without_a_head_is_named(self, sources, processor):
+    def test_a_dataset_without_a_head_is_named(self, sources, processor):
         with pytest.raises(ValueError, match=r"no head for the datasets \['noise'\]: .*\['gradients', 'pictures'\]"):
             CoTrainingDataset(sources, ["gradients", "pictures"], processor, seed=0)
 
-    def test_sizes_are_those_of_the_data_sets(self, dataset):
+    def test_sizes_are_those_of_the_datasets(self, dataset):
         assert dataset.sizes == {"gradients": 1, "noise": 4, "pictures": 5}
         assert len(dataset) == 10
 

@@ -78,7 +78,7 @@ def greys_of(sample: Mapping) -> list[int]:
 
 
 class TestBadFiles:
-    def test_another_row_of_the_data_set_stands_in_for_one_with_its_own_label(self, greys, processor, tmp_path):
+    def test_another_row_of_the_dataset_stands_in_for_one_with_its_own_label(self, greys, processor, tmp_path):
         break_files(greys, 3)
         dataset = make_dataset(greys, processor, quarantine=Quarantine(tmp_path / "quarantine.jsonl", 1))
         for position in range(20):
@@ -132,7 +132,7 @@ class TestBadFiles:
             for position in range(100):
                 dataset[reference(3, position)]
 
-    def test_a_data_set_without_one_good_file_is_an_error_whatever_is_allowed(self, greys, processor, tmp_path):
+    def test_a_dataset_without_one_good_file_is_an_error_whatever_is_allowed(self, greys, processor, tmp_path):
         break_files(greys, *range(10))
         dataset = make_dataset(greys, processor, quarantine=Quarantine(tmp_path / "quarantine.jsonl", 1))
         with pytest.raises(TooManyBadFilesError, match="dataset 'greys': 100 rows drawn to stand in"):
@@ -144,7 +144,7 @@ class TestBadFiles:
             make_dataset(greys, processor)[reference(3)]
 
     @pytest.mark.parametrize("training", [True, False])
-    def test_a_data_set_that_vanishes_is_no_bad_file_but_an_error(self, greys, processor, tmp_path, training):
+    def test_a_dataset_that_vanishes_is_no_bad_file_but_an_error(self, greys, processor, tmp_path, training):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1)
         train, evaluation = (
             make_dataset(greys, processor, quarantine=quarantine),

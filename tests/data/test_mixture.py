@@ -37,7 +37,7 @@ class TestAnEpoch:
         "sizes", [SIZES, {"a": 1, "b": 2, "c": 1}, {"a": 5, "b": 1700, "c": 3000}, {"k400": 4096}]
     )
     @pytest.mark.parametrize("epoch", [0, 1, 7])
-    def test_with_proportional_shares_it_holds_every_row_of_every_data_set_exactly_once(self, sizes, epoch):
+    def test_with_proportional_shares_it_holds_every_row_of_every_dataset_exactly_once(self, sizes, epoch):
         schedule = MixtureSchedule(sizes, seed=0)
         assert schedule.epoch_size == sum(sizes.values())
         references = drawn(schedule, schedule.epoch_size, start=epoch * schedule.epoch_size)
@@ -51,13 +51,13 @@ class TestAnEpoch:
             draws = [reference.draw for reference in references if reference.dataset == name]
             assert draws == list(range(len(draws)))
 
-    def test_rows_of_a_data_set_are_shuffled_anew_in_each_pass(self):
+    def test_rows_of_a_dataset_are_shuffled_anew_in_each_pass(self):
         rows = [reference.row for reference in drawn(MixtureSchedule({"k400": 100}, seed=0), 300)]
         passes = [rows[:100], rows[100:200], rows[200:]]
         assert all(sorted(one) == list(range(100)) for one in passes)
         assert all(first != second for first, second in itertools.combinations([*passes, list(range(100))], 2))
 
-    def test_a_data_set_that_is_drawn_more_often_than_it_has_rows_is_gone_through_again(self):
+    def test_a_dataset_that_is_drawn_more_often_than_it_has_rows_is_gone_through_again(self):
         schedule = scheduled(MixtureRecipe(sampling="equal"), {"large": 990, "small": 10})
         rows = [reference.row for reference in drawn(schedule, 1000) if reference.dataset == "small"]
         assert len(rows) == 500
@@ -86,7 +86,7 @@ class TestShares:
                 assert abs(counts[name] - 10_000 * share) < 50
                 assert abs(after[name] - before[name] - 1_000_000 * share) < 50
 
-    def test_each_batch_mixes_the_data_sets(self):
+    def test_each_batch_mixes_the_datasets(self):
         names = [reference.dataset for reference in drawn(MixtureSchedule(SIZES, seed=0), 1000)]
         for start in range(0, 1000, 100):
             batch = names[start : start + 100]
@@ -127,7 +127,7 @@ class TestShares:
         assert schedule.epoch_size == sum(sizes.values())
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_stop_ends_an_epoch_before_any_data_set_repeats(self, seed):
+    def test_stop_ends_an_epoch_before_any_dataset_repeats(self, seed):
         rng = random.Random(seed)
         sizes = {name: rng.randint(50, 5000) for name in "abcd"}
         listed = {name: rng.uniform(0.1, 1) for name in "abcd"}
@@ -156,7 +156,7 @@ class TestTheOrder:
             counts = Counter(reference.dataset for reference in references[:position])
             assert schedule.draws_before(position) == {name: counts[name] for name in "abc"}
 
-    def test_it_does_not_depend_on_the_order_in_which_data_sets_are_listed(self):
+    def test_it_does_not_depend_on_the_order_in_which_datasets_are_listed(self):
         for names in itertools.permutations(SIZES):
             permuted_sizes = {name: SIZES[name] for name in names}
             assert drawn(MixtureSchedule(permuted_sizes, 0), 2000) == drawn(MixtureSchedule(SIZES, 0), 2000)
@@ -263,7 +263,7 @@ class TestTheSampler:
         assert [type(value) for value in reference] == [str, int, int, int, type(None), type(None)]
         assert pickle.loads(pickle.dumps(reference)) == reference  # noqa: S301
 
-    def test_a_streamed_data_set_sends_its_examples_along_in_the_order_of_its_draws(self):
+    def test_a_streamed_dataset_sends_its_examples_along_in_the_order_of_its_draws(self):
         sampler = MixtureSampler(MixtureSchedule(SIZES, seed=0), streams={"ssv2": _Letters()})
         references = list(sampler)
         streamed = [reference for reference in references if reference.dataset == "ssv2"]
@@ -347,7 +347,7 @@ class _Letters:
 
 class TestBadInput:
     @pytest.mark.parametrize("sizes", [{}, {"k400": 0}, {"k400": 10, "ssv2": -1}])
-    def test_there_is_a_data_set_and_each_has_rows(self, sizes):
+    def test_there_is_a_dataset_and_each_has_rows(self, sizes):
         with pytest.raises(ValueError, match="expected at least one dataset, each with rows, got") as error:
             MixtureSchedule(sizes, seed=0)
         assert repr(sizes) in str(error.value)
@@ -370,7 +370,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             MixtureRecipe(**fields)
 
-    def test_shares_are_listed_for_all_data_sets_and_only_where_asked_for(self):
+    def test_shares_are_listed_for_all_datasets_and_only_where_asked_for(self):
         with pytest.raises(ValueError, match="a list a share: set `sampling: shares`"):
             MixtureRecipe().shares({"a": 1, "b": 1}, {"a": 0.5})
         with pytest.raises(ValueError, match="needs a share of each dataset, missing: b"):

@@ -37,7 +37,7 @@ class TestTheFile:
         assert first.entries() == second.entries() == [BROKEN]
         assert len(first.path.read_text().splitlines()) == 1
 
-    def test_the_same_path_in_two_data_sets_is_two_entries(self, tmp_path):
+    def test_the_same_path_in_two_datasets_is_two_entries(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl")
         quarantine.add(bad(1, "k400"))
         quarantine.add(bad(1, "k600"))
@@ -158,7 +158,7 @@ class TestTheLimit:
             quarantine.check(BROKEN, 1000)
         assert str(quarantine.path) in str(error.value) and "max_share" in str(error.value)
 
-    def test_each_split_of_each_data_set_is_counted_by_itself(self, tmp_path):
+    def test_each_split_of_each_dataset_is_counted_by_itself(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.5)
         for number in range(6):
             quarantine.add(bad(number, "k600"))

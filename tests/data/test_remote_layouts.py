@@ -165,7 +165,7 @@ class TestByIndex:
         assert rows(read_sources(recipe("parquet", f"{place}/{name}"))["train"]) == EXPECTED
         assert rows(read_sources(recipe("parquet", str(folder / name), media_root=place))["train"]) == EXPECTED
 
-    def test_addresses_in_a_data_set_of_the_library(self, place, tmp_path):
+    def test_addresses_in_a_dataset_of_the_library(self, place, tmp_path):
         far = [media.content for media in read_sources(recipe("manifest", f"{place}/train.csv"))["train"].media]
         table = Dataset.from_dict({"video": far, "label": [label(row) for row in range(ROWS)]})
         table.save_to_disk(tmp_path / "saved")

@@ -142,7 +142,7 @@ class TestFiles:
         assert only(report, "unreadable").message == "deadly.mp4 kills the process that reads it, or takes it too long"
         assert len(report.splits[0]) == 4
 
-    def test_a_data_set_that_is_gone_is_an_error(self, folder):
+    def test_a_dataset_that_is_gone_is_an_error(self, folder):
         recipe = load_recipe(write_recipe(folder / "recipe.yaml", entry(folder / "a")))
         sources = {"a": read_sources(recipe.datasets[0])}
         shutil.rmtree(folder / "a")

@@ -28,7 +28,7 @@ def table_entry(path: Path) -> dict:
 
 
 class TestCopies:
-    def test_a_validation_row_of_one_data_set_that_another_trains_on_is_a_leak(self, folder):
+    def test_a_validation_row_of_one_dataset_that_another_trains_on_is_a_leak(self, folder):
         copy(folder / "b/validation/left/2.mp4", folder / "a/train/right/7.mp4")
         report = check(folder, entry(folder / "a"), entry(folder / "b"))
         leak = only(report, "leak")
@@ -59,7 +59,7 @@ class TestCopies:
         assert kinds(report) == ["duplicate", "label_mismatch"]
         assert [row["labels"] for row in report.findings[1].details["rows"]] == [["left"], ["right"]]
 
-    def test_other_labels_in_another_data_set_are_no_mismatch_and_shared_training_files_are_but_noted(self, folder):
+    def test_other_labels_in_another_dataset_are_no_mismatch_and_shared_training_files_are_but_noted(self, folder):
         copy(folder / "a/train/left/0.mp4", folder / "b/train/right/8.mp4")
         note = only(check(folder, entry(folder / "a"), entry(folder / "b")), "shared")
         assert not note.is_problem

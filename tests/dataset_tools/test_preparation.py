@@ -226,7 +226,7 @@ class TestBadFiles:
         assert summary["failures"][0]["reason"].startswith(f"{summary['failures'][0]['path']} cannot be read")
         assert summary["rows"] == 6
 
-    def test_a_data_set_that_vanishes_is_an_error_and_not_so_many_bad_files(self, folders, tmp_path):
+    def test_a_dataset_that_vanishes_is_an_error_and_not_so_many_bad_files(self, folders, tmp_path):
         shutil.copytree(folders, tmp_path / "raw")
         source = read_sources(entry(tmp_path / "raw"))["train"]
         shutil.rmtree(tmp_path / "raw")

@@ -184,7 +184,7 @@ class TestTheCommand:
         code = evaluate_checkpoint.main(list(map(str, [*given, "--num_resamples", 20])))
         return code, *capsys.readouterr()
 
-    def test_the_data_sets_that_have_the_split_are_evaluated_in_one_run(self, folder, tmp_path, capsys):
+    def test_the_datasets_that_have_the_split_are_evaluated_in_one_run(self, folder, tmp_path, capsys):
         names = ("--dataset", "shapes", "--dataset", "textures")
         code, out, _ = self.run(folder, tmp_path, capsys, *names)
         assert code == 0
@@ -284,7 +284,7 @@ class TestTheCommand:
         assert "1 of the 7 rows tried cannot be decoded, more than the 10.0%" in err
         assert "Traceback" not in err
 
-    def test_a_head_for_several_labels_a_row_is_not_for_a_data_set_of_one(self, folder, tmp_path, capsys):
+    def test_a_head_for_several_labels_a_row_is_not_for_a_dataset_of_one(self, folder, tmp_path, capsys):
         config = CoverConfig.from_pretrained(folder / "model")
         tags = {"labels": QUICKSTART_LABELS["shapes"], "problem_type": "multi_label_classification"}
         config.update_heads({**config.heads, "tags": tags}, "motions")

@@ -155,7 +155,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(pictures_folder, tmp_p
 
 
 @pytest.mark.parametrize("scale", [CPU, GPU, TINY], ids=["cpu", "gpu", "tiny"])
-def test_a_data_set_has_the_same_updates_of_the_same_rows_alone_and_together(scale, tmp_path):
+def test_a_dataset_has_the_same_updates_of_the_same_rows_alone_and_together(scale, tmp_path):
     study = Study(output=tmp_path, scale=scale, seeds=(1,))
     updates = {}
     for run in plan_runs():

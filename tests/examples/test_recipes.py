@@ -119,7 +119,7 @@ def test_a_transfer_is_called_by_its_target_and_by_what_it_trains(path):
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_a_run_of_the_paper_is_called_by_its_data_sets_and_its_table_is_on_the_page(path):
+def test_a_run_of_the_paper_is_called_by_its_datasets_and_its_table_is_on_the_page(path):
     recipe, text = load_recipe(path), path.read_text()
     names = [dataset.name for dataset in recipe.datasets]
     assert path.stem.split("_")[: len(names)] == names

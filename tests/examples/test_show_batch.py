@@ -101,7 +101,7 @@ class TestRows:
         assert frame_numbers(row.frames) == [1, 3, 5, 7]
         assert any("stands in" in text for text, _, _ in show_batch.row_lines(row, "#000000"))
 
-    def test_a_streamed_data_set_is_shown_too(self, folder):
+    def test_a_streamed_dataset_is_shown_too(self, folder):
         content = [(folder / "clips" / label / "0.mp4").read_bytes() for label in ("left", "right")]
         table = datasets.Dataset.from_dict({"video": content, "label": ["left", "right"]})
         table.to_parquet(folder / "clips.parquet")

@@ -86,7 +86,7 @@ def without_times(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestWhatItSays:
-    def test_of_each_data_set(self, summary):
+    def test_of_each_dataset(self, summary):
         videos, images = summary["datasets"]
         assert videos == {
             "name": "videos",
@@ -299,7 +299,7 @@ class TestRecipeAndCommand:
         assert recipe["training"] == {"warmup_steps": 2, "seed": 42}
         assert recipe["bad_files"] == {"max_share": 0.5}
 
-    def test_a_public_recipe_says_how_data_sets_are_mixed(self):
+    def test_a_public_recipe_says_how_datasets_are_mixed(self):
         entry = DatasetRecipe(name="a", format="class_folders", modality="video", splits={"train": "a"}, share=2)
         public = public_recipe(Recipe(datasets=(entry,), mixture=MixtureRecipe(sampling="shares")))
         assert public["mixture"] == {"sampling": "shares"}

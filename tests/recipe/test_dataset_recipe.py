@@ -129,10 +129,10 @@ class TestPaths:
     def test_a_list_of_labels_is_no_path(self):
         assert recipe(labels=["push", "pull"]).resolved("/data").labels == ["push", "pull"]
 
-    def test_the_splits_of_a_library_data_set_are_names(self, tmp_path):
+    def test_the_splits_of_a_library_dataset_are_names(self, tmp_path):
         assert recipe("dataset").resolved(tmp_path).splits == SPLITS
 
-    def test_the_path_of_a_library_data_set_is_a_folder_if_there_is_one_and_an_id_otherwise(self, tmp_path):
+    def test_the_path_of_a_library_dataset_is_a_folder_if_there_is_one_and_an_id_otherwise(self, tmp_path):
         dataset = recipe("dataset", path="someone/k400")
         assert dataset.resolved(tmp_path).path == "someone/k400"
         (tmp_path / "someone/k400").mkdir(parents=True)
@@ -187,7 +187,7 @@ class TestBadValues:
             ({"columns": "label"}, "columns: expected names of columns, got 'label'"),
         ],
     )
-    def test_one_is_named_with_its_data_set_and_what_was_expected(self, options, message):
+    def test_one_is_named_with_its_dataset_and_what_was_expected(self, options, message):
         with pytest.raises(ValueError, match=f"dataset 'k400': {message}"):
             recipe(**options)
 

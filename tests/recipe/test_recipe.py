@@ -36,7 +36,7 @@ def load(tmp_path):
 
 
 class TestContent:
-    def test_all_but_the_data_sets_has_defaults(self, load):
+    def test_all_but_the_datasets_has_defaults(self, load):
         loaded = load()
         assert loaded.datasets == (DatasetRecipe(**KINETICS),)
         assert loaded.clips == ClipRecipe(num_frames=8, image_size=224, short_side=256)
@@ -75,11 +75,11 @@ class TestContent:
     def test_the_short_side_before_cropping_is_an_eighth_more_than_seven_of_the_crop(self, image_size, short_side):
         assert ClipRecipe(image_size=image_size).short_side == short_side
 
-    def test_a_weight_of_zero_leaves_a_data_set_in_the_mixture(self, load):
+    def test_a_weight_of_zero_leaves_a_dataset_in_the_mixture(self, load):
         loaded = load(datasets=[KINETICS, {**IMAGENET, "weight": 0}])
         assert [dataset.weight for dataset in loaded.datasets] == [1, 0]
 
-    def test_several_data_sets_share_a_class_list_that_is_given_once(self, load):
+    def test_several_datasets_share_a_class_list_that_is_given_once(self, load):
         entries = [{**KINETICS, "labels": "sports"}, {**IMAGENET, "labels": "animals"}, {**IMAGENET, "name": "b"}]
         loaded = load(
             data_root="/data",
@@ -93,7 +93,7 @@ class TestContent:
             ["run", "swim"],
         ]
 
-    def test_a_data_set_has_the_common_augmentation_and_its_own_on_top(self, load):
+    def test_a_dataset_has_the_common_augmentation_and_its_own_on_top(self, load):
         loaded = load(
             augmentation={"color_jitter": {"hue": 0.1}, "mixup_alpha": 0.2},
             datasets=[{**KINETICS, "horizontal_flip": False, "augmentation": {"mixup_alpha": 0.8}}, IMAGENET],
@@ -185,7 +185,7 @@ class TestExtending:
         assert (loaded.clips.num_frames, loaded.clips.image_size) == (8, 448)
         assert loaded.training == {"learning_rate": 0.1, "num_train_epochs": 20, "seed": 3}
 
-    def test_data_sets_are_chosen_and_changed(self, load_over):
+    def test_datasets_are_chosen_and_changed(self, load_over):
         loaded = load_over(datasets=[{"name": "imagenet", "weight": 0.75}])
         assert [(dataset.name, dataset.weight) for dataset in loaded.datasets] == [("imagenet", 0.75)]
         assert loaded.datasets[0].splits == {"train": "/data/imagenet/train"}
@@ -303,7 +303,7 @@ class TestBadDatasets:
             load(datasets=datasets)
 
     @pytest.mark.parametrize("key", ["format", "modality", "splits"])
-    def test_a_missing_key_is_named_with_its_data_set(self, load, key):
+    def test_a_missing_key_is_named_with_its_dataset(self, load, key):
         entry = {other: value for other, value in KINETICS.items() if other != key}
         with pytest.raises(ValueError, match=f"dataset 'k400': missing {key}"):
             load(datasets=[entry])
@@ -329,7 +329,7 @@ class TestBadDatasets:
             ({"streaming": True}, "streaming does not apply to the format 'class_folders'"),
         ],
     )
-    def test_a_wrong_value_is_named_with_its_data_set_and_what_was_expected(self, load, entry, message):
+    def test_a_wrong_value_is_named_with_its_dataset_and_what_was_expected(self, load, entry, message):
         with pytest.raises(ValueError, match=f"dataset 'k400': {message}"):
             load(datasets=[{**KINETICS, **entry}])
 

@@ -96,7 +96,7 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 
 class TestAnyStart:
-    def test_there_is_a_head_for_each_data_set_with_its_labels(self, recipe):
+    def test_there_is_a_head_for_each_dataset_with_its_labels(self, recipe):
         config = prepare(recipe, **FIELDS).model.config
         assert config.head_names == ["actions", "objects"]
         assert {name: (head["labels"], head["modality"]) for name, head in config.heads.items()} == {
@@ -104,7 +104,7 @@ class TestAnyStart:
             "objects": (OBJECTS, "image"),
         }
 
-    def test_the_default_head_is_the_first_data_sets_unless_another_is_named(self, recipe):
+    def test_the_default_head_is_the_first_datasets_unless_another_is_named(self, recipe):
         backwards = dataclasses.replace(recipe, datasets=recipe.datasets[::-1])
         assert prepare(recipe, **FIELDS).model.config.default_head == "actions"
         assert prepare(backwards, **FIELDS).model.config.default_head == "objects"
@@ -210,7 +210,7 @@ class TestFromAViT:
 
 
 class TestFromATimeSformer:
-    def test_it_can_bring_the_head_of_a_data_set(self, recipe, tmp_path):
+    def test_it_can_bring_the_head_of_a_dataset(self, recipe, tmp_path):
         timesformer = save_timesformer(tmp_path, num_frames=2, id2label=dict(enumerate(ACTIONS)))
         model = prepare(recipe, from_timesformer=str(tmp_path), head="actions", default_head="objects").model
         assert model.config.head_names == ["actions", "objects"]
@@ -246,7 +246,7 @@ class TestFromATimeSformer:
         assert not torch.equal(model.classifiers["actions"].weight, timesformer.classifier.weight[:2])
 
     @pytest.mark.parametrize("names", [("timesformer", "objects"), ("actions", "timesformer")])
-    def test_a_data_set_may_be_called_timesformer(self, recipe, tmp_path, names):
+    def test_a_dataset_may_be_called_timesformer(self, recipe, tmp_path, names):
         save_timesformer(tmp_path, num_frames=2, num_labels=7)
         config = prepare(renamed(recipe, *names), from_timesformer=str(tmp_path)).model.config
         assert config.head_names == sorted(names)
@@ -287,7 +287,7 @@ class TestFromATimeSformer:
         with pytest.raises(ValueError, match="num_hidden_layers: the starting point has its own"):
             prepare(recipe, from_timesformer=str(tmp_path), num_hidden_layers=3)
 
-    def test_a_head_that_is_no_data_sets_is_named(self, recipe, tmp_path):
+    def test_a_head_that_is_no_datasets_is_named(self, recipe, tmp_path):
         save_timesformer(tmp_path)
         with pytest.raises(ValueError, match=r"unknown head 'k400', the datasets are \['actions', 'objects'\]"):
             prepare(recipe, from_timesformer=str(tmp_path), head="k400")
@@ -338,7 +338,7 @@ class TestFromACoverCheckpoint:
         sample = cotraining.train_dataset[SampleReference("objects", 2, position=0, draw=0)]
         assert (sample["labels"], sample["head_ids"]) == (2, config.head_names.index("objects"))
 
-    def test_heads_without_a_data_set_stay(self, recipe, tmp_path, save):
+    def test_heads_without_a_dataset_stay(self, recipe, tmp_path, save):
         saved = save(actions=ACTIONS, k400=["abseiling", "zumba", "knitting"])
         cotraining = prepare(recipe, from_pretrained=str(tmp_path))
         assert cotraining.model.config.head_names == ["actions", "k400", "objects"]
@@ -405,7 +405,7 @@ class TestBadModelSections:
         with pytest.raises(ValueError, match="dataset 'actions': nowhere is not a folder"):
             prepare(recipe, **FIELDS)
 
-    def test_an_unknown_default_head_is_named_with_the_data_sets(self, recipe):
+    def test_an_unknown_default_head_is_named_with_the_datasets(self, recipe):
         with pytest.raises(ValueError, match=r"unknown default_head 'k400', .* \['actions', 'objects'\]"):
             prepare(recipe, default_head="k400")
 

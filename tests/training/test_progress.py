@@ -14,16 +14,14 @@ from test_parameters import make_trainer
 
 
 class TestTheBar:
-    def test_it_has_the_loss_of_each_data_set_samples_a_second_and_the_share_of_waiting(
-        self, folder, tmp_path, capsys
-    ):
+    def test_it_has_the_loss_of_each_dataset_samples_a_second_and_the_share_of_waiting(self, folder, tmp_path, capsys):
         make_trainer(folder, tmp_path, disable_tqdm=False).train()
         shown = capsys.readouterr().err
         assert "loss images " in shown
         assert " videos " in shown
         assert "samples/s, waiting for data " in shown
 
-    def test_an_evaluation_is_not_a_data_set(self):
+    def test_an_evaluation_is_not_a_dataset(self):
         logs = {"loss": 3.0, "k400_loss": 1.234, "eval_k400_loss": 9.0, "samples_per_second": 12.3, "data_wait": 0.021}
         assert progress_line(logs) == "loss k400 1.23, 12.3 samples/s, waiting for data 2.1%"
 
@@ -43,7 +41,7 @@ class TestTheCurves:
         make_trainer(folder, tmp_path).train(resume_from_checkpoint="auto")
         assert (tmp_path / "training_curves.png").read_bytes() == first
 
-    def test_each_data_set_has_its_colour_in_both_panels(self, tmp_path):
+    def test_each_dataset_has_its_colour_in_both_panels(self, tmp_path):
         history = [
             {"step": step, f"{name}_{kind}": 0.5, f"eval_{name}_{kind}": 0.4}
             for name in ("k400", "ssv2")
@@ -62,7 +60,7 @@ class TestTheCurves:
 
 
 class TestReporting:
-    def test_tensorboard_has_the_scalars_of_each_data_set(self, folder, tmp_path, monkeypatch):
+    def test_tensorboard_has_the_scalars_of_each_dataset(self, folder, tmp_path, monkeypatch):
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
         make_trainer(folder, tmp_path, report_to="tensorboard").train()
         events = EventAccumulator(str(tmp_path / "events")).Reload()

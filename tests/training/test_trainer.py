@@ -158,7 +158,7 @@ class TestLoss:
 
     @pytest.mark.parametrize("reduction", ["per_dataset", "per_sample"])
     @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (1, 8)])
-    def test_accumulating_changes_no_gradient_though_micro_steps_lack_data_sets(
+    def test_accumulating_changes_no_gradient_though_micro_steps_lack_datasets(
         self, recipe, tmp_path, reduction, batch_size, accumulation
     ):
         whole = updates(recipe, tmp_path, loss_reduction=reduction)
@@ -216,7 +216,7 @@ class TestLoss:
         theirs = json.loads(output.with_suffix(".json").read_text())
         assert theirs == pytest.approx(metrics, rel=1e-5)
 
-    def test_a_data_set_of_weight_zero_trains_nothing_but_is_still_logged(self, recipe, tmp_path):
+    def test_a_dataset_of_weight_zero_trains_nothing_but_is_still_logged(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
         trainer.loss_weights[trainer.head_names.index("images")] = 0.0
         before = weights(trainer.model)
@@ -272,7 +272,7 @@ class TestPixels:
 
 
 class TestLog:
-    def test_each_data_set_has_its_loss_and_its_share_of_the_samples_drawn(self, recipe, tmp_path):
+    def test_each_dataset_has_its_loss_and_its_share_of_the_samples_drawn(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path, max_steps=4, per_device_train_batch_size=4, logging_steps=4)
         trainer.train()
         logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
@@ -282,7 +282,7 @@ class TestLog:
         assert logged["videos_loss"] > 0
         assert logged["images_loss"] > 0
 
-    def test_an_evaluation_has_top_1_and_top_5_of_each_data_set_and_their_mean(self, recipe, tmp_path):
+    def test_an_evaluation_has_top_1_and_top_5_of_each_dataset_and_their_mean(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
         metrics = trainer.evaluate()
         hits = {"videos": [], "images": []}
@@ -314,7 +314,7 @@ class TestLog:
         assert "eval_videos_accuracy" in metrics
         assert "eval_mean_top1" not in metrics
 
-    def test_one_data_set_may_be_evaluated_alone(self, recipe, tmp_path):
+    def test_one_dataset_may_be_evaluated_alone(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
         metrics = trainer.evaluate(trainer.eval_dataset["images"])
         assert 0 <= metrics["eval_top1"] <= 1

@@ -130,7 +130,7 @@ class TestBadFiles:
             trained(recipe, tmp_path / "run", dataloader_num_workers=num_workers)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_a_data_set_that_vanishes_stops_it_with_the_last_checkpoint_intact(self, recipe, tmp_path, num_workers):
+    def test_a_dataset_that_vanishes_stops_it_with_the_last_checkpoint_intact(self, recipe, tmp_path, num_workers):
         options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 50, "dataloader_num_workers": num_workers}
         trainer = make_trainer(recipe, tmp_path / "run", **options)
         save = trainer._save_checkpoint
