@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from modeling_cover import CoverTrainer, CoverTrainingArguments, load_recipe, prepare_cotraining
-from modeling_cover.training import trainer as trainer_module
+from modeling_cover.training import loss as loss_module
 from quickstart_data import QUICKSTART, QUICKSTART_DATA, draw_quickstart
 
 
@@ -67,12 +67,12 @@ def main() -> None:
             for name in names:
                 setattr(owner, name, timed(getattr(owner, name), "guards", seconds))
         trainer.log = timed(trainer.log, "log", seconds)
-        hits = trainer_module.hits_of_heads
-        trainer_module.hits_of_heads = timed(hits, "hits_of_heads", seconds)
+        hits = loss_module.hits_of_heads
+        loss_module.hits_of_heads = timed(hits, "hits_of_heads", seconds)
         try:
             total = trainer.train().metrics["train_runtime"]
         finally:
-            trainer_module.hits_of_heads = hits
+            loss_module.hits_of_heads = hits
     print("\n| | part of the time |\n|---|---|")
     print(f"| deciding before each step, and summing up | {seconds['guards'] / total:.2%} |")
     print(f"| accuracies of each dataset | {seconds['hits_of_heads'] / total:.2%} |")

@@ -191,16 +191,25 @@ class RunPublisher:
     def publish_model(self, folder: str) -> None:
         """Publish a model that was saved; what goes wrong is logged."""
         try:
-            self.publish_end(folder, "Model save", self.repository())
+            self.publish_end(folder, "Model save")
         except PublishingError as error:
             logger.warning(str(error))
 
-    def publish_end(self, folder: str, message: str, repository: HubRepository) -> CommitInfo:
-        """Publish the end of training. While the network fails it is tried again, for `hub_patience` seconds.
+    def publish_end(
+        self,
+        folder: str,
+        message: str,
+        token: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+    ) -> CommitInfo:
+        """Publish the end of training to [`repository`]. While the network fails it is tried again, for `hub_patience`
+        seconds.
 
         Raises:
             PublishingError: if it is not published by then; the message says what to do.
         """
+        repository = self.repository(token, private, revision)
         if self._background is not None:
             self._background.close(self._args.hub_patience)
             self._background = None

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainerCallback
 
+from .checkpoints import load_quarantine
+from .progress import CurvesCallback
 from .resuming import evaluation_is_due, log_is_due, note_best
 from .run_state import load_unlogged
 from .step_guard import Decision
@@ -15,9 +17,15 @@ if TYPE_CHECKING:
     from .trainer import CoverTrainer
 
 
+def run_callbacks(trainer: "CoverTrainer") -> list[TrainerCallback]:
+    """The callbacks of a run, in the order in which they must be called."""
+    callbacks = [kind(trainer) for kind in (MixtureCallback, ResumeCallback, PublishCallback, GuardCallback)]
+    return [*callbacks, CurvesCallback(trainer.head_names)]
+
+
 class MixtureCallback(TrainerCallback):
-    """Starts a new run with nothing in quarantine, and tells the sampler where an epoch begins, which accelerate does
-    not do through every wrapper that a resumed run adds."""
+    """Starts a run with what it has in quarantine so far, and tells the sampler where an epoch begins, which
+    accelerate does not do through every wrapper that a resumed run adds."""
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
@@ -25,9 +33,11 @@ class MixtureCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._first_step = state.global_step
-        quarantine = self.trainer.train_dataset.quarantine
-        if quarantine is not None and state.global_step == 0:
-            if args.process_index == 0:
+        quarantine, checkpoint = self.trainer.train_dataset.quarantine, self.trainer.resumed_from
+        if quarantine is not None:
+            if args.should_save and checkpoint is not None:
+                load_quarantine(checkpoint, quarantine)
+            elif args.should_save:
                 quarantine.clear()
             self.trainer.accelerator.wait_for_everyone()
 
@@ -50,14 +60,15 @@ class ResumeCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        trainer, metrics = self.trainer, self.trainer.step_metrics
+        trainer, metrics, guard = self.trainer, self.trainer.step_metrics, self.trainer.step_guard
         metrics.begin_session(state.global_step)
+        guard.begin_session()
         if trainer.resumed_from is not None:
-            guard, process = trainer.step_guard, args.process_index
-            last_step = load_unlogged(trainer.resumed_from, metrics, guard, process)
+            load_unlogged(trainer.resumed_from, metrics, guard, args.process_index)
             epoch = trainer.train_sampler.steps_per_epoch
             if metrics.counts()["steps"] and log_is_due(args, state.global_step, epoch):
-                trainer.log({"loss": 0.0, **{name: value for name, value in last_step.items() if value is not None}})
+                last = {name: value for name, value in metrics.last_step.items() if value is not None}
+                trainer.log({"loss": 0.0, **last})
             if evaluation_is_due(args, state, epoch):
                 # As the run that wrote the checkpoint would have, had it not been stopped.
                 control.should_log, control.should_evaluate, control.should_save = False, True, False

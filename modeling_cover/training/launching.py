@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 
 import torch
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 
@@ -49,6 +50,13 @@ def processes_line(processes: int, device: torch.device, environment: Mapping[st
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started by `accelerate launch` or `torchrun`."""
     return any(mark in environment for mark in _MARKS)
+
+
+def begin_training(args: TrainingArguments) -> None:
+    """Say in how many processes a run trains; from now on, this process ends with its launcher."""
+    if args.process_index == 0:
+        logger.warning(processes_line(args.world_size, args.device))
+    end_with_launcher()
 
 
 def end_with_launcher() -> None:

@@ -1,7 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of a step: the weighted sum of the losses of all datasets (section 3.3 of the paper)."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
+from torch import nn
+
+from ..model.configuration_cover import CoverConfig
+from .batches import rows_of_heads
+from .labels import hits_of_heads, smoothed_labels
+from .step_metrics import StepMetrics
+
+
+if TYPE_CHECKING:
+    from .arguments import CoverTrainingArguments
 
 
 LOSS_REDUCTIONS = ("per_dataset", "per_sample")
@@ -35,3 +48,37 @@ def step_loss(
     sums = head_losses * rows
     divisor = rows_of_step.sum() if reduction == "per_sample" else rows_of_step
     return (weights * sums / divisor.clamp(min=1)).sum()
+
+
+class TrainingLoss:
+    """The forward pass of a training batch, and its part of the loss of its optimizer step, see [`step_loss`].
+
+    Args:
+        config: the model's.
+        weights: the weight of each dataset's loss.
+        args: with the reduction, and the factor of label smoothing.
+        metrics: has the batch added, as it is without smoothing.
+    """
+
+    def __init__(
+        self, config: CoverConfig, weights: Mapping[str, float], args: "CoverTrainingArguments", metrics: StepMetrics
+    ):
+        self.weights = torch.tensor([float(weights[name]) for name in config.head_names], device=args.device)
+        self._config = config
+        self._args = args
+        self._metrics = metrics
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Any], rows_of_step: torch.Tensor
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss and the model's output for a batch of `collate_clips`, normalised; `rows_of_step` is (heads,)."""
+        config, labels, head_ids = self._config, batch["labels"], batch["head_ids"]
+        if factor := self._args.label_smoothing_factor:
+            batch = {**batch, "labels": smoothed_labels(config, labels, head_ids, factor)}
+        outputs = model(**batch)
+        losses = torch.stack([outputs.head_losses[name] for name in config.head_names])
+        rows = rows_of_heads(batch, len(config.head_names))
+        self._metrics.add(losses, rows, hits_of_heads(config, outputs.head_logits, labels, head_ids))
+        loss = step_loss(losses, rows, rows_of_step, self.weights, self._args.loss_reduction)
+        # Gradients are averaged over processes, and this is a sum over them.
+        return loss * self._args.world_size, outputs

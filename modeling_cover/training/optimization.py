@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which parameters are trained, at which learning rate, which of them decay, and how the learning rate drops."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,11 +78,12 @@ def parameter_groups(
 
 
 def drop_schedule(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, drop_epochs: Sequence[float], drop_factor: float, steps: int
+    optimizer: torch.optim.Optimizer, args: "CoverTrainingArguments", num_training_steps: int, steps_per_epoch: int
 ) -> LambdaLR:
-    """A schedule that multiplies the learning rate by `drop_factor` from each of `drop_epochs` on, of so many `steps`
-    each, after a linear warm-up."""
-    drop_steps = [round(epoch * steps) for epoch in drop_epochs]
+    """A schedule that multiplies the learning rate by `learning_rate_drop_factor` from each of
+    `learning_rate_drop_epochs` on, after a linear warm-up."""
+    warmup_steps, drop_factor = args.get_warmup_steps(num_training_steps), args.learning_rate_drop_factor
+    drop_steps = [round(epoch * steps_per_epoch) for epoch in args.learning_rate_drop_epochs]
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -72,9 +72,9 @@ class RunRecord:
             "sharding": distributed if distributed in ("FSDP", "DEEPSPEED") else None,
         }
         self._recipe_start = None if recipe is None else starting_point(recipe)
-        self.begin_run()
+        self._begin()
 
-    def begin_run(self) -> None:
+    def _begin(self) -> None:
         self._start = self._recipe_start
         # Seconds of the sessions before, None where one has left no record; and when the present one began.
         self._seconds_before: float | None = 0.0
@@ -85,7 +85,8 @@ class RunRecord:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Inside, the time that passes is the run's."""
+        """Inside, a run begins or resumes, and the time that passes is its."""
+        self._begin()
         self._session_began = time.perf_counter()
         try:
             yield

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
@@ -162,6 +163,8 @@ def resume_point(
         CheckpointError: see [`find_checkpoint`] and [`check_same_run`].
     """
     checkpoint = from_main_process(lambda: find_checkpoint(asked, args))
+    if args.should_save:
+        RunCheckpoints(args.output_dir).clear_remains()
     if checkpoint is None:
         return None
     if args.restart_schedule and checkpoint.parent != Path(args.output_dir):
@@ -185,11 +188,12 @@ def note_best(state: TrainerState, checkpoints: RunCheckpoints) -> None:
     state.best_model_checkpoint = from_main_process(lambda: best)
 
 
-def whole_best(state: TrainerState, args: CoverTrainingArguments) -> Path | None:
-    """The best checkpoint. If it is damaged, None, and the state names none any more. Every process must call it."""
+def best_weights(state: TrainerState, args: CoverTrainingArguments) -> dict[str, torch.Tensor] | None:
+    """The weights of the best checkpoint. If it is damaged, None, and the state names none any more. Every process
+    must call it."""
     best = state.best_model_checkpoint
     if (fault := from_main_process(lambda: what_is_wrong(best, args.verify_checkpoints))) is None:
-        return Path(best)
+        return load_file(Path(best) / SAFE_WEIGHTS_NAME)
     logger.warning(f"{best}, the best checkpoint, is not loaded: {fault}. The model stays that of the last step")
     state.best_model_checkpoint = None
     return None

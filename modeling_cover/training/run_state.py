@@ -37,6 +37,8 @@ from .weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
 
+Tensors = dict[str, torch.Tensor]
+
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 # What the training arguments say of a group of parameters. The rest of a group is an optimizer's own business.
@@ -184,13 +186,10 @@ class RunState:
     guard: StepGuard
     average: WeightAverage | None
 
-    def gathered(
-        self, step: int, last_step: Mapping[str, Any]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    def gathered(self, step: int) -> tuple[Tensors, dict[str, Any], dict[str, Tensors]]:
         """The weights to evaluate; what state.json holds; and the other tensors, by name of their file.
 
-        Every process must call it, after `step` optimizer steps; `last_step` has "grad_norm" and "learning_rate" of
-        the last one, for a log that is due.
+        Every process must call it, after `step` optimizer steps.
         """
         weights = self.whole.weights()
         optimizer_tensors, optimizer_rest = self.whole.optimizer_state()
@@ -208,7 +207,7 @@ class RunState:
             "unlogged": {
                 **self.metrics.counts(),
                 "skipped_in_a_row": self.guard.skipped_in_a_row,
-                "last_step": finite({name: _number(value) for name, value in last_step.items()}),
+                "last_step": finite({name: _number(value) for name, value in self.metrics.last_step.items()}),
                 "sums": gather_object([self.metrics.process_sums()]),
             },
         }
@@ -243,17 +242,13 @@ def average_of_run(checkpoint: str | os.PathLike | None, whole: WholeState, deca
     return WeightAverage(whole, decay, updates)
 
 
-def load_unlogged(
-    checkpoint: str | os.PathLike, metrics: StepMetrics, guard: StepGuard, process: int
-) -> dict[str, Any]:
-    """Load what a run had counted since its last log, and return the `last_step`. An earlier version has not stored
-    it."""
+def load_unlogged(checkpoint: str | os.PathLike, metrics: StepMetrics, guard: StepGuard, process: int) -> None:
+    """Load what a run had counted since its last log. An earlier version has not stored it."""
     stored = read_state(checkpoint).get("unlogged")
-    if stored is None:
-        return {}
-    metrics.load(stored, stored["sums"], process)
-    guard.skipped_in_a_row = stored["skipped_in_a_row"]
-    return stored["last_step"]
+    if stored is not None:
+        metrics.load(stored, stored["sums"], process)
+        metrics.last_step = stored["last_step"]
+        guard.skipped_in_a_row = stored["skipped_in_a_row"]
 
 
 def _number(value: torch.Tensor | float | None) -> float | None:

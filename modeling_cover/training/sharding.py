@@ -7,14 +7,13 @@ images. Those with fewer make a pass with a clip as small as can be, whose row c
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ..model.configuration_cover import CoverConfig
+from ..model.configuration_cover import CoverConfig, as_pair
 from ..model.head_losses_cover import NO_HEAD
 from ..model.modeling_cover import CoverForVideoClassification
 from .zero import check_options, whole_parameters
@@ -53,11 +52,15 @@ def configure_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
 
 
 def with_equal_groups(
-    batches: Sequence[dict[str, Any]], accelerator: Accelerator, patch_size: tuple[int, int]
-) -> list:
-    """The batches of an optimizer step, each with as many groups of clips as that of any other process."""
+    batches: list[dict[str, Any]], accelerator: Accelerator, config: CoverConfig
+) -> list[dict[str, Any]]:
+    """The batches of an optimizer step, where parameters are sharded each with as many groups of clips as that of any
+    other process."""
+    if not is_sharded(accelerator):
+        return batches
     groups = torch.tensor([len(batch["pixel_values"]) for batch in batches], device=accelerator.device)
     most = accelerator.gather(groups[None]).amax(dim=0).tolist()
+    patch_size = as_pair(config.patch_size)
     return [padded(batch, count, patch_size) for batch, count in zip(batches, most, strict=True)]
 
 

@@ -6,7 +6,8 @@ All processes decide together, by one sum over three numbers.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from itertools import islice
 from pathlib import Path
@@ -65,9 +66,9 @@ class StepGuard:
         self._output_dir = output_dir
         self._max_skipped_steps = max_skipped_steps
         self._losses_are_finite = torch.ones((), dtype=torch.bool, device=device)
-        self.begin_run()
+        self.begin_session()
 
-    def begin_run(self) -> None:
+    def begin_session(self) -> None:
         self.must_stop = False
         self.skipped_in_a_row = 0
         self.decision: Decision | None = None
@@ -134,11 +135,16 @@ def _samples_of_step(step: int, sampler: MixtureSampler, dataset: CoTrainingData
     return samples
 
 
-def out_of_memory(error: Exception, step: int, args: CoverTrainingArguments) -> TrainingOutOfMemoryError:
-    """What to raise in place of torch's error: it says what to do."""
-    return TrainingOutOfMemoryError(
-        f"process {args.process_index} ran out of memory in step {step} with batches of "
-        f"{args.per_device_train_batch_size}: {error}. Halve per_device_train_batch_size and double "
-        "gradient_accumulation_steps, which changes no gradient, or set activation_checkpointing. "
-        f"{last_checkpoint(args.output_dir)}"
-    )
+@contextmanager
+def memory_explained(step: Callable[[], int], args: CoverTrainingArguments) -> Iterator[None]:
+    """Inside, where a step does not fit into memory, the error says what to do. `step` returns the number of steps
+    taken."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingOutOfMemoryError(
+            f"process {args.process_index} ran out of memory in step {step()} with batches of "
+            f"{args.per_device_train_batch_size}: {error}. Halve per_device_train_batch_size and double "
+            "gradient_accumulation_steps, which changes no gradient, or set activation_checkpointing. "
+            f"{last_checkpoint(args.output_dir)}"
+        ) from error

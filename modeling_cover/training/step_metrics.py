@@ -42,6 +42,8 @@ class StepMetrics:
         for total in (self.loss, self.sums, self._loss_of_session):
             total.zero_()
         self._taken = self._skipped = self._taken_in_session = 0
+        # What the log has of the last step alone: its "grad_norm" and "learning_rate".
+        self.last_step: dict[str, torch.Tensor | float | None] = {}
         self.start_clock(step)
 
     # ---- Steps ----
@@ -93,11 +95,13 @@ class StepMetrics:
             self._seconds_waited += time.perf_counter() - started
 
     def clock_logs(self, step: int, rows_per_step: int) -> dict[str, float]:
-        """`samples_per_second` and `data_wait`, the share of the time spent waiting, up to `step`."""
+        """Samples per second and the share of the time spent waiting, up to `step`; then the clock starts again."""
         seconds, steps = time.perf_counter() - self._started_at, step - self._first_step
+        waited = self._seconds_waited
+        self.start_clock(step)
         if not steps:  # where a run resumes with a log that was due
             return {}
-        return {"samples_per_second": steps * rows_per_step / seconds, "data_wait": self._seconds_waited / seconds}
+        return {"samples_per_second": steps * rows_per_step / seconds, "data_wait": waited / seconds}
 
     # ---- Logs ----
 

@@ -5,18 +5,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import CommitInfo
-from safetensors.torch import load_file
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import logging
 
 from ..data.mixture import MixtureSampler, MixtureSchedule
 from ..data.samples import CoTrainingDataset
@@ -28,25 +27,24 @@ from ..recipe.recipe import Recipe
 from .arguments import CoverTrainingArguments
 from .background_publisher import RunPublisher
 from .batches import encoder_operations, normalized, rows_of_heads
-from .callbacks import GuardCallback, MixtureCallback, PublishCallback, ResumeCallback
-from .checkpoints import RunCheckpoints, load_quarantine, write_model, write_trainer_state
+from .callbacks import run_callbacks
+from .checkpoints import RunCheckpoints, write_model, write_trainer_state
 from .evaluation_loss import EvaluationLoss, forget_unreadable
 from .folder_lock import FolderLock
 from .generators import kept_generators
-from .labels import hits_of_heads, smoothed_labels
-from .launching import end_with_launcher, processes_line
-from .loss import step_loss
+from .launching import begin_training
+from .loss import TrainingLoss
 from .optimization import drop_schedule, freeze_all_but, parameter_groups
-from .progress import CoverProgressCallback, CurvesCallback
+from .progress import CoverProgressCallback
 from .recording import RunRecord
-from .resuming import hold_output_dir, note_best, raised_by_all, resume_point, whole_best
+from .resuming import best_weights, hold_output_dir, note_best, raised_by_all, resume_point
 from .run_identity import was_stopped_early
 from .run_state import RunState, WholeState, average_of_run, load_process_rng_state
-from .sharding import configure_sharding, is_in_parts, is_sharded, whole_model, with_equal_groups
-from .step_guard import EvaluationAbandonedError, StepGuard, out_of_memory
+from .sharding import configure_sharding, is_in_parts, whole_model, with_equal_groups
+from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, TrainingPreempted
-from .trainer_inputs import check_inputs, check_metric, checked_schedule, processor_of, with_defaults
+from .trainer_inputs import checked_inputs, checked_schedule, checked_weights, processor_of
 from .watchdog import Watch
 from .weight_average import WeightAverage
 from .zero import ZeroState, visible_to_zero
@@ -58,18 +56,13 @@ logger = logging.get_logger(__name__)
 class CoverTrainer(Trainer):
     """A Trainer of one model on a mixture of datasets.
 
-    The loss of an optimizer step, over all of its rows (every process, every accumulation step), is
-
-        sum over datasets i of  weight_i * mean over the rows of dataset i of their loss
-
-    or, with `loss_reduction="per_sample"`, the sum over rows of weight times loss divided by the number of rows: see
+    The loss of an optimizer step is the sum over datasets of weight times mean loss of the dataset's rows, see
     [`step_loss`]. Its gradient does not depend on how the rows are spread over accumulation steps and processes. An
     epoch is a whole number of steps: see [`MixtureSampler`].
 
-    The log has `loss`, of each dataset what [`StepMetrics.logs`] has and `<dataset>_bad_files`, and `data_wait`. An
-    evaluation has `eval_<dataset>_...`, what [`compute_metrics`] has, and `eval_mean_...`, what [`mean_metrics`] has:
-    `eval_mean_score` chooses the best checkpoint unless `metric_for_best_model` says otherwise. Predictions are the
-    five classes of largest logit, in order; of a multi-label dataset, or with another `compute_metrics`, the logits.
+    The log has what [`StepMetrics`] sums up, and `<dataset>_bad_files`. An evaluation has [`compute_metrics`] of each
+    dataset and [`mean_metrics`]: `eval_mean_score` chooses the best checkpoint unless `metric_for_best_model` says
+    otherwise. Predictions are those of [`metric_inputs`]; with another `compute_metrics`, the logits.
 
     Args:
         model: with a head for each dataset, of the same name.
@@ -83,8 +76,7 @@ class CoverTrainer(Trainer):
             normalises the samples on the training device; by default it is the processor that they are made with.
 
     Raises:
-        ValueError: for a negative weight, a dataset without a head, training data made for other heads, or an argument
-            that co-training has no use for.
+        ValueError: names the weight, dataset or argument that does not go with the model, and what was expected.
     """
 
     # compute_loss divides by the rows of the whole step, accumulation steps included.
@@ -95,7 +87,7 @@ class CoverTrainer(Trainer):
     #   _get_grad_norm            the norm by which a step is skipped, which no event is told
     #   _prepare_for_training     where a run resumes: model and optimizer are sharded, and no step is taken yet
     #   _load_rng_state           the moment at which a resumed run needs its generators
-    #   _run_epoch                a run that has ended takes no step; Trainer would take one
+    #   _run_epoch                a run that has ended, or that its due evaluation has stopped, takes no step
     #   _maybe_log_save_evaluate  all that Trainer does beside the steps, which must draw none of their random numbers
     #   _save_checkpoint          a checkpoint is whole or not there, and has no pickles
     #   _load_best_model          the best checkpoint may be damaged, and the model sharded
@@ -116,20 +108,15 @@ class CoverTrainer(Trainer):
         recipe: Recipe | None = None,
         **kwargs: Any,
     ):
-        self.head_names, weights = model.config.head_names, loss_weights or {}
-        check_inputs(self.head_names, args, weights, train_dataset, eval_dataset, kwargs)
+        self._config, self.head_names = model.config, model.config.head_names
+        self.loss_weights = checked_weights(self.head_names, loss_weights)
+        kwargs = checked_inputs(self.head_names, args, train_dataset, eval_dataset, kwargs)
         freeze_all_but(model, args.trained_part)
-        kwargs = with_defaults(kwargs, train_dataset, eval_dataset)
-        check_metric(args, train_dataset, eval_dataset, kwargs["compute_metrics"])
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         configure_sharding(self.accelerator, args.max_grad_norm)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
-        self._config, self._patch_size = model.config, model.cover.embeddings.patch_size
         self._pixel_processor = processor_of(train_dataset, eval_dataset) or self.processing_class
-        self.loss_weights = torch.tensor(
-            [float(weights.get(name, 1.0)) for name in self.head_names], device=args.device
-        )
         self._make_collaborators()
         if train_dataset is not None:
             self._make_sampler(checked_schedule(args, train_dataset, schedule), recipe)
@@ -141,6 +128,7 @@ class CoverTrainer(Trainer):
         reduce = partial(accelerator.reduce, reduction="sum")
         heads = {name: self._config.get_head(name) for name in self.head_names}
         self.step_metrics = StepMetrics(heads, args.device, reduce, accelerator.num_processes)
+        self.training_loss = TrainingLoss(self._config, self.loss_weights, args, self.step_metrics)
         self.step_guard = StepGuard(args.device, reduce, args.output_dir, args.max_skipped_steps)
         self.evaluation_loss = EvaluationLoss(self._config, args.device, accelerator.gather_for_metrics)
         self.weight_average: WeightAverage | None = None
@@ -153,19 +141,16 @@ class CoverTrainer(Trainer):
         self._resumed_step = 0
         self._has_begun = False  # to train or to evaluate
         self._has_ended = False  # before the checkpoint was written that the run resumes from
-        self._last_step: dict[str, Any] = {}  # what a log says of it alone
 
     def _make_sampler(self, schedule: MixtureSchedule, recipe: Recipe | None) -> None:
         data, accelerator, batch_size = self.train_dataset, self.accelerator, self.args.train_batch_size
         self.train_sampler = MixtureSampler(
             schedule, self.args.rows_per_step, data.open_streams(), data.mixed, batch_size, data.costs
         )
-        weights = dict(zip(self.head_names, self.loss_weights.tolist(), strict=True))
         how = accelerator.mixed_precision, accelerator.distributed_type.value
-        self.record = RunRecord(self.args, self._config, data, self.train_sampler, weights, recipe, *how)
-        for callback in (MixtureCallback, ResumeCallback, PublishCallback, GuardCallback):
-            self.add_callback(callback(self))
-        self.add_callback(CurvesCallback(self.head_names))
+        self.record = RunRecord(self.args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
+        for callback in run_callbacks(self):
+            self.add_callback(callback)
 
     # ---- Training ----
 
@@ -180,20 +165,12 @@ class CoverTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset")
         self._has_begun = True
-        self.step_guard.begin_run()
-        self.record.begin_run()
-        end_with_launcher()
-        if self.is_world_process_zero():
-            logger.warning(processes_line(self.args.world_size, self.args.device))
+        begin_training(self.args)
         self._folder_lock = hold_output_dir(self.args)
-        with self.record.session(), self.watch, self.stop_signals:
+        explained = memory_explained(lambda: self.state.global_step, self.args)
+        with self.record.session(), self.watch, self.stop_signals, explained:
             checkpoint = resume_point(resume_from_checkpoint, self.model, self.record, self.args)
-            if self.args.should_save:
-                self.checkpoints.clear_remains()
-            try:
-                output = super().train(checkpoint, *args, **kwargs)
-            except torch.OutOfMemoryError as error:
-                raise out_of_memory(error, self.state.global_step, self.args) from error
+            output = super().train(checkpoint, *args, **kwargs)
             self.publisher.wait()
         # The best checkpoint, where it was loaded, is an average already.
         if self.weight_average is not None and self.record.best_step is None:
@@ -213,8 +190,6 @@ class CoverTrainer(Trainer):
             self.record.resume(checkpoint)
             # Trainer forgets it, and would train on.
             self._has_ended = self.args.restore_callback_states_from_checkpoint and was_stopped_early(checkpoint)
-            if self.args.should_save:
-                load_quarantine(checkpoint, self.train_dataset.quarantine)
         return prepared
 
     @property
@@ -233,10 +208,8 @@ class CoverTrainer(Trainer):
             load_process_rng_state(checkpoint, self.args.process_index, self.args.seed)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Also where the evaluation that was due has stopped the run.
-        if self._has_ended or self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
+        self.control.should_training_stop |= self._has_ended or self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     # ---- Data ----
@@ -250,14 +223,11 @@ class CoverTrainer(Trainer):
         for _ in range(num_batches):
             self.note("waiting for data")
             with self.step_metrics.waiting():
-                batch = next(epoch_iterator, None)
-            if batch is not None:
-                batches.append(batch)
+                batches.extend(islice(epoch_iterator, 1))  # none at the end of an epoch
         if not batches:
             return [], None
         rows = sum(rows_of_heads(batch, len(self.head_names)) for batch in batches).to(device)
-        if is_sharded(self.accelerator):
-            batches = with_equal_groups(batches, self.accelerator, self._patch_size)
+        batches = with_equal_groups(batches, self.accelerator, self._config)
         return batches, self.accelerator.reduce(rows, reduction="sum")
 
     # ---- One step ----
@@ -276,41 +246,21 @@ class CoverTrainer(Trainer):
         return loss
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """This batch's part of the loss of its optimizer step; in evaluation, the mean over its rows that could be
-        decoded.
+        """This batch's part of the loss of its optimizer step; in evaluation, the mean over its readable rows.
 
-        `inputs` is a batch of `collate_clips`, normalised, `num_items_in_batch` (heads,) the rows of each head in the
-        step.
+        `inputs` is a batch of `collate_clips`, normalised; `num_items_in_batch`, (heads,), the rows of the whole step.
         """
         if model.training:
-            loss, outputs = self._training_loss(model, inputs, num_items_in_batch)
+            loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
+            loss = visible_to_zero(loss) if self.is_deepspeed_enabled else loss
+            self.note("backward pass")
         else:
             outputs = model(inputs["pixel_values"], head=inputs["head"])
             self.note("evaluation")  # once more: from here on, it waits for the others
             loss = self.evaluation_loss.add(inputs["head"], outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
-
-    def _training_loss(
-        self, model: nn.Module, inputs: dict[str, Any], rows_of_step: torch.Tensor
-    ) -> tuple[torch.Tensor, Any]:
-        labels, head_ids = inputs["labels"], inputs["head_ids"]
-        if factor := self.args.label_smoothing_factor:
-            inputs = {**inputs, "labels": smoothed_labels(self._config, labels, head_ids, factor)}
-        outputs = model(**inputs)
-        losses = torch.stack([outputs.head_losses[name] for name in self.head_names])
-        rows = rows_of_heads(inputs, len(self.head_names))
-        self.step_metrics.add(losses, rows, hits_of_heads(self._config, outputs.head_logits, labels, head_ids))
-        loss = step_loss(losses, rows, rows_of_step, self.loss_weights, self.args.loss_reduction)
-        # Gradients are averaged over processes, and this is a sum over them.
-        loss = loss * self.accelerator.num_processes
-        self.note("backward pass")
-        return visible_to_zero(loss) if self.is_deepspeed_enabled else loss, outputs
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
         self.step_guard.grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -328,14 +278,13 @@ class CoverTrainer(Trainer):
         # Optimizers that choose their parameters themselves have put them there.
         return optimizer_class, {"params": groups, **options}
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         is_given = self.lr_scheduler is not None
         # First Trainer's, of a constant rate, so that it knows that the schedule is not the user's.
         super().create_scheduler(num_training_steps, optimizer)
         if not is_given and self.args.learning_rate_drop_epochs:
-            warmup_steps, epoch = self.args.get_warmup_steps(num_training_steps), self.train_sampler.steps_per_epoch
-            drops = self.args.learning_rate_drop_epochs, self.args.learning_rate_drop_factor
-            self.lr_scheduler = drop_schedule(optimizer or self.optimizer, warmup_steps, *drops, epoch)
+            steps = num_training_steps, self.train_sampler.steps_per_epoch
+            self.lr_scheduler = drop_schedule(optimizer or self.optimizer, self.args, *steps)
         return self.lr_scheduler
 
     # ---- Beside the steps: logs and evaluations ----
@@ -343,18 +292,16 @@ class CoverTrainer(Trainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, *args: Any, learning_rate: float | None = None, **kwargs: Any
     ) -> None:
-        self._last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
+        self.step_metrics.last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
         is_due = self.control.should_log or self.control.should_evaluate or self.control.should_save
         with kept_generators() if is_due else nullcontext():
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            step = self.state.global_step
-            clock = self.step_metrics.clock_logs(step, self.args.rows_per_step)
+            clock = self.step_metrics.clock_logs(self.state.global_step, self.args.rows_per_step)
             bad_files = {f"{name}_bad_files": count for name, count in self.train_dataset.bad_files.items()}
             logs |= self.step_metrics.logs() | bad_files | clock
-            self.step_metrics.start_clock(step)
         if "train_loss" in logs:  # in Trainer's are the steps that were skipped
             logs["train_loss"] = self.step_metrics.session_loss()
         super().log(logs, start_time)
@@ -381,9 +328,7 @@ class CoverTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    @kept_generators()
-    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        return super().predict(*args, **kwargs)
+    predict = kept_generators()(Trainer.predict)
 
     def evaluation_loop(
         self, dataloader: torch.utils.data.DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -421,7 +366,7 @@ class CoverTrainer(Trainer):
         # First what all processes do together: then the one that writes can fail without the others waiting.
         note_best(self.state, self.checkpoints)
         step, quarantine = self.state.global_step, self.train_dataset.quarantine
-        weights, state, tensors = self.run_state.gathered(step, self._last_step)
+        weights, state, tensors = self.run_state.gathered(step)
         state = {"run": self.record.identity, "parts": self.record.parts(step), **state}
         with raised_by_all():
             if self.args.should_save:
@@ -433,13 +378,12 @@ class CoverTrainer(Trainer):
                 self.checkpoints.keep(self.args.save_total_limit, best, self.checkpoints.path(step))
 
     def _load_best_model(self) -> None:
-        if (best := whole_best(self.state, self.args)) is not None:
-            self.whole_state.load_weights(load_file(best / SAFE_WEIGHTS_NAME))
+        if (weights := best_weights(self.state, self.args)) is not None:
+            self.whole_state.load_weights(weights)
             self.record.best_step = self.state.best_global_step
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # With a limit of 1, Trainer removes the newest checkpoint if another is the best: started again, the run would
-        # resume from that one.
+        # With a limit of 1, Trainer removes the newest checkpoint if another is the best: no run could resume from it.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
@@ -495,9 +439,7 @@ class CoverTrainer(Trainer):
         """Save the model in `output_dir` and publish it with its card, see [`RunPublisher.publish_end`]; return the
         commit, on the main process. All processes must call it.
 
-        Args:
-            token, revision, private: see [`HubRepository`]; by default those of the training arguments.
-            kwargs: see [`create_model_card`](CoverTrainer.create_model_card).
+        `token`, `revision` and `private` come before the training arguments'; `kwargs` are `create_model_card`'s.
         """
         if not blocking:
             raise ValueError("blocking: the end of training is published while it is waited for, got False")
@@ -505,5 +447,4 @@ class CoverTrainer(Trainer):
         self.create_model_card(**kwargs)
         if not self.is_world_process_zero():
             return None
-        repository = self.publisher.repository(token, private, revision)
-        return self.publisher.publish_end(self.args.output_dir, commit_message, repository)
+        return self.publisher.publish_end(self.args.output_dir, commit_message, token, private, revision)

@@ -19,18 +19,28 @@ from .checkpoints import check_writable
 logger = logging.get_logger(__name__)
 
 
-def check_inputs(
+def checked_weights(heads: list[str], loss_weights: Mapping[str, float] | None) -> dict[str, float]:
+    """The weight of each head's loss, 1 where none is given; a `ValueError` names what is no weight of a head."""
+    given = loss_weights or {}
+    if unknown := sorted(set(given) - set(heads)):
+        raise ValueError(f"loss_weights: unknown datasets {unknown}: the model's heads are {heads}")
+    if negative := {name: weight for name, weight in given.items() if weight < 0}:
+        raise ValueError(f"loss weights must not be negative, got {negative}")
+    return {name: float(given.get(name, 1.0)) for name in heads}
+
+
+def checked_inputs(
     heads: list[str],
     args: CoverTrainingArguments,
-    loss_weights: Mapping[str, float],
     train_dataset: CoTrainingDataset | None,
     eval_dataset: Any,
     other: Mapping[str, Any],
-) -> None:
-    """Raise a `ValueError` that names what a trainer of a model with these heads cannot use, or a [`CheckpointError`].
+) -> dict[str, Any]:
+    """The other arguments of transformers' Trainer, with ours where they are not given.
 
-    Args:
-        other: the other arguments of transformers' Trainer.
+    Raises:
+        ValueError: names what a trainer of a model with these heads cannot use.
+        CheckpointError: if the output folder cannot be written to.
     """
     if not isinstance(args, CoverTrainingArguments):
         raise ValueError(f"args: expected CoverTrainingArguments, got {type(args).__name__}")
@@ -38,15 +48,15 @@ def check_inputs(
         raise ValueError("compute_loss_func: CoverTrainer has the co-training loss, override compute_loss instead")
     if train_dataset is not None:
         _check_made_for(train_dataset, heads)
-    named = {*loss_weights, *(eval_dataset if isinstance(eval_dataset, Mapping) else ())}
-    if unknown := sorted(named - set(heads)):
-        raise ValueError(f"unknown datasets {unknown}: the model's heads are {heads}")
-    if negative := {name: weight for name, weight in loss_weights.items() if weight < 0}:
-        raise ValueError(f"loss weights must not be negative, got {negative}")
+    if isinstance(eval_dataset, Mapping) and (unknown := sorted(set(eval_dataset) - set(heads))):
+        raise ValueError(f"eval_dataset: unknown datasets {unknown}: the model's heads are {heads}")
     if args.should_save:
         check_writable(args.output_dir)
     if args.n_gpu > 1:
         raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
+    other = _with_defaults(other, train_dataset, eval_dataset)
+    _check_metric(args, train_dataset, eval_dataset, other["compute_metrics"])
+    return other
 
 
 def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
@@ -57,7 +67,7 @@ def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
         raise ValueError(f"train_dataset was made for the heads {made_for}, and the model has {heads}: make a new one")
 
 
-def check_metric(
+def _check_metric(
     args: CoverTrainingArguments, train_dataset: CoTrainingDataset | None, eval_dataset: Any, compute: Any
 ) -> None:
     """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint is chosen.
@@ -105,10 +115,9 @@ def checked_schedule(
     return schedule
 
 
-def with_defaults(
+def _with_defaults(
     kwargs: Mapping[str, Any], train_dataset: CoTrainingDataset | None, eval_dataset: Any
 ) -> dict[str, Any]:
-    """The other arguments of transformers' Trainer, with ours where they are not given."""
     kwargs = {"data_collator": collate_clips, "processing_class": processor_of(train_dataset, eval_dataset), **kwargs}
     if "compute_metrics" in kwargs:
         return kwargs

@@ -53,7 +53,7 @@ class TestOneProcess:
         decided(guard, [math.nan])
         with pytest.raises(NonFiniteTrainingError, match=r"in 2 steps in a row, up to step 5: .*skipped_steps\.jsonl"):
             guard.check_skipped(5)
-        guard.begin_run()
+        guard.begin_session()
         guard.check_skipped(6)
 
 

@@ -106,4 +106,6 @@ class TestTheClock:
         with metrics.clock_stopped(), metrics.clock_stopped():  # an evaluation of several datasets
             now[0] += 100
         assert metrics.clock_logs(step=14, rows_per_step=8) == {"samples_per_second": 4.0, "data_wait": 0.25}
-        assert metrics.clock_logs(step=10, rows_per_step=8) == {}
+        assert metrics.clock_logs(step=14, rows_per_step=8) == {}
+        now[0] += 1
+        assert metrics.clock_logs(step=15, rows_per_step=8) == {"samples_per_second": 8.0, "data_wait": 0.0}

@@ -218,7 +218,7 @@ class TestLoss:
 
     def test_a_dataset_of_weight_zero_trains_nothing_but_is_still_logged(self, recipe, tmp_path):
         trainer = make_trainer(recipe, tmp_path)
-        trainer.loss_weights[trainer.head_names.index("images")] = 0.0
+        trainer.training_loss.weights[trainer.head_names.index("images")] = 0.0
         before = weights(trainer.model)
         trainer.train()
         after = weights(trainer.model)
