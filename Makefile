@@ -13,8 +13,8 @@ quickstart: $(VENV)/base
 	$(BIN)/python examples/quickstart_report.py
 
 # As many processes as cores of the smallest machine it is meant for, of one thread each. Files are in the order of
-# tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
+# tests/conftest.py. Tests start many interpreters, each of which would else compile the package again.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 # The specification.
 test: $(VENV)/installed

@@ -241,6 +241,7 @@ class TestTheCommand:
         assert message in err
 
 
+@pytest.mark.slow
 def test_the_benchmark_trains_the_same_head_both_ways(folder, tmp_path):
     recipe = (folder / "recipe.yaml").read_text().replace("train: train", "train: val")
     (tmp_path / "recipe.yaml").write_text(recipe)

@@ -78,6 +78,7 @@ class _QuietServer(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     files: FileServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the content waits up to 40 ms for the headers to be acknowledged
 
     def do_GET(self) -> None:
         self._answer(with_content=True)
