@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from modeling_cover import load_recipe
+from modeling_cover.data.sources.file_cache import CacheError
 from modeling_cover.dataset_tools.check_report import Report
 from modeling_cover.dataset_tools.checking import check_datasets
 from modeling_cover.dataset_tools.row_pool import usable_cores
@@ -61,7 +62,7 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         report = check(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CacheError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -22,7 +22,6 @@ import numpy as np
 from accelerate import Accelerator
 from modeling_cover import load_recipe
 from modeling_cover.data.quarantine import Quarantine
-from modeling_cover.data.samples import EVALUATED
 from modeling_cover.evaluation.checkpoint_scores import (
     chosen_datasets,
     load_checkpoint,
@@ -101,11 +100,10 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
     quarantine = Quarantine(output / "quarantine.jsonl", recipe.bad_files.max_share)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        quarantine.clear(EVALUATED)
+        quarantine.clear(options.split)
     accelerator.wait_for_everyone()
-    evaluated = [
-        ViewsDataset(source, processor, quarantine, views, options.frame_order, options.seed) for source in sources
-    ]
+    how = views, options.frame_order, options.seed, options.split
+    evaluated = [ViewsDataset(source, processor, quarantine, *how) for source in sources]
     scored = [
         score_rows(model, dataset, heads[dataset.source.name], accelerator, options.batch_size, options.num_workers)
         for dataset in evaluated

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from modeling_cover import Recipe, load_recipe
 from modeling_cover.data.quarantine import TooManyBadFilesError
+from modeling_cover.data.sources.file_cache import CacheError
 from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_dataset
 from modeling_cover.dataset_tools.preparation_report import report_text
 from modeling_cover.dataset_tools.prepared_rows import CODECS, PreparationSettings
@@ -82,7 +83,7 @@ def entry_to_read(dataset: DatasetRecipe, folders: dict[str, str]) -> dict[str, 
     """The entry of a recipe that reads the compact dataset, trained on as the original was."""
     entry = {"name": dataset.name, "format": "webdataset", "modality": dataset.modality, "splits": folders}
     defaults = DatasetRecipe(**entry)
-    for key in ("weight", "share", "horizontal_flip", "augmentation", "problem_type"):
+    for key in ("weight", "share", "horizontal_flip", "augmentation", "problem_type", "license"):
         if getattr(dataset, key) != getattr(defaults, key):
             entry[key] = getattr(dataset, key)
     return entry
@@ -123,7 +124,7 @@ def main() -> int:
     except TooManyBadFilesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CacheError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

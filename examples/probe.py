@@ -89,7 +89,7 @@ def probe(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, di
     for split, source in sources.items():
         # Of a split its own, since a row may be of both.
         quarantine = Quarantine(options.output / f"quarantine_{source.name}_{split}.jsonl", max_share)
-        dataset = ViewsDataset(source, processor, quarantine, views)
+        dataset = ViewsDataset(source, processor, quarantine, views, split=split)
         compute = partial(computed_features, model, dataset, accelerator, options)
         path = options.output / f"features_{source.name}_{split}.safetensors"
         split_features[split] = cached_features(path, features_identity(model, dataset), compute, accelerator)

@@ -4,15 +4,13 @@ and PNG files.
 
 Three datasets, each with a train, a validation and a test split:
 
-- `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way; the class is
-the pair, of three tops
-  and three shoes. How they move says nothing.
+- `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way. The class is
+  the pair, of three tops and three shoes. How they move says nothing.
 - `moves`, videos, the miniature's Something-Something: what happens. One garment moves before another one that stands
-still; the
-  class is the movement and what of four kinds moves: "sandal, to the left". Played backwards, that is "sandal, to the
-  right"; what moves to and fro does so backwards, too.
+  still. The class is the movement and what of four kinds moves: "sandal, to the left". Played backwards, that is
+  "sandal, to the right"; what moves to and fro does so backwards, too.
 - `garments`, images, the miniature's ImageNet: a garment, of ten kinds. `wardrobe`, the miniature's ImageNet-21k, has
-more of them, for pre-training.
+  more of them, for pre-training.
 
 So the three have what is seen in common, and no class.
 

@@ -36,7 +36,7 @@ class BadFile(NamedTuple):
     tried: int = 0
 
     def to_line(self) -> bytes:
-        """Of the file."""
+        """The entry as a line of the file."""
         return json.dumps(self._asdict()).encode() + b"\n"
 
 

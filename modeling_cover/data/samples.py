@@ -45,8 +45,6 @@ SampleIndices = Callable[[VideoMetadata], Sequence[int]]
 
 UNREADABLE = IGNORED  # the label of an evaluation's row whose file cannot be decoded
 
-EVALUATED = "validation"  # the split of an evaluation
-
 # Decoded of a sample: 9 minutes of 1920 x 1080 at 30 frames a second, if none of them can be passed over. Counted and
 # not timed, so that the same rows are bad on every machine and in every run.
 _MAX_SAMPLE_PIXELS = 2**35
@@ -298,13 +296,21 @@ class EvaluationDataset(torch.utils.data.Dataset):
     """One split of one dataset, in order: clips (T, 3, H, W) of uint8, the centre crop of each, and their targets.
 
     A file that cannot be decoded is an error; or, with a quarantine, written down there: its row has labels of
-    `UNREADABLE`, which count neither for nor against the model, and the evaluation tells how many they were.
+    `UNREADABLE`, which count neither for nor against the model, and the evaluation tells how many they were. There,
+    and in messages, it is of `split`.
     """
 
-    def __init__(self, source: Source, processor: CoverVideoProcessor, quarantine: Quarantine | None = None):
+    def __init__(
+        self,
+        source: Source,
+        processor: CoverVideoProcessor,
+        quarantine: Quarantine | None = None,
+        split: str = "validation",
+    ):
         self.source = source
         self.processor = processor
         self.quarantine = quarantine
+        self.split = split
 
     def __len__(self) -> int:
         return len(self.source)
@@ -312,7 +318,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> Sample:
         candidates = [_candidate(self.source, row)]
         decode = partial(self._decoded, row)
-        found = _first_readable(self.source, candidates, decode, self.quarantine, EVALUATED, row + 1)
+        found = _first_readable(self.source, candidates, decode, self.quarantine, self.split, row + 1)
         if found is None:
             unreadable = np.full_like(self.source.target(row), UNREADABLE)[()]
             found = torch.zeros(self._clip_shape, dtype=torch.uint8), unreadable

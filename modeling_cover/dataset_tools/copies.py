@@ -20,8 +20,8 @@ _HOW = {"bytes": "", "pixels": " (by its pixels)"}
 
 
 def copy_findings(splits: Sequence[SplitScan], near_duplicates: bool) -> Iterator[Finding]:
-    """What is wrong, or worth a note, with rows that are the same; with `near_duplicates`, for which rows have
-    fingerprints, also with those that look the same."""
+    """What is wrong, or worth a note, with rows that are the same. With `near_duplicates` it is also told of rows that
+    look the same; they need fingerprints."""
     rows = _read_rows(splits)
     copies = _equal_rows(rows)
     if near_duplicates:

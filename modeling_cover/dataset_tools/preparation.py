@@ -20,7 +20,7 @@ import math
 import os
 import reprlib
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -239,10 +239,18 @@ def _write_shards(
     tasks = ((split.name, row) for split, number in pending for row in split.rows(number))
     prepare = partial(_prepare_task, sources=sources, settings=settings)
     options = {"total": total, "initial": total - left, "desc": "preparing", "unit": "row", "position": rank}
-    with closing(RowPool(prepare, _crashed, min(num_workers, left))) as pool:
-        rows = iter(tqdm(pool.map(tasks), **options, disable=None))
+    pool = RowPool(prepare, _crashed, min(num_workers, left))
+    with closing(pool), tqdm(**options, disable=None) as progress:
+        rows = pool.map(tasks)
         for split, number in pending:
-            write_shard(split.shard(number), islice(rows, len(split.rows(number))), settings.extension)
+            write_shard(split.shard(number), _counted(rows, len(split.rows(number)), progress), settings.extension)
+
+
+def _counted(rows: Iterator[PreparedRow], number: int, progress: tqdm) -> Iterator[PreparedRow]:
+    """The next so many rows."""
+    for row in islice(rows, number):
+        progress.update()
+        yield row
 
 
 def _prepare_task(task: tuple[str, int], sources: Mapping[str, Source], settings: PreparationSettings) -> PreparedRow:

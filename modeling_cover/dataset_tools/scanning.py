@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading of every row of a mixture, once and on all cores, as training reads it.
 
-What is kept of a row is a hash of its file and, to find copies that were encoded again or scaled, a fingerprint of its
-pixels: some 100 bytes, so that millions fit into memory.
+What is kept of a row is a hash of its file, 34 bytes with the segment, and 32 more of a fingerprint of its pixels, to
+find copies that were encoded again or scaled: millions fit into memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +24,10 @@ from ..model.video_processing_cover import CoverVideoProcessor
 from .check_report import Finding
 from .duplicates import FINGERPRINT_WORDS, fingerprint
 from .file_inspection import inspect_file
-from .row_pool import RowPool
+from .row_pool import TIME_LIMIT, RowPool
 
 
-# That the reading of one row may take, on the clock; and with every frame of it.
-_SECONDS, _SECONDS_IN_FULL = 300.0, 3600.0
+_SECONDS_IN_FULL = 3600.0  # that the reading of one row may take, with every frame of it
 
 Sources = Mapping[str, Mapping[str, Source | StreamedSource]]  # by dataset and split
 
@@ -174,7 +173,7 @@ def scan_rows(scan: Scan, splits: Sequence[SplitScan], num_workers: int) -> Iter
     """Read all rows; what is wrong with files by themselves."""
     total = sum(len(split.source) for split in splits)
     with (
-        closing(RowPool(scan, scan.crashed, num_workers, _SECONDS_IN_FULL if scan.full else _SECONDS)) as pool,
+        closing(RowPool(scan, scan.crashed, num_workers, _SECONDS_IN_FULL if scan.full else TIME_LIMIT)) as pool,
         tqdm(total=total, unit=" rows", desc="checking", disable=None) as progress,
     ):
         for split in splits:

@@ -71,7 +71,7 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
             input_column: of `Video` or `Image` features, or of paths or bytes.
             label_column: of `ClassLabel` features, one or a list of them; or of indices or names.
             label_mapping: the index of each name that the pipeline gives; by default those of the `ClassLabel`, or
-                else the model's `label2id`.
+                else those of the head that answers.
             pipeline_options: of the pipeline's call: `head`, `views` and so on of ours, `num_frames` of others.
 
         Returns:

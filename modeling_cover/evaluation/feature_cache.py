@@ -56,23 +56,19 @@ def cached_features(
 
 
 def features_identity(model: CoverForVideoClassification, dataset: ViewsDataset) -> dict[str, Any]:
-    """What features depend on. Of the files it has the names and not the content: remove the cache where that
+    """What features depend on. Of the files it has the names and not the content: remove the cache where the content
     changes."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.cover.state_dict().items()):
         weights.update(name.encode())
         weights.update(np.ascontiguousarray(tensor.float().cpu().numpy()))
-    source, processor = dataset.source, dataset.processor.to_dict()
-    targets = hashlib.sha256(np.ascontiguousarray(source.classes))
-    if source.class_starts is not None:
-        targets.update(np.ascontiguousarray(source.class_starts))
-    keys = ("num_frames", "frame_sampling", "frame_stride", "size", "crop_size", "image_mean", "image_std")
+    source = dataset.source
     identity = {
         "encoder": weights.hexdigest(),
-        "dataset": [source.name, list(source.roots), len(source)],
-        "classes": [source.labels, targets.hexdigest()],
+        "dataset": [source.name, list(source.roots), len(source), source.row_hashes()],
+        "classes": source.labels,
         "views": [str(dataset.views), dataset.frame_order, dataset.seed],
-        "processor": {key: processor.get(key) for key in keys},
+        "processor": dataset.processor.to_dict(),
     }
     return json.loads(json.dumps(identity))
 

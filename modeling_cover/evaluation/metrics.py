@@ -163,11 +163,17 @@ def mean_metrics(of_datasets: Mapping[str, Mapping[str, float]]) -> dict[str, fl
     return {f"mean_{key}": sum(found) / len(found) for key, found in values.items() if found}
 
 
+def confusion_matrix(references: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """(classes, classes), how many rows of each class (the first axis) were taken for each, of classes (rows,)."""
+    counts = np.bincount(references * num_classes + predictions, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
 def means_of_datasets(metrics: Mapping[str, float], datasets: object, prefix: str) -> dict[str, float]:
     """The means over datasets, `<prefix>_mean_...`, of an evaluation's metrics, `<prefix>_<dataset>_...`.
 
     Args:
-        datasets: by name, those that were evaluated; of one without a name there are no means.
+        datasets: the evaluated datasets by name; a single dataset has no means.
     """
     if not isinstance(datasets, Mapping):
         return {}

@@ -16,14 +16,8 @@ _MOST_NUMBERS = 20  # classes of a matrix with a number in each cell
 _LONGEST_NAME = 32  # columns of a terminal
 
 
-def confusion_matrix(references: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """(classes, classes), how many rows of each class (the first axis) were taken for each, of classes (rows,)."""
-    counts = np.bincount(references * num_classes + predictions, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
-
-
 def draw_confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str, path: str | os.PathLike) -> None:
-    """The share of each class that was taken for each, of counts as of [`confusion_matrix`], as a PNG."""
+    """The share of each class that was taken for each, of counts as [`confusion_matrix`] has them, as a PNG."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(4.5, 0.32 * len(labels) + 2.5), 22.0)
     with plain_text(labels):

@@ -9,8 +9,14 @@ import torch
 from tqdm import tqdm
 from transformers import EvalPrediction
 
-from .metrics import average_precisions, compute_metrics, mean_average_precision, metric_inputs, readable_rows
-from .plots import confusion_matrix
+from .metrics import (
+    average_precisions,
+    compute_metrics,
+    confusion_matrix,
+    mean_average_precision,
+    metric_inputs,
+    readable_rows,
+)
 
 
 NUM_BINS = 15
@@ -67,14 +73,14 @@ def evaluate_scores(
     return metrics
 
 
-def calibration_error(confidences: np.ndarray, hits: np.ndarray, num_bins: int = NUM_BINS) -> float:
+def calibration_error(confidences: np.ndarray, hits: np.ndarray) -> float:
     """The expected calibration error (Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3).
 
     The mean, over rows, of how far the accuracy of a row's bin is from its mean confidence; bins are of equal width.
     Confidences (rows,) are the scores of the classes that were chosen, from 0 to 1; hits (rows,) if they are right.
     """
-    bins = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)  # (0, 1/M], (1/M, 2/M], ...
-    surplus = np.bincount(bins, weights=hits - confidences.astype(np.float64), minlength=num_bins)
+    bins = np.clip(np.ceil(confidences * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)  # (0, 1/M], (1/M, 2/M], ...
+    surplus = np.bincount(bins, weights=hits - confidences.astype(np.float64), minlength=NUM_BINS)
     return float(np.abs(surplus).sum() / len(hits))
 
 

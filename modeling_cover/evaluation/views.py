@@ -91,8 +91,9 @@ class ViewsDataset(EvaluationDataset):
         views: Views = Views(),
         frame_order: str = "forward",
         seed: int = 0,
+        split: str = "validation",
     ):
-        super().__init__(source, processor, quarantine)
+        super().__init__(source, processor, quarantine, split)
         check_choice("frame_order", frame_order, FRAME_ORDERS)
         self.views = Views(1, views.spatial) if source.modality == "image" else views
         self.frame_order = frame_order

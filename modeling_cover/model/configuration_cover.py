@@ -288,8 +288,8 @@ def _in_order(id2label: Mapping) -> list[str]:
 def _warn_of_other_labels(stored: Any, given: Any) -> None:
     if not isinstance(stored, Mapping) or not isinstance(given, Mapping):
         return
-    for name in [name for name in given if name in stored]:
-        old, new = (check_head(name, heads[name])["labels"] for heads in (stored, given))
+    for name in [name for name in given if isinstance(stored.get(name), Mapping)]:
+        old, new = list(stored[name].get("labels") or []), check_head(name, given[name])["labels"]
         if old != new:
             logger.warning(
                 f"head {name!r} has weights for the labels {_some(old)}, and is given {_some(new)}: give it another name "

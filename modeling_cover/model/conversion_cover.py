@@ -220,7 +220,7 @@ def _load_tensors(path: str | os.PathLike) -> Mapping[str, Any]:
     if not os.path.isfile(path):
         raise ValueError(f"{path} is not a file")
     if zipfile.is_zipfile(path):
-        _check_stored(path)
+        _check_uncompressed(path)
     # weights_only: such a file is a pickle, and must not run code.
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -233,7 +233,7 @@ def _load_tensors(path: str | os.PathLike) -> Mapping[str, Any]:
     return checkpoint
 
 
-def _check_stored(path: str | os.PathLike) -> None:
+def _check_uncompressed(path: str | os.PathLike) -> None:
     """Raise a `ValueError` for an archive that unpacks to more than it is: torch.save compresses nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -350,16 +350,16 @@ def check_revision(place: str | os.PathLike, revision: str | None) -> None:
         raise ValueError(f"{place}: revision {revision!r} has no effect, as it is no repository of the Hub")
 
 
-def check_stored(weights: EncoderWeights, expected: Weights) -> None:
+def _check_weights(weights: EncoderWeights, expected: Weights) -> None:
     """Raise a `ValueError` unless an encoder has the names and shapes of `expected`, and all of its numbers are
     finite."""
-    check_whole(weights.source, weights.state_dict, expected)
+    _check_names_and_shapes(weights.source, weights.state_dict, expected)
     state = {**weights.state_dict, **weights.classifier}
     if names := sorted(name for name, weight in state.items() if not torch.isfinite(weight).all()):
         raise ValueError(f"{weights.source}: weights are not finite, {names}")
 
 
-def check_whole(source: str, state: Weights, expected: Weights) -> None:
+def _check_names_and_shapes(source: str, state: Weights, expected: Weights) -> None:
     """Raise a `ValueError` unless `state` has the names and shapes of `expected`."""
     wrong = {
         "missing": sorted(expected.keys() - state.keys()),
@@ -382,7 +382,7 @@ def model_with_encoder_weights(
     """
     with torch.device("meta"):  # the shapes alone, as what a damaged file says may be of any size
         stored = model_class(CoverConfig(**weights.config, heads=config.heads, default_head=config.default_head))
-    check_stored(weights, stored.cover.state_dict())
+    _check_weights(weights, stored.cover.state_dict())
     model = model_class(config)
     embeddings = model.cover.embeddings
     state = dict(weights.state_dict)
@@ -392,7 +392,7 @@ def model_with_encoder_weights(
     state["embeddings.time_embeddings"] = resize_time_embeddings(
         state["embeddings.time_embeddings"], config.num_frames
     )
-    check_whole(weights.source, state, model.cover.state_dict())
+    _check_names_and_shapes(weights.source, state, model.cover.state_dict())
     model.cover.load_state_dict(state)
     model.to(config.dtype or torch.float32)
     new = [f"classifiers.{name}" for name in config.head_names if name not in classified]

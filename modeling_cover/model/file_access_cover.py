@@ -11,8 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where files are. Of paths, which a stranger may have chosen, regular files alone are opened. Addresses of remote
-files: how they are told from paths and shown, and which failures to fetch one may pass.
+"""Paths and addresses of files. A stranger may have chosen a path, so only regular files are opened. Addresses are
+told from paths, and shown; some failures to fetch a remote file pass.
 
 A user's name and password, and the query of an address of the web, may be the right to read the file: they are shown
 nowhere.

@@ -64,7 +64,7 @@ def split_batch(
 ) -> list[torch.Tensor | VideoSource]:
     """The items of a batch: a clip (T, C, H, W), an image (C, H, W), or what is still to be decoded.
 
-    With `is_to_255` arrays must hold values of 0 to 255, and else whatever they hold.
+    With `is_to_255` arrays must hold values of 0 to 255, otherwise any.
     """
     if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
         videos = list(videos)

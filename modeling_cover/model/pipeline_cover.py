@@ -254,7 +254,7 @@ def _best(scores: torch.Tensor, labels: Sequence[str], top_k: int | None, thresh
 
 
 def _answer(predictions: dict[str, Scores], head: str | Sequence[str] | None, embedding: torch.Tensor | None) -> Any:
-    """By head only where several were asked for, if but one of several is there."""
+    """The predictions by head if several heads were asked for, even if one is there; else those of the one."""
     several = not isinstance(head, str | None) or (head == ALL_HEADS and ALL_HEADS not in predictions)
     answer = predictions if several else next(iter(predictions.values()))
     return answer if embedding is None else {"predictions": answer, "embedding": embedding}

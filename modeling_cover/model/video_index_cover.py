@@ -164,7 +164,7 @@ class VideoIndex:
         return first, stop
 
     def shown_between(self, start: float, end: float) -> tuple[int, int]:
-        """The same; if no new frame appears between `start` and `end`, the one that is displayed meanwhile."""
+        """The frames displayed between `start` and `end`; if no new one appears, the one that is there meanwhile."""
         first, stop = self._first_from(start), self._first_from(end)
         return (first, stop) if first < stop else (max(0, first - 1), max(1, first))
 
@@ -180,7 +180,7 @@ class VideoIndex:
         return math.ceil(_exact(seconds) / self.time_base)
 
     def counted(self, timestamps: Sequence[int | None], is_key: Sequence[bool]) -> "VideoIndex":
-        """The same for the frames that came out of the decoder, in their order, of timestamps as the file has them."""
+        """The index of the frames that came out of the decoder, in their order; `timestamps` are the file's."""
         num_frames = len(timestamps)
         told = np.array([UNKNOWN if time is None else time for time in timestamps], dtype=np.int64)
         parts = self.clock.parts(told, np.array(is_key, dtype=bool), self.time_base)

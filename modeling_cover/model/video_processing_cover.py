@@ -41,7 +41,7 @@ from transformers.video_utils import VideoMetadata, make_batched_metadata
 from .file_access_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
-from .image_reading_cover import download, is_url, read_image, read_image_tensor, split_batch
+from .image_reading_cover import download, is_url, read_image_tensor, split_batch
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 from .video_opening_cover import name_of
 from .video_windows_cover import read_windows
@@ -244,7 +244,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
         short_side: int | None = None,
     ) -> tuple[np.ndarray, VideoMetadata] | list:
         """Decodes a video into frames (T, H, W, 3), uint8, and its metadata; an image into its one frame. All frames
-        without `sample_indices_fn`; as large as they are without `short_side`. A list into two: frames, metadata.
+        without `sample_indices_fn`; as large as they are without `short_side`. A list of videos gives a list of frames
+        and one of metadata.
         """
         if isinstance(video_url_or_urls, list):
             fetched = [self.fetch_videos(video, sample_indices_fn, short_side) for video in video_url_or_urls]
@@ -421,4 +422,4 @@ def spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int = 1) -
     return [crop.contiguous() for crop in crops]  # of bytes this is cheap, and what follows is twice as fast for it
 
 
-__all__ = ["CoverVideoProcessor", "read_image", "read_in_any_order"]
+__all__ = ["CoverVideoProcessor", "read_in_any_order"]

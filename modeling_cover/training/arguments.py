@@ -82,8 +82,8 @@ class CoverTrainingArguments(TrainingArguments):
     restart_schedule: bool = field(
         default=False,
         metadata={
-            "help": "Take just the weights of resume_from_checkpoint, which may be of another recipe, and start the "
-            "a new schedule."
+            "help": "Take just the weights of resume_from_checkpoint, which may be of another recipe, and start a "
+            "new schedule."
         },
     )
     verify_checkpoints: bool = field(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 from accelerate import PartialState
 
-from ..data.samples import EVALUATED, UNREADABLE, EvaluationDataset
+from ..data.samples import UNREADABLE, EvaluationDataset
 from ..evaluation.metrics import readable_rows
 from ..model.configuration_cover import CoverConfig
+from ..model.head_losses_cover import head_loss
 from .arguments import CoverTrainingArguments
 from .folder_lock import FolderLock
-from .labels import row_losses
 from .resuming import hold_output_dir
 
 
@@ -40,7 +40,8 @@ class EvaluationLoss:
         """Add a batch, and return the mean loss of its rows; 0 if none could be decoded. Every process must call
         it."""
         readable = readable_rows(labels)
-        losses = row_losses(self._config, head, logits, labels.masked_fill(labels == UNREADABLE, 0))
+        rows = zip(logits.split(1), labels.masked_fill(labels == UNREADABLE, 0).split(1), strict=True)
+        losses = torch.stack([head_loss(self._config, head, *row) for row in rows])
         losses = torch.stack([losses.masked_fill(~readable, 0), readable.to(losses)], dim=1)
         self._totals += self._gather(losses).double().sum(dim=0)
         total, rows = losses.sum(dim=0)
@@ -59,6 +60,6 @@ def forget_unreadable(dataset: object, args: CoverTrainingArguments) -> FolderLo
         return None
     lock = hold_output_dir(args)
     if PartialState().is_main_process:
-        quarantine.clear(EVALUATED)
+        quarantine.clear(dataset.split)
     PartialState().wait_for_everyone()
     return lock

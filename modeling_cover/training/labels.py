@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels: which predictions hit them, label smoothing, and the loss of each row.
+"""Labels: which predictions hit them, and label smoothing.
 
 Axes: R rows of a batch, L labels of a head.
 """
@@ -64,12 +64,3 @@ def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor,
             own = nn.functional.one_hot(own, num_labels)
         smoothed[name] = own.float() * (1 - factor) + factor / num_labels
     return smoothed
-
-
-def row_losses(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(R,), the loss of each row of the head `name`, of logits (R, L) and labels (R,), or (R, L) if multi-label;
-    [`~modeling_cover.model.head_losses_cover.head_loss`] is their mean."""
-    if config.heads[name]["problem_type"] == MULTI_LABEL:
-        losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-        return losses.mean(dim=-1)
-    return nn.functional.cross_entropy(logits.float(), labels, reduction="none")

@@ -11,7 +11,7 @@ all of them, whose message names the culprit and what was expected. What is wron
 is read, and is a `VideoDecodingError`.
 """
 
-from .source import Source, check_same_classes, read_sources
+from .source import Source, read_sources
 from .streams import Example, StoredRow, Stream, StreamedSource
 
 
@@ -21,6 +21,5 @@ __all__ = [
     "StoredRow",
     "Stream",
     "StreamedSource",
-    "check_same_classes",
     "read_sources",
 ]

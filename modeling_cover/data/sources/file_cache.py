@@ -74,13 +74,12 @@ class FileCache:
                 file.flush()
                 os.fsync(file.fileno())
                 part.replace(path)
+                self._count(os.fstat(file.fileno()).st_size)
+                fcntl.flock(file, fcntl.LOCK_SH)
         except BaseException:
             part.unlink(missing_ok=True)
             file.close()
             raise
-        with self._using():
-            self._count(os.fstat(file.fileno()).st_size)
-        fcntl.flock(file, fcntl.LOCK_SH)
         if _is_at(path, file):
             return file
         file.close()

@@ -152,7 +152,7 @@ def read_sources(
         first = found.get("train", next(iter(found.values())))
         labels = given or first.names or (_found_labels(dataset, first) if "train" in found else head_labels)
     if head_labels is not None:
-        check_same_classes(dataset.name, labels, head_labels)
+        _check_same_classes(dataset.name, labels, head_labels)
         labels = head_labels
     sources = {}
     with _naming(dataset):
@@ -166,7 +166,7 @@ def read_sources(
     return sources
 
 
-def check_same_classes(name: str, labels: list[str], head_labels: list[str]) -> None:
+def _check_same_classes(name: str, labels: list[str], head_labels: list[str]) -> None:
     """Raise a `ValueError` unless both label spaces have the same classes, in whatever order."""
     of_dataset, of_head = ({normal_name(label) for label in found} for found in (labels, head_labels))
     only_dataset, only_head = sorted(of_dataset - of_head), sorted(of_head - of_dataset)

@@ -190,18 +190,18 @@ class ShardReader:
             raise ValueError(f"no {missing} in the .json member, found {list(fields)}")
         start, end = parse_segment(fields.get(self._columns["start"]), fields.get(self._columns["end"]))
         if "cls" in texts:
-            label = self._label_intext_of(texts["cls"])
+            label = self._label_of_text(texts["cls"])
         elif "json" in texts:
             if self._columns["label"] not in fields:
                 raise ValueError(f"no '{self._columns['label']}' in the .json member, found {list(fields)}")
             label = fields[self._columns["label"]]
         elif "txt" in texts:
-            label = self._label_intext_of(texts["txt"])
+            label = self._label_of_text(texts["txt"])
         else:
             raise ValueError("no label: expected a .cls, .json or .txt member")
         return label, start, end
 
-    def _label_intext_of(self, text: str) -> Any:
+    def _label_of_text(self, text: str) -> Any:
         if self._separator is not None:
             return [self._name_or_index(label) for label in split_labels(text, self._separator)]
         return self._name_or_index(text.strip())
@@ -293,8 +293,8 @@ def _allowed_files() -> int:
 class TarMedia(Sequence):
     """The videos or images of all shards, each read at its offset.
 
-    Of each row there are the index of its shard, where its file lies in it, in bytes, and its name there; `problems`
-    says of a row that cannot be read why.
+    Each row has the index of its shard, the place of its file in it, in bytes, and its name there. `problems` says why
+    a row cannot be read.
     """
 
     def __init__(
