@@ -30,7 +30,7 @@ from ..recipe.augmentation_recipe import Augmentation
 from ..recipe.dataset_recipe import MULTI_LABEL
 from .augmentation import augment_frames, draw_short_side, erase
 from .mixing import draw_mix, soft_targets
-from .mixture import SampleReference
+from .mixture import MixtureSampler, MixtureSchedule, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .randomness import REPLACEMENT_STREAM, Purpose, SampleRandomness
 from .sources import Source, StreamedSource
@@ -150,6 +150,10 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             name: 1 if source.modality == "image" else self.processor.num_frames
             for name, source in self.sources.items()
         }
+
+    def sampler(self, schedule: MixtureSchedule, step_size: int, batch_size: int) -> MixtureSampler:
+        """What draws the samples of a run with this schedule, in steps of so many rows of all processes."""
+        return MixtureSampler(schedule, step_size, self.open_streams(), self.mixed, batch_size, self.costs)
 
     def open_streams(self) -> dict[str, Stream]:
         """The datasets that are read in order, by name."""

@@ -8,3 +8,4 @@ SUMS_NAME = "SHA256SUMS"
 # The folder of all that a run needs to resume and, in it, what of it is JSON.
 TRAINING_STATE = "training_state"
 STATE_NAME = "state.json"
+QUARANTINE_NAME = "quarantine.jsonl"  # names files, so it is not published

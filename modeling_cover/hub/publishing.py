@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..model.file_access_cover import causes_of, without_secrets
-from .checkpoint_files import CURVES_NAME, STATE_NAME, SUMMARY_NAME, SUMS_NAME, TRAINING_STATE
+from .checkpoint_files import CURVES_NAME, QUARANTINE_NAME, STATE_NAME, SUMMARY_NAME, SUMS_NAME, TRAINING_STATE
 from .hashes import file_hash, read_sums, sums_text
 from .model_card import MODEL_CARD_NAME, build_model_card, is_generated_card
 
@@ -36,7 +36,6 @@ _CONFIG, _PROCESSOR = "config.json", "video_preprocessor_config.json"
 _PUBLISHED = re.compile(
     rf"{_WEIGHTS}|{_CONFIG}|{_PROCESSOR}|\w+_cover\.py|{MODEL_CARD_NAME}|{SUMMARY_NAME}|{CURVES_NAME}", re.ASCII
 )
-_QUARANTINE = "quarantine.jsonl"  # names files
 
 LAST_CHECKPOINT = "last-checkpoint"
 
@@ -112,7 +111,7 @@ def _resumable(folder: Path, files: Files) -> Files:
     kept |= {
         f"{TRAINING_STATE}/{path.name}": path
         for path in sorted((folder / TRAINING_STATE).iterdir())
-        if path.name not in (STATE_NAME, SUMS_NAME, _QUARANTINE)
+        if path.name not in (STATE_NAME, SUMS_NAME, QUARANTINE_NAME)
     }
     kept[TRAINER_STATE_NAME] = json.dumps(trainer_state, indent=2, sort_keys=True).encode()
     state = _read_json(state_path)

@@ -21,6 +21,7 @@ one frame. Axes, in the shapes below:
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -395,26 +396,35 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             pretrained_model_name_or_path: a folder or Hub id of a checkpoint of model type "timesformer" with divided
                 space-time attention, or a `.pyth` file of the original release.
             head: the name of the head that the checkpoint's classifier becomes; None leaves the classifier out.
-            labels: its labels; by default those of the checkpoint ("LABEL_0", ... for a `.pyth` file, which has none).
+            labels: its labels; by default those that `heads` has for it, or else the checkpoint ("LABEL_0", ... for a
+                `.pyth` file, which has none).
             heads, default_head: the other heads, newly initialised, and the default one, as in [`CoverConfig`].
             revision: of a Hub id: a branch, a tag or a commit.
             kwargs: further fields of [`CoverConfig`], such as `drop_path_rate`.
 
         Raises:
             ValueError: if there is no checkpoint, or it is damaged, of another architecture, or weights are missing,
-                left over or not finite.
+                left over or not finite; or the labels are not as many as its classifier has.
         """
         check_config_fields(kwargs)
         weights = encoder_weights_from_timesformer(pretrained_model_name_or_path, revision)
-        labels, count = list(weights.labels if labels is None else labels), len(weights.labels)
-        if len(labels) != count:
-            raise ValueError(f"labels: expected {count}, as the checkpoint's classifier, got {len(labels)}")
         heads, default_head = dict(heads or {}), default_head or head
-        kept = {} if head is None else {head: {**heads.get(head, {}), "labels": labels}}
-        config = CoverConfig(**{**weights.config, **kwargs}, heads={**heads, **kept}, default_head=default_head)
-        model = model_with_encoder_weights(cls, config, weights, classified=tuple(kept))
-        if head is not None:
-            model.classifiers[head].load_state_dict(weights.classifier)
+        if head is None:
+            if labels is not None:
+                raise ValueError("labels: they are those of the checkpoint's classifier, which needs a `head`")
+            config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
+            unused = (*weights.unused, *(f"classifier.{name}" for name in weights.classifier))
+            return model_with_encoder_weights(cls, config, replace(weights, unused=unused))
+        given = heads.get(head, {})
+        labels = list(given.get("labels", weights.labels) if labels is None else labels)
+        if len(labels) != len(weights.labels):
+            raise ValueError(
+                f"head '{head}': expected {len(weights.labels)} labels, as the checkpoint's classifier, got {len(labels)}"
+            )
+        heads[head] = {**given, "labels": labels}
+        config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
+        model = model_with_encoder_weights(cls, config, weights, classified=(head,))
+        model.classifiers[head].load_state_dict(weights.classifier)
         return model
 
 

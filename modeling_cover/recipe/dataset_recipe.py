@@ -150,7 +150,7 @@ class DatasetRecipe:
             check_whole_number("sizes: train", self.sizes["train"])
 
     def _check_options(self) -> None:
-        """Raise for a key that would do nothing, and for one that the format cannot do without."""
+        """Raise a `ValueError` for a key that has no effect, or that the format needs and is missing."""
         for key in frozenset().union(*_OPTIONS.values()) - _OPTIONS[self.format]:
             if self._is_given(key):
                 raise ValueError(f"{key} does not apply to the format '{self.format}'")

@@ -18,6 +18,8 @@ from .optimization import TRAINED_PARTS
 
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
 BEST_METRIC = "eval_mean_score"
+# Schedules that go by what was measured: their rates are in their state, and no function of the step.
+MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
 @dataclass
@@ -103,7 +105,8 @@ class CoverTrainingArguments(TrainingArguments):
     hub_patience: float = field(
         default=300.0,
         metadata={
-            "help": "Seconds after which the publishing of the end of training is given up where the network fails."
+            "help": "Seconds that the end of training waits for the upload of the last save, and after which its own is "
+            "given up where the network fails."
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -126,8 +129,15 @@ class CoverTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        measures = self.lr_scheduler_type in MEASURING_SCHEDULES
+        if (
+            self.load_best_model_at_end or self.save_strategy == "best" or measures
+        ) and not self.metric_for_best_model:
             self.metric_for_best_model = BEST_METRIC
+        if measures and self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         # Trainer would drop rows of evaluations, and what the collator needs and the model does not.
         self.dataloader_drop_last = self.remove_unused_columns = False
         if self.ddp_find_unused_parameters is None:
@@ -196,7 +206,7 @@ def parse_training_arguments(recipe: Recipe, arguments: Sequence[str]) -> CoverT
     """The recipe's training arguments, overridden by those of the command line.
 
     Raises:
-        ValueError: if the recipe has one that there is not.
+        ValueError: if the recipe names an argument that does not exist.
     """
     parser = HfArgumentParser(CoverTrainingArguments)
     known = {field.name for field in fields(CoverTrainingArguments) if field.init}

@@ -44,7 +44,7 @@ class BackgroundPublisher:
     def __init__(self, repository: HubRepository, output_dir: str | os.PathLike, keep_all: bool = False):
         self.repository = repository
         self.keep_all = keep_all
-        self._writer = RunCheckpoints(output_dir)
+        self._checkpoints = RunCheckpoints(output_dir)
         self._waiting: list[_Upload] = []
         self._uploading: _Upload | None = None
         self._changed = threading.Condition()
@@ -56,7 +56,7 @@ class BackgroundPublisher:
     def submit(self, checkpoint: Path, message: str, training_state: str | None = None) -> None:
         """Have a checkpoint uploaded as it is now. It may be removed afterwards."""
         try:
-            snapshot = self._writer.link(checkpoint)
+            snapshot = self._checkpoints.link(checkpoint)
         except OSError as error:  # a full disk, say: no reason not to train
             logger.warning(
                 f"push_to_hub: {checkpoint.name} is not published, as its files cannot be kept for it: {error}"
@@ -125,7 +125,7 @@ class BackgroundPublisher:
             action()
         except PublishingError as error:
             logger.warning(
-                f"push_to_hub: {what}: {error}. Training continues; its checkpoints are whole in {self._writer.output_dir}"
+                f"push_to_hub: {what}: {error}. Training continues; its checkpoints are whole in {self._checkpoints.output_dir}"
             )
 
 
@@ -169,9 +169,7 @@ class RunPublisher:
         return repository.repo_id
 
     def publish_save(self, checkpoint: Path, state: TrainerState) -> None:
-        """Have a checkpoint published, in the background, unless only the end is to be."""
-        if self._args.hub_strategy == HubStrategy.END:
-            return
+        """Have a checkpoint published, in the background."""
         self.begin()
         by_epoch = self._args.save_strategy == SaveStrategy.EPOCH
         place = f"epoch {int(state.epoch)}" if by_epoch else f"step {state.global_step}"

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import HubStrategy
 
 from .checkpoints import load_quarantine
 from .progress import CurvesCallback
-from .resuming import evaluation_is_due, log_is_due, note_best
+from .resuming import evaluation_is_due, log_is_due
 from .run_state import load_unlogged
 from .step_guard import Decision
 
@@ -24,8 +25,8 @@ def run_callbacks(trainer: "CoverTrainer") -> list[TrainerCallback]:
 
 
 class MixtureCallback(TrainerCallback):
-    """Starts a run with what it has in quarantine so far, and tells the sampler where an epoch begins, which
-    accelerate does not do through every wrapper that a resumed run adds."""
+    """Clears the quarantine of a new run, and restores that of a resumed one. Tells the sampler where an epoch begins,
+    which accelerate does not do through every wrapper that a resumed run adds."""
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
@@ -66,33 +67,34 @@ class ResumeCallback(TrainerCallback):
         if trainer.resumed_from is not None:
             load_unlogged(trainer.resumed_from, metrics, guard, args.process_index)
             epoch = trainer.train_sampler.steps_per_epoch
-            if metrics.counts()["steps"] and log_is_due(args, state.global_step, epoch):
+            if metrics.counts()["steps"] and log_is_due(args, state, epoch, trainer.has_ended):
                 last = {name: value for name, value in metrics.last_step.items() if value is not None}
                 trainer.log({"loss": 0.0, **last})
-            if evaluation_is_due(args, state, epoch):
+            if evaluation_is_due(args, state, epoch, trainer.has_ended):
                 # As the run that wrote the checkpoint would have, had it not been stopped.
                 control.should_log, control.should_evaluate, control.should_save = False, True, False
                 trainer._maybe_log_save_evaluate(None, None, trainer.model, None, None, None, None)
                 control.should_evaluate = False
-                note_best(state, trainer.checkpoints)
+                if state.best_global_step == state.global_step:
+                    state.best_model_checkpoint = trainer.resumed_from
         metrics.start_clock(state.global_step)
 
 
 class PublishCallback(TrainerCallback):
-    """Publishes each save, in the background."""
+    """Publishes each save, in the background, unless only the end is to be."""
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
 
     def on_save(self, args, state, control, **kwargs):
         trainer = self.trainer
-        if args.push_to_hub and state.is_world_process_zero:
+        if args.push_to_hub and args.hub_strategy != HubStrategy.END and state.is_world_process_zero:
             trainer.callback_handler.on_push_begin(args, state, control)
             trainer.publisher.publish_save(trainer.checkpoints.path(state.global_step), state)
 
 
 class GuardCallback(TrainerCallback):
-    """Has all processes take or skip a step together, and stop after the one in which any was told to."""
+    """Has all processes take or skip a step together, and the average and the schedule go with the steps."""
 
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
@@ -126,12 +128,3 @@ class GuardCallback(TrainerCallback):
         # Where the scaler, or DeepSpeed, has skipped the step, Trainer would have the schedule fall behind the steps.
         if trainer.accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.step_guard.must_stop:
-            # An evaluation that is due is made up for by the run that resumes.
-            control.should_evaluate, control.should_save = False, True
-
-    def on_save(self, args, state, control, **kwargs):
-        if self.trainer.step_guard.must_stop:
-            self.trainer.stop()

@@ -39,7 +39,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data.quarantine import Quarantine
 from ..files import flush_folder, write_json
-from ..hub.checkpoint_files import STATE_NAME, SUMS_NAME, TRAINING_STATE
+from ..hub.checkpoint_files import QUARANTINE_NAME, STATE_NAME, SUMS_NAME, TRAINING_STATE
 from ..hub.hashes import file_hashes, read_sums, sums_text
 
 
@@ -57,7 +57,6 @@ STATE_KEYS = (
 # Where model.safetensors is an average: the weights in training.
 TRAINED_WEIGHTS = "weights"
 
-_QUARANTINE_NAME = "quarantine.jsonl"
 
 # Not `checkpoint-...`, which others look for.
 _INCOMPLETE, _REMOVED, _LINKED = ".incomplete-", ".removed-", ".publishing-"
@@ -216,10 +215,10 @@ def write_model(
     (Path(folder) / "training_args.json").write_text(args.to_json_string(), encoding="utf-8")
 
 
-def load_quarantine(checkpoint: str | os.PathLike, quarantine: Quarantine | None) -> None:
+def load_quarantine(checkpoint: str | os.PathLike, quarantine: Quarantine) -> None:
     """Add the bad files that a checkpoint knows of to the run's."""
-    stored = Path(checkpoint) / TRAINING_STATE / _QUARANTINE_NAME
-    if quarantine is not None and stored.is_file():
+    stored = Path(checkpoint) / TRAINING_STATE / QUARANTINE_NAME
+    if stored.is_file():
         quarantine.add_from(stored)
 
 
@@ -246,11 +245,7 @@ def _exported(callbacks: Iterable[object]) -> dict[str, Any]:
 
 
 class RunCheckpoints:
-    """The checkpoints of a run, as the process that writes them sees them.
-
-    Args:
-        output_dir: of the run.
-    """
+    """The checkpoints of a run, in its `output_dir`. One process writes them."""
 
     def __init__(self, output_dir: str | os.PathLike):
         self.output_dir = Path(output_dir)
@@ -278,11 +273,11 @@ class RunCheckpoints:
             flush_folder(self.output_dir)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)  # it may be what fills the disk
-            newest = newest_checkpoint(self.output_dir)
-            kept = f"The last whole checkpoint is {newest}." if newest else "There is no whole checkpoint yet."
             full = (isinstance(error, OSError) and error.errno in _FULL) or "os error 28" in str(error)
             hint = " Make room, or keep fewer of them with save_total_limit, and start again." if full else ""
-            raise CheckpointError(f"{path} cannot be written: {error}. {kept}{hint}") from error
+            raise CheckpointError(
+                f"{path} cannot be written: {error}. {last_checkpoint(self.output_dir)}{hint}"
+            ) from error
 
     def write_state(
         self,
@@ -295,7 +290,7 @@ class RunCheckpoints:
         target = folder / TRAINING_STATE
         target.mkdir(exist_ok=True)
         if quarantine is not None:
-            quarantine.copy_to(target / _QUARANTINE_NAME)
+            quarantine.copy_to(target / QUARANTINE_NAME)
         for name, content in tensors.items():
             save_file({key: tensor.contiguous() for key, tensor in content.items()}, target / f"{name}.safetensors")
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}

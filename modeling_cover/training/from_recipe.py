@@ -14,6 +14,7 @@ from ..data.mixture import MixtureSchedule
 from ..data.quarantine import Quarantine
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..data.sources import Source, StreamedSource, read_sources
+from ..hub.checkpoint_files import QUARANTINE_NAME
 from ..model.configuration_cover import CoverConfig
 from ..model.conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
 from ..model.modeling_cover import CoverForVideoClassification
@@ -88,7 +89,7 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     processor = build_processor(recipe)
     quarantine = None
     if output_dir is not None:
-        quarantine = Quarantine(Path(output_dir) / "quarantine.jsonl", recipe.bad_files.max_share)
+        quarantine = Quarantine(Path(output_dir) / QUARANTINE_NAME, recipe.bad_files.max_share)
     return CoTraining(
         recipe=recipe,
         model=model,

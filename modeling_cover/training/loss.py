@@ -57,7 +57,7 @@ class TrainingLoss:
         config: the model's.
         weights: the weight of each dataset's loss.
         args: with the reduction, and the factor of label smoothing.
-        metrics: has the batch added, as it is without smoothing.
+        metrics: gets the batch's losses, and its hits, which are of the labels without smoothing.
     """
 
     def __init__(

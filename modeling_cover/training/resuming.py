@@ -35,13 +35,13 @@ def from_main_process(find: Callable[[], Found]) -> Found:
     """What the main process finds, on every process, as the others may see a folder a moment later.
 
     Raises:
-        CheckpointError: on every process, if the main one raises it.
+        CheckpointError: on every process, if the main one raises it, or an `OSError`.
     """
     found = [None, None]
     if PartialState().is_main_process:
         try:
             found[0] = find()
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             found[1] = str(error)
     value, fault = broadcast_object_list(found)
     if fault is not None:
@@ -51,12 +51,12 @@ def from_main_process(find: Callable[[], Found]) -> Found:
 
 @contextmanager
 def raised_by_all() -> Iterator[None]:
-    """Raise a [`CheckpointError`] of any process on all of them at the end of the block, which would else wait for
-    it."""
+    """Raise a [`CheckpointError`] on all processes, at the end of the block, if it, or an `OSError`, is raised by any:
+    the others would wait for it."""
     error = None
     try:
         yield
-    except CheckpointError as caught:
+    except (CheckpointError, OSError) as caught:
         error = caught
     faults = gather_object([None if error is None else str(error)])
     if (fault := next((fault for fault in faults if fault is not None), None)) is not None:
@@ -202,16 +202,35 @@ def best_weights(state: TrainerState, args: CoverTrainingArguments) -> dict[str,
 # ---- What was due at the checkpoint ----
 
 
-def log_is_due(args: CoverTrainingArguments, step: int, steps_per_epoch: int) -> bool:
-    """Whether an epoch ends with this step, and is logged: its last checkpoint may be written before the log."""
-    return args.logging_strategy == IntervalStrategy.EPOCH and step % steps_per_epoch == 0
+def forget_evaluation(state: TrainerState) -> None:
+    """Drop what the log has of an evaluation of the last step, which is cut short: it is made up for as a whole."""
+    state.log_history = [
+        entry
+        for entry in state.log_history
+        if entry["step"] != state.global_step or not any(key.startswith("eval_") for key in entry)
+    ]
 
 
-def evaluation_is_due(args: CoverTrainingArguments, state: TrainerState, steps_per_epoch: int) -> bool:
-    """Whether the run was stopped before the evaluation of its last step."""
+def log_is_due(args: CoverTrainingArguments, state: TrainerState, steps_per_epoch: int, has_ended: bool) -> bool:
+    """Whether the log of an epoch was due at this step; the epoch's last checkpoint may be written before it."""
+    ends = _epoch_ends(state, steps_per_epoch, has_ended)
+    return args.logging_strategy == IntervalStrategy.EPOCH and ends
+
+
+def _epoch_ends(state: TrainerState, steps_per_epoch: int, has_ended: bool) -> bool:
+    return has_ended or state.global_step % steps_per_epoch == 0 or state.global_step >= state.max_steps
+
+
+def evaluation_is_due(
+    args: CoverTrainingArguments, state: TrainerState, steps_per_epoch: int, has_ended: bool
+) -> bool:
+    """Whether the run was stopped before the evaluation of its last step; or `has_ended`, by early stopping, say."""
     step, strategy = state.global_step, args.eval_strategy
-    intervals = {IntervalStrategy.STEPS: state.eval_steps, IntervalStrategy.EPOCH: steps_per_epoch}
-    if step == 0 or strategy not in intervals or step % intervals[strategy]:
+    if step == 0 or strategy == IntervalStrategy.NO:
+        return False
+    if strategy == IntervalStrategy.EPOCH and not _epoch_ends(state, steps_per_epoch, has_ended):
+        return False
+    if strategy == IntervalStrategy.STEPS and step % state.eval_steps and step < state.max_steps:
         return False
     passed = state.epoch if strategy == IntervalStrategy.EPOCH else step
     logged = [entry for entry in state.log_history if entry["step"] == step]

@@ -33,8 +33,11 @@ def run_identity(schedule: MixtureSchedule, dataset: CoTrainingDataset, step_siz
     }
 
 
-def was_stopped_early(checkpoint: str | os.PathLike) -> bool:
-    """Whether the run of a checkpoint was stopped there before its last step, by early stopping, say."""
+def stays_stopped(checkpoint: str | os.PathLike, args: CoverTrainingArguments) -> bool:
+    """Whether the run of a checkpoint was stopped there before its last step, by early stopping, say, and is to stay
+    so. Trainer forgets it, and would train on."""
+    if not args.restore_callback_states_from_checkpoint:
+        return False
     state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
     return control.get("should_training_stop", False) and state.global_step < state.max_steps
@@ -43,7 +46,7 @@ def was_stopped_early(checkpoint: str | os.PathLike) -> bool:
 def has_no_step_left(checkpoint: str | os.PathLike, args: CoverTrainingArguments, steps_per_epoch: int) -> bool:
     """Whether the run of a checkpoint has come to its end, or was stopped early."""
     last = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-    return read_state(checkpoint)["step"] >= last or was_stopped_early(checkpoint)
+    return read_state(checkpoint)["step"] >= last or stays_stopped(checkpoint, args)
 
 
 def check_same_run(

@@ -3,13 +3,14 @@
 steps."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ..data.samples import CoTrainingDataset
 from ..model.configuration_cover import CoverConfig
-from .arguments import CoverTrainingArguments
+from .arguments import MEASURING_SCHEDULES, CoverTrainingArguments
 from .from_recipe import SHAPES
 from .run_facts import training_arguments
 
@@ -24,8 +25,6 @@ _FIXED = ("optim", "optim_args", "trained_part", "metric_for_best_model", "seed"
 _FIXED_IN_MODEL = (*SHAPES, "hidden_act", "layer_norm_eps", "image_size", "num_frames")
 _FREE_IN_MODEL = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
-# Schedules that go by what was measured: their rates are in their state, and no function of the step.
-_MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 _OF_SCHEDULE = (
     "learning_rate",
     "lr_scheduler_type",
@@ -63,8 +62,14 @@ def run_settings(
 
 
 def changed_settings(was: Settings, now: Settings) -> list[str]:
-    """The names of the settings that differ, in the order of those of now."""
-    return [name for name in {**now, **was} if was.get(name) != now.get(name)]
+    """The names of the settings that differ, in the order of those of now, if by more than fp32 tells apart: earlier
+    versions stored weights so."""
+    return [name for name in {**now, **was} if not _is_same(was.get(name), now.get(name))]
+
+
+def _is_same(was: Any, now: Any) -> bool:
+    are_floats = isinstance(was, float) and isinstance(now, float)
+    return math.isclose(was, now, rel_tol=1e-6) if are_floats else was == now
 
 
 def describe_changes(was: Settings, now: Settings, names: Sequence[str]) -> list[str]:
@@ -79,7 +84,7 @@ def _value(settings: Settings, name: str) -> str:
 def cannot_change(was: Settings, now: Settings) -> list[str]:
     """Those of the changed settings that a run cannot resume with."""
     fixed = {*_FIXED, *_FIXED_IN_MODEL}
-    if {was.get("lr_scheduler_type"), now.get("lr_scheduler_type")} & set(_MEASURING_SCHEDULES):
+    if {was.get("lr_scheduler_type"), now.get("lr_scheduler_type")} & set(MEASURING_SCHEDULES):
         fixed.update(_OF_SCHEDULE)
     changed = [name for name in changed_settings(was, now) if name in fixed]
     # By which metric the best is chosen may be said, or no longer matter, at any time.
@@ -90,7 +95,7 @@ def cannot_change(was: Settings, now: Settings) -> list[str]:
 
 
 def joined_parts(before: Sequence[Mapping[str, Any]], settings: Settings, step: int) -> list[dict[str, Any]]:
-    """With which settings a run has taken which of its `step` steps, those `before` it was resumed among them.
+    """The parts of a run up to `step`, each with its settings; `before` are those of the checkpoint.
 
     Returns:
         Dictionaries with `first_step`, `last_step` (counted from 1, both included) and `settings`, one for each
@@ -100,7 +105,7 @@ def joined_parts(before: Sequence[Mapping[str, Any]], settings: Settings, step: 
     last = parts[-1]["last_step"] if parts else 0
     if step <= last:
         return parts
-    if parts and parts[-1]["settings"] == settings:
+    if parts and not changed_settings(parts[-1]["settings"], settings):
         parts[-1]["last_step"] = step
     else:
         parts.append({"first_step": last + 1, "last_step": step, "settings": settings})

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from transformers.utils import logging
 
@@ -29,6 +30,13 @@ class TrainingPreempted(SystemExit):
         if self.checkpoint is None:
             return "told to stop before the first step; the same command starts again"
         return f"told to stop: {os.fspath(self.checkpoint)} is written, and the same command resumes from it"
+
+
+def end_run(checkpoint: str | os.PathLike | None) -> NoReturn:
+    """Log where the run resumes, and raise a [`TrainingPreempted`]."""
+    preempted = TrainingPreempted(checkpoint)
+    logger.warning(str(preempted))
+    raise preempted
 
 
 class StopSignals:

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import logging
 
 from ..data.mixture import MixtureSampler, MixtureSchedule
 from ..data.samples import CoTrainingDataset
@@ -37,20 +36,17 @@ from .loss import TrainingLoss
 from .optimization import drop_schedule, freeze_all_but, parameter_groups
 from .progress import CoverProgressCallback
 from .recording import RunRecord
-from .resuming import best_weights, hold_output_dir, note_best, raised_by_all, resume_point
-from .run_identity import was_stopped_early
+from .resuming import best_weights, forget_evaluation, hold_output_dir, note_best, raised_by_all, resume_point
+from .run_identity import stays_stopped
 from .run_state import RunState, WholeState, average_of_run, load_process_rng_state
 from .sharding import configure_sharding, is_in_parts, whole_model, with_equal_groups
 from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
-from .stop_signals import StopSignals, TrainingPreempted
+from .stop_signals import StopSignals, end_run
 from .trainer_inputs import checked_inputs, checked_schedule, checked_weights, processor_of
 from .watchdog import Watch
 from .weight_average import WeightAverage
 from .zero import ZeroState, visible_to_zero
-
-
-logger = logging.get_logger(__name__)
 
 
 class CoverTrainer(Trainer):
@@ -85,6 +81,7 @@ class CoverTrainer(Trainer):
     # Private members of transformers' Trainer that are overridden, as no public one does what they do:
     #   _get_train_sampler        the mixture's order
     #   _get_grad_norm            the norm by which a step is skipped, which no event is told
+    #   _load_from_checkpoint     weights are loaded once, by `RunState`
     #   _prepare_for_training     where a run resumes: model and optimizer are sharded, and no step is taken yet
     #   _load_rng_state           the moment at which a resumed run needs its generators
     #   _run_epoch                a run that has ended, or that its due evaluation has stopped, takes no step
@@ -140,15 +137,13 @@ class CoverTrainer(Trainer):
         self.resumed_from: str | None = None
         self._resumed_step = 0
         self._has_begun = False  # to train or to evaluate
-        self._has_ended = False  # before the checkpoint was written that the run resumes from
+        self.has_ended = False  # before the checkpoint was written that the run resumes from
 
     def _make_sampler(self, schedule: MixtureSchedule, recipe: Recipe | None) -> None:
-        data, accelerator, batch_size = self.train_dataset, self.accelerator, self.args.train_batch_size
-        self.train_sampler = MixtureSampler(
-            schedule, self.args.rows_per_step, data.open_streams(), data.mixed, batch_size, data.costs
-        )
+        data, accelerator, args = self.train_dataset, self.accelerator, self.args
+        self.train_sampler = data.sampler(schedule, args.rows_per_step, args.train_batch_size)
         how = accelerator.mixed_precision, accelerator.distributed_type.value
-        self.record = RunRecord(self.args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
+        self.record = RunRecord(args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
         for callback in run_callbacks(self):
             self.add_callback(callback)
 
@@ -171,25 +166,26 @@ class CoverTrainer(Trainer):
         with self.record.session(), self.watch, self.stop_signals, explained:
             checkpoint = resume_point(resume_from_checkpoint, self.model, self.record, self.args)
             output = super().train(checkpoint, *args, **kwargs)
-            self.publisher.wait()
+        self.publisher.wait()
         # The best checkpoint, where it was loaded, is an average already.
         if self.weight_average is not None and self.record.best_step is None:
             self.weight_average.swap()
         self.weight_average = None
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        # Without the checkpoint: Trainer would look for pickles in it, or what DeepSpeed writes.
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
+        # Without the checkpoint: Trainer would look for what DeepSpeed writes, and for pickles.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        checkpoint = self.resumed_from = resume_from_checkpoint
-        self._resumed_step, self._has_ended = self.state.global_step, False
+        self.resumed_from, self._resumed_step = checkpoint, self.state.global_step
+        self.has_ended = checkpoint is not None and stays_stopped(checkpoint, self.args)
         if self.args.ema_decay is not None:
             self.weight_average = average_of_run(checkpoint, self.whole_state, self.args.ema_decay)
         if checkpoint is not None:
             self.run_state.load(checkpoint)
             self.record.resume(checkpoint)
-            # Trainer forgets it, and would train on.
-            self._has_ended = self.args.restore_callback_states_from_checkpoint and was_stopped_early(checkpoint)
         return prepared
 
     @property
@@ -208,7 +204,7 @@ class CoverTrainer(Trainer):
             load_process_rng_state(checkpoint, self.args.process_index, self.args.seed)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self.control.should_training_stop |= self._has_ended or self.state.global_step >= self.state.max_steps
+        self.control.should_training_stop |= self.has_ended or self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
@@ -293,16 +289,21 @@ class CoverTrainer(Trainer):
         self, tr_loss: Any, grad_norm: Any, *args: Any, learning_rate: float | None = None, **kwargs: Any
     ) -> None:
         self.step_metrics.last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
-        is_due = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        control, must_stop = self.control, self.step_guard.must_stop
+        if must_stop:  # an evaluation that is due is made up for by the run that resumes
+            control.should_evaluate, control.should_save = False, True
+        is_due = control.should_log or control.should_evaluate or control.should_save
         with kept_generators() if is_due else nullcontext():
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+        if must_stop:
+            self.stop()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             clock = self.step_metrics.clock_logs(self.state.global_step, self.args.rows_per_step)
             bad_files = {f"{name}_bad_files": count for name, count in self.train_dataset.bad_files.items()}
             logs |= self.step_metrics.logs() | bad_files | clock
-        if "train_loss" in logs:  # in Trainer's are the steps that were skipped
+        elif "train_loss" in logs:  # in Trainer's are the steps that were skipped
             logs["train_loss"] = self.step_metrics.session_loss()
         super().log(logs, start_time)
 
@@ -315,13 +316,13 @@ class CoverTrainer(Trainer):
             with kept_generators(), self.step_metrics.clock_stopped():
                 metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except EvaluationAbandonedError:
+            forget_evaluation(self.state)
             if self.state.global_step > self._resumed_step:
                 self._save_checkpoint(self.model)
                 self.callback_handler.on_save(self.args, self.state, self.control)
             self.stop()
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        # Another compute_metrics may have none of them.
-        if means := means_of_datasets(metrics, datasets, metric_key_prefix):
+        if means := means_of_datasets(metrics, datasets, metric_key_prefix):  # another compute_metrics has none
             self.log(means)
             # Callbacks such as early stopping look for the means; until now they have seen one dataset at a time.
             metrics = {**metrics, **means}
@@ -354,13 +355,13 @@ class CoverTrainer(Trainer):
     def stop(self) -> NoReturn:
         """End the run, which was told to stop and has a checkpoint of its last step, if it has taken one."""
         step = self.state.global_step
-        preempted = TrainingPreempted(self.resumed_from if step == self._resumed_step else self.checkpoints.path(step))
-        logger.warning(str(preempted))
-        raise preempted
+        end_run(self.resumed_from if step == self._resumed_step else self.checkpoints.path(step))
 
     # ---- Checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: None = None) -> None:
+        if self.state.global_step == self._resumed_step:  # after an evaluation that was made up for: it is there
+            return
         self.note("writing a checkpoint")
         self.store_flos()
         # First what all processes do together: then the one that writes can fail without the others waiting.
@@ -415,8 +416,7 @@ class CoverTrainer(Trainer):
     # ---- The Hub ----
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card into the output folder, out of the run's record; for the arguments see
-        [`front_matter`]."""
+        """Write the model card into the output folder; for the arguments see [`front_matter`]."""
         if self.is_world_process_zero():
             if self.record is not None:  # with evaluations since the model was saved
                 self.record.write(self.args.output_dir, self.state, self.eval_dataset)

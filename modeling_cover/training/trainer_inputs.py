@@ -4,7 +4,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..data.mixture import MixtureSchedule
@@ -70,7 +69,7 @@ def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
 def _check_metric(
     args: CoverTrainingArguments, train_dataset: CoTrainingDataset | None, eval_dataset: Any, compute: Any
 ) -> None:
-    """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint is chosen.
+    """Raise a `ValueError` unless an evaluation has the metric by which the best checkpoint, or a rate, is chosen.
 
     Datasets of whose evaluation nothing but the loss can be told are logged.
     """
@@ -80,7 +79,7 @@ def _check_metric(
     if compute is not compute_metrics or train_dataset is None or not is_ours:
         return
     metrics_of = {name: _metrics_of(dataset) for name, dataset in eval_dataset.items()}
-    if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
+    if args.metric_for_best_model is not None:
         of_datasets = [f"{name}_{key}" for name, metrics in metrics_of.items() for key in ("loss", *metrics)]
         means = mean_metrics({name: dict.fromkeys(metrics, 0.0) for name, metrics in metrics_of.items()})
         there = [*of_datasets, *means]

@@ -102,13 +102,31 @@ class TestFeatures:
         with torch.no_grad():
             other.cover.layernorm.bias[0] += 1
         single = ViewsDataset(dataset.source, dataset.processor)
+        unnormalized = CoverVideoProcessor.from_pretrained(folder / "model", do_normalize=False)
         for changed, what in (
+            (features_identity(model, ViewsDataset(dataset.source, unnormalized, views=dataset.views)), "processor"),
             (features_identity(other, dataset), "encoder"),
             (features_identity(model, single), "views"),
         ):
             with pytest.raises(AssertionError, match="computed once more"):
                 cached_features(path, changed, never)
             assert f"has features of another {what}," in caplog.text
+
+    def test_a_cache_knows_other_files_of_the_same_folder_and_labels(self, model, dataset, tmp_path, folder):
+        label = sorted(path for path in (folder / "val").iterdir() if path.is_dir())[0]
+        identities = []
+        for name in sorted(path.name for path in label.iterdir())[:2]:
+            (tmp_path / "list.csv").write_text(f"path,label\n{label.name}/{name},{label.name}\n")
+            recipe = DatasetRecipe(
+                name="light",
+                format="manifest",
+                modality="video",
+                splits={"train": str(tmp_path / "list.csv")},
+                media_root=str(folder / "val"),
+                labels=dataset.source.labels,
+            )
+            identities.append(features_identity(model, ViewsDataset(read_sources(recipe)["train"], dataset.processor)))
+        assert identities[0] != identities[1]
 
     @pytest.mark.parametrize("content", [b"", b"half a file", b"\x10\0\0\0\0\0\0\0{}              "])
     def test_a_damaged_cache_is_made_anew(self, content, tmp_path, caplog):

@@ -225,8 +225,22 @@ class TestFromATimeSformer:
     @pytest.mark.parametrize("labels", [["push", "pull"], ["push", "pull", "lift", "throw"], []])
     def test_another_number_of_labels_is_refused(self, labels, tmp_path):
         save_timesformer(tmp_path, num_labels=3)
-        with pytest.raises(ValueError, match=f"labels: expected 3, .*, got {len(labels)}"):
+        with pytest.raises(ValueError, match=f"head 'k400': expected 3 labels, .*, got {len(labels)}"):
             CoverForVideoClassification.from_timesformer(tmp_path, labels=labels)
+
+    def test_labels_may_be_given_with_the_head(self, tmp_path):
+        save_timesformer(tmp_path, num_labels=3)
+        heads = {"ssv2": {"labels": ["push", "pull", "lift"]}}
+        model = CoverForVideoClassification.from_timesformer(tmp_path, head="ssv2", heads=heads)
+        assert model.config.heads["ssv2"]["labels"] == ["push", "pull", "lift"]
+        with pytest.raises(ValueError, match=r"labels: .* needs a `head`"):
+            CoverForVideoClassification.from_timesformer(tmp_path, head=None, labels=["push"], heads=heads)
+
+    def test_a_classifier_that_is_left_out_is_reported(self, tmp_path, caplog):
+        save_timesformer(tmp_path)
+        CoverForVideoClassification.from_timesformer(tmp_path, head=None, heads={"ssv2": {"labels": ["push", "pull"]}})
+        lines = report(caplog)
+        assert sorted(lines["in the checkpoint and not used"].split(", ")) == ["classifier.bias", "classifier.weight"]
 
     def test_embeddings_are_resized_once_where_another_size_is_asked_for(self, tmp_path):
         timesformer = save_timesformer(tmp_path, num_frames=2).timesformer
@@ -280,7 +294,7 @@ class TestFromTheOriginalRelease:
         path = save_original(tmp_path / "x.pyth", original_state(make_timesformer(**ORIGINAL_SIZES, num_labels=3)))
         model = CoverForVideoClassification.from_timesformer(path, head="ssv2", labels=["push", "pull", "lift"])
         assert (model.config.default_head, model.config.label2id) == ("ssv2", {"push": 0, "pull": 1, "lift": 2})
-        with pytest.raises(ValueError, match=r"labels: expected 3, .*, got 2"):
+        with pytest.raises(ValueError, match=r"head 'k400': expected 3 labels, .*, got 2"):
             CoverForVideoClassification.from_timesformer(path, labels=["push", "pull"])
 
     def test_the_report_names_what_else_is_in_the_file(self, tmp_path, caplog):

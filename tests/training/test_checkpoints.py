@@ -229,7 +229,7 @@ class TestCheckpoints:
         assert start_processes(go_on_with_a_full_disk, 1, log, {}, folder, run).wait(600) == 1
         said = log.read_text()
         assert "checkpoint-9 cannot be written" in said
-        assert f"The last whole checkpoint is {run / 'checkpoint-6'}." in said
+        assert f"The last checkpoint is {run / 'checkpoint-6'}." in said
         assert newest_checkpoint(run) == run / "checkpoint-6"
         assert not list(run.glob(".incomplete-*"))
 

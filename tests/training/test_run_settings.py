@@ -13,7 +13,7 @@ from modeling_cover.hub.model_card import build_model_card
 from modeling_cover.hub.run_record import read_summary
 from modeling_cover.recipe.recipe import Recipe
 from modeling_cover.training.checkpoints import STATE_VERSION, CheckpointError
-from modeling_cover.training.run_settings import differing_parts, joined_parts
+from modeling_cover.training.run_settings import changed_settings, differing_parts, joined_parts
 from short_runs import seal
 from tiny import tiny_trainer
 from transformers import TrainerCallback
@@ -66,6 +66,11 @@ def rates(trainer: CoverTrainer) -> list[float]:
 
 
 class TestWhatMayChange:
+    def test_a_weight_that_was_stored_in_fp32_has_not_changed(self):
+        was = {"weight of 'videos'": torch.tensor(0.1).item(), "seed": 1}
+        assert changed_settings(was, {"weight of 'videos'": 0.1, "seed": 1}) == []
+        assert changed_settings(was, {"weight of 'videos'": 0.1001, "seed": 2}) == ["weight of 'videos'", "seed"]
+
     def test_another_learning_rate_is_used_from_the_next_step_on(self, recipe, run, tmp_path):
         """As a run does that was not stopped, and whose rate drops there."""
         resumed = go_on(recipe, run, learning_rate=1e-4)

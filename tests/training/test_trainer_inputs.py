@@ -4,7 +4,7 @@
 import pytest
 from killed_runs import build_recipe
 from modeling_cover import CoverTrainer, CoverTrainingArguments, prepare_cotraining
-from short_runs import make_trainer
+from short_runs import make_trainer, with_validation
 from transformers import TrainingArguments
 
 
@@ -56,6 +56,20 @@ class TestBadInput:
             CoverTrainer(model=trainer.model, args=trainer.args, train_dataset=[1])
         with pytest.raises(ValueError, match="compute_loss_func"):
             CoverTrainer(model=trainer.model, args=trainer.args, compute_loss_func=lambda *_: 0)
+
+    def test_the_best_is_the_mean_score_wherever_one_is_asked_for(self, tmp_path):
+        for options in ({"save_strategy": "best"}, {"lr_scheduler_type": "reduce_lr_on_plateau"}):
+            args = CoverTrainingArguments(str(tmp_path), report_to="none", eval_strategy="steps", **options)
+            assert (args.metric_for_best_model, args.greater_is_better) == ("eval_mean_score", True)
+        assert args.lr_scheduler_kwargs == {"mode": "max"}
+        options |= {"metric_for_best_model": "videos_loss", "lr_scheduler_kwargs": {"patience": 3}}
+        args = CoverTrainingArguments(str(tmp_path), report_to="none", eval_strategy="steps", **options)
+        assert args.lr_scheduler_kwargs == {"mode": "min", "patience": 3}
+
+    def test_a_metric_that_no_evaluation_has_is_named_before_the_first(self, folder, tmp_path):
+        options = {"eval_strategy": "steps", "metric_for_best_model": "top1"}
+        with pytest.raises(ValueError, match="metric_for_best_model: an evaluation has no 'eval_top1', its metrics"):
+            make_trainer(folder, tmp_path, with_validation(build_recipe(folder)), **options)
 
     def test_a_training_batch_that_does_not_say_whose_rows_are_whose_is_refused(self, folder, tmp_path):
         trainer = make_trainer(folder, tmp_path)
