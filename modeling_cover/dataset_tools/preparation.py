@@ -13,7 +13,6 @@ Which rows a shard holds, and every byte of it, follow from the dataset and the 
 whole or written again, by whichever process comes across it.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -122,7 +121,7 @@ class _Split:
             "problem_type": self.source.problem_type,
             **asdict(settings),
             "rows": len(self.source),
-            "rows_hash": self._rows_hash(),
+            "rows_hash": self.source.row_hashes(),
             "recipe": _public(dataset),
         }
         path = self.folder / "dataset.json"
@@ -132,14 +131,6 @@ class _Split:
             raise ValueError(f"{self.folder} holds shards of another kind: name another --output")
         else:
             write_json(path, content, indent=1)
-
-    def _rows_hash(self) -> str:
-        """Changes with what a row is: its label, the name of its file, the segment of it."""
-        starts = self.source.class_starts
-        arrays = [self.source.classes] if starts is None else [self.source.classes, starts]
-        parts = [np.ascontiguousarray(array, dtype=np.int64).tobytes() for array in arrays]
-        parts += self.source.media.identity()
-        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _public(dataset: DatasetRecipe) -> dict[str, Any]:

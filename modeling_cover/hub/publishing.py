@@ -117,27 +117,21 @@ def _resumable(folder: Path, files: Files) -> Files:
     state = _read_json(state_path)
     state["files"] = {name: _size(file) for name, file in kept.items()}
     kept[f"{TRAINING_STATE}/{STATE_NAME}"] = json.dumps(state, indent=1).encode()
-    sums_path = folder / TRAINING_STATE / SUMS_NAME
-    if sums_path.is_file():  # a checkpoint of an earlier version has none
-        written = _read_sums(sums_path)
-        hashes = {
-            name: hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else written.get(name) or file_hash(file)
-            for name, file in kept.items()
-        }
-        kept[f"{TRAINING_STATE}/{SUMS_NAME}"] = sums_text(hashes).encode()
-    return kept
-
-
-def _read_sums(path: Path) -> dict[str, str]:
-    try:
-        return read_sums(path)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    written = _read(folder / TRAINING_STATE / SUMS_NAME, read_sums)
+    hashes = {
+        name: hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else written.get(name) or file_hash(file)
+        for name, file in kept.items()
+    }
+    return {**kept, f"{TRAINING_STATE}/{SUMS_NAME}": sums_text(hashes).encode()}
 
 
 def _read_json(path: Path) -> Any:
+    return _read(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 

@@ -12,10 +12,10 @@ from transformers.trainer_utils import SchedulerType
 from ..recipe.checks import check_choice, check_number, check_positive
 from ..recipe.recipe import Recipe
 from .launching import check_processes
-from .loss import LOSS_REDUCTIONS
-from .optimization import TRAINED_PARTS
 
 
+LOSS_REDUCTIONS = ("per_dataset", "per_sample")
+TRAINED_PARTS = ("all", "heads", "temporal_and_heads")
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
 BEST_METRIC = "eval_mean_score"
 # Schedules that go by what was measured: their rates are in their state, and no function of the step.
@@ -109,20 +109,6 @@ class CoverTrainingArguments(TrainingArguments):
             "given up where the network fails."
         },
     )
-    logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Skipped steps are not in the logged loss, so there is nothing to filter."},
-    )
-    dataloader_drop_last: bool = field(
-        default=False,
-        metadata={
-            "help": "Changes nothing: an epoch of the mixture is whole steps, and an evaluation is of all rows."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False,
-        metadata={"help": "Changes nothing: samples have just what the collator needs."},
-    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True,
         metadata={"help": "Whether a resumed run keeps what its callbacks have seen: early stopping, say."},
@@ -138,8 +124,9 @@ class CoverTrainingArguments(TrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.endswith("loss")
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
-        # Trainer would drop rows of evaluations, and what the collator needs and the model does not.
-        self.dataloader_drop_last = self.remove_unused_columns = False
+        # Trainer would drop rows of evaluations, and what the collator needs and the model does not; and wait for the
+        # device in each step, to filter a loss that has no skipped steps.
+        self.dataloader_drop_last = self.remove_unused_columns = self.logging_nan_inf_filter = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros
         if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":

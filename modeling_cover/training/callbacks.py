@@ -24,13 +24,14 @@ def run_callbacks(trainer: "CoverTrainer") -> list[TrainerCallback]:
     return [*callbacks, CurvesCallback(trainer.head_names)]
 
 
-class MixtureCallback(TrainerCallback):
-    """Clears the quarantine of a new run, and restores that of a resumed one. Tells the sampler where an epoch begins,
-    which accelerate does not do through every wrapper that a resumed run adds."""
-
+class _OfTrainer(TrainerCallback):
     def __init__(self, trainer: "CoverTrainer"):
         self.trainer = trainer
-        self._first_step = 0
+
+
+class MixtureCallback(_OfTrainer):
+    """Clears the quarantine of a new run, and restores that of a resumed one. Tells the sampler where an epoch begins,
+    which accelerate does not do through every wrapper that a resumed run adds."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._first_step = state.global_step
@@ -54,11 +55,8 @@ class MixtureCallback(TrainerCallback):
             torch.empty((), dtype=torch.int64).random_()
 
 
-class ResumeCallback(TrainerCallback):
+class ResumeCallback(_OfTrainer):
     """Logs and evaluates the step of the checkpoint that a run resumes from, where it was stopped before that."""
-
-    def __init__(self, trainer: "CoverTrainer"):
-        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, metrics, guard = self.trainer, self.trainer.step_metrics, self.trainer.step_guard
@@ -80,11 +78,8 @@ class ResumeCallback(TrainerCallback):
         metrics.start_clock(state.global_step)
 
 
-class PublishCallback(TrainerCallback):
+class PublishCallback(_OfTrainer):
     """Publishes each save, in the background, unless only the end is to be."""
-
-    def __init__(self, trainer: "CoverTrainer"):
-        self.trainer = trainer
 
     def on_save(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -93,11 +88,8 @@ class PublishCallback(TrainerCallback):
             trainer.publisher.publish_save(trainer.checkpoints.path(state.global_step), state)
 
 
-class GuardCallback(TrainerCallback):
+class GuardCallback(_OfTrainer):
     """Has all processes take or skip a step together, and the average and the schedule go with the steps."""
-
-    def __init__(self, trainer: "CoverTrainer"):
-        self.trainer = trainer
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_guard.begin_step()

@@ -46,12 +46,10 @@ from ..hub.hashes import file_hashes, read_sums, sums_text
 logger = logging.get_logger(__name__)
 
 STATE_VERSION = 3  # of what state.json holds
-READ_VERSIONS = (2, 3)
-WITHOUT_HASHES = 2  # and without what was summed up since the last log, and the rows of datasets
 
 STATE_KEYS = (
     *("version", "run", "parts", "step", "position", "optimizer", "learning_rate_schedule"),
-    *("gradient_scaler", "streams", "rng", "files"),
+    *("gradient_scaler", "streams", "rng", "unlogged", "files"),
 )
 
 # Where model.safetensors is an average: the weights in training.
@@ -99,8 +97,7 @@ def what_is_wrong(checkpoint: str | os.PathLike, check_hashes: bool = True) -> s
 
     Args:
         check_hashes: compare the hash of each file, which reads them all. Without, those of tensors are looked at by
-            their sizes and their headers alone. So are the files of a checkpoint that has no hashes, as an earlier
-            version wrote it.
+            their sizes and their headers alone.
     """
     folder = Path(checkpoint)
     try:
@@ -126,42 +123,27 @@ def _fault_of_sizes(folder: Path, state: dict[str, Any]) -> str | None:
 
 
 def _fault_of_content(folder: Path, state: dict[str, Any], check_hashes: bool) -> str | None:
-    if state.get("version") not in READ_VERSIONS:
+    if state.get("version") != STATE_VERSION:
         return None  # which is refused with a reason of its own
     if missing := [key for key in STATE_KEYS if key not in state]:
         return f"{TRAINING_STATE}/{STATE_NAME} has no '{missing[0]}'"
     names = [*state["files"], f"{TRAINING_STATE}/{STATE_NAME}"]
-    hashes = {}
-    if state["version"] != WITHOUT_HASHES:
-        try:
-            hashes = read_sums(folder / TRAINING_STATE / SUMS_NAME)
-        except (OSError, ValueError) as error:
-            return f"{TRAINING_STATE}/{SUMS_NAME} cannot be read: {error}"
-        if missing := [name for name in names if name not in hashes]:
-            return f"{TRAINING_STATE}/{SUMS_NAME} has no hash of {missing[0]}"
-    by_header = [name for name in names if name.endswith(".safetensors") and not (check_hashes and hashes)]
+    try:
+        hashes = read_sums(folder / TRAINING_STATE / SUMS_NAME)
+    except (OSError, ValueError) as error:
+        return f"{TRAINING_STATE}/{SUMS_NAME} cannot be read: {error}"
+    if missing := [name for name in names if name not in hashes]:
+        return f"{TRAINING_STATE}/{SUMS_NAME} has no hash of {missing[0]}"
+    by_header = [name for name in names if name.endswith(".safetensors") and not check_hashes]
     for name in by_header:
         try:
             with safe_open(folder / name, "pt"):
                 pass
         except SafetensorError as error:
             return f"{name} is damaged: {error}"
-    if not hashes:
-        return next((fault for name in names if (fault := _fault_of_json(folder, name)) is not None), None)
     found = file_hashes(folder, [name for name in names if name not in by_header])
     changed = [name for name, found_hash in found.items() if found_hash != hashes[name]]
     return f"{changed[0]} is not as it was written: its SHA-256 is another" if changed else None
-
-
-def _fault_of_json(folder: Path, name: str) -> str | None:
-    if name.endswith(".json"):
-        try:
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            return f"{name} is damaged: {error}"
-        if not isinstance(content, dict):
-            return f"{name} is damaged: expected a JSON object, found {type(content).__name__}"
-    return None
 
 
 def read_state(checkpoint: str | os.PathLike) -> dict[str, Any]:

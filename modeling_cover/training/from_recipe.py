@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,8 @@ class CoTraining:
 
     @property
     def trainer_kwargs(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe,
-            "model": self.model,
-            "processing_class": self.processor,
-            "train_dataset": self.train_dataset,
-            "schedule": self.schedule,
-            "eval_dataset": self.eval_datasets,
-            "loss_weights": self.loss_weights,
-        }
+        names = {"processor": "processing_class", "eval_datasets": "eval_dataset"}
+        return {names.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
 
 
 def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathLike | None = None) -> CoTraining:

@@ -2,22 +2,16 @@
 """The loss of a step: the weighted sum of the losses of all datasets (section 3.3 of the paper)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..model.configuration_cover import CoverConfig
+from .arguments import CoverTrainingArguments
 from .batches import rows_of_heads
 from .labels import hits_of_heads, smoothed_labels
 from .step_metrics import StepMetrics
-
-
-if TYPE_CHECKING:
-    from .arguments import CoverTrainingArguments
-
-
-LOSS_REDUCTIONS = ("per_dataset", "per_sample")
 
 
 def step_loss(
@@ -61,7 +55,7 @@ class TrainingLoss:
     """
 
     def __init__(
-        self, config: CoverConfig, weights: Mapping[str, float], args: "CoverTrainingArguments", metrics: StepMetrics
+        self, config: CoverConfig, weights: Mapping[str, float], args: CoverTrainingArguments, metrics: StepMetrics
     ):
         self.weights = torch.tensor([float(weights[name]) for name in config.head_names], device=args.device)
         self._config = config

@@ -2,7 +2,7 @@
 """Which parameters are trained, at which learning rate, which of them decay, and how the learning rate drops."""
 
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
+from .arguments import CoverTrainingArguments
 
-
-if TYPE_CHECKING:
-    from .arguments import CoverTrainingArguments
-
-TRAINED_PARTS = ("all", "heads", "temporal_and_heads")
 
 # Of all clips alike, and small: decay would pull them to zero.
 _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
@@ -44,7 +40,7 @@ def depth(name: str, num_layers: int) -> int:
     return num_layers + 1
 
 
-def learning_rate(name: str, num_layers: int, args: "CoverTrainingArguments") -> float:
+def learning_rate(name: str, num_layers: int, args: CoverTrainingArguments) -> float:
     """Of one parameter, at the peak of the schedule.
 
     Layer-wise decay is for what was trained before: it leaves parameters with a learning rate of their own alone.
@@ -57,7 +53,7 @@ def learning_rate(name: str, num_layers: int, args: "CoverTrainingArguments") ->
 def parameter_groups(
     model: nn.Module,
     config: CoverConfig,
-    args: "CoverTrainingArguments",
+    args: CoverTrainingArguments,
     decaying: Container[str],
     trained_heads: Container[str],
 ) -> list[dict[str, Any]]:
@@ -78,7 +74,7 @@ def parameter_groups(
 
 
 def drop_schedule(
-    optimizer: torch.optim.Optimizer, args: "CoverTrainingArguments", num_training_steps: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, args: CoverTrainingArguments, num_training_steps: int, steps_per_epoch: int
 ) -> LambdaLR:
     """A schedule that multiplies the learning rate by `learning_rate_drop_factor` from each of
     `learning_rate_drop_epochs` on, after a linear warm-up."""

@@ -175,7 +175,7 @@ def launch_command(recipe: Recipe, args: CoverTrainingArguments, processes: int 
     command = [*launcher, str(processes)] if processes > 1 else ["accelerate", "launch"]
     command += ["examples/cotrain.py", "RECIPE.yaml"]
     expected = {field.name: field.default for field in fields(args)} | dict(recipe.training)
-    if args.load_best_model_at_end and expected["metric_for_best_model"] is None:
+    if expected["metric_for_best_model"] is None:
         expected["metric_for_best_model"] = BEST_METRIC  # see CoverTrainingArguments
     for name, value in training_arguments(args).items():
         if str(value) != str(_plain(expected[name])):

@@ -14,7 +14,7 @@ from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset
 from ..model.configuration_cover import CoverConfig
 from .arguments import CoverTrainingArguments
-from .checkpoints import READ_VERSIONS, STATE_VERSION, WITHOUT_HASHES, CheckpointError, read_state
+from .checkpoints import STATE_VERSION, CheckpointError, read_state
 from .run_settings import Settings, cannot_change, changed_settings, describe_changes
 
 
@@ -62,15 +62,10 @@ def check_same_run(
     A run that `has_ended` takes no step any more: nothing that has changed would be used.
     """
     state = read_state(checkpoint)
-    if state.get("version") not in READ_VERSIONS:
+    if state.get("version") != STATE_VERSION:
         raise CheckpointError(
             f"{os.fspath(checkpoint)} was written by another version of this package (its state is of version "
             f"{state.get('version')}, expected {STATE_VERSION}): take just its weights, with `restart_schedule`"
-        )
-    if state["version"] == WITHOUT_HASHES:
-        logger.warning(
-            f"{os.fspath(checkpoint)} was written by an earlier version, without hashes of its files and of its datasets' "
-            "rows: whether its tensors are damaged, or rows have changed, cannot be told"
         )
     was = state["parts"][-1]["settings"]
     fixed, changed = cannot_change(was, settings), changed_settings(was, settings)
@@ -128,7 +123,7 @@ def _different_labels(was: list[str], now: list[str]) -> str | None:
 
 
 def _changed_rows(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is other about the rows of datasets, as far as the checkpoint says what they were."""
+    """What is other about the rows of datasets."""
     what = {"names": "files were renamed, moved or swapped", "labels": "rows have other labels"}
     return [
         f"dataset '{name}': {change}"

@@ -243,12 +243,11 @@ def average_of_run(checkpoint: str | os.PathLike | None, whole: WholeState, deca
 
 
 def load_unlogged(checkpoint: str | os.PathLike, metrics: StepMetrics, guard: StepGuard, process: int) -> None:
-    """Load what a run had counted since its last log. An earlier version has not stored it."""
-    stored = read_state(checkpoint).get("unlogged")
-    if stored is not None:
-        metrics.load(stored, stored["sums"], process)
-        metrics.last_step = stored["last_step"]
-        guard.skipped_in_a_row = stored["skipped_in_a_row"]
+    """Load what a run had counted since its last log."""
+    stored = read_state(checkpoint)["unlogged"]
+    metrics.load(stored, stored["sums"], process)
+    metrics.last_step = stored["last_step"]
+    guard.skipped_in_a_row = stored["skipped_in_a_row"]
 
 
 def _number(value: torch.Tensor | float | None) -> float | None:

@@ -135,17 +135,13 @@ def stall_message(states: dict[int, State], process: int, limit: float) -> str:
     silent = [number for number, state in states.items() if state is None]
     own = f"process {process} has waited for {limit:.0f} s"
     if silent:
-        return f"{own}: process {_listed(silent)} does not answer any more"
+        return f"{own}: process {', '.join(map(str, silent))} does not answer any more"
     step, phase, last = min(states.values(), key=lambda state: state[2])
     behind = [number for number, state in states.items() if state[2] == last]
     where = f"in step {step}, {phase}"
     if len(behind) == len(states):
         return f"{own}: all processes are {where}"
-    return f"{own}: process {_listed(behind)} is behind the others, {where}"
-
-
-def _listed(processes: list[int]) -> str:
-    return ", ".join(map(str, processes))
+    return f"{own}: process {', '.join(map(str, behind))} is behind the others, {where}"
 
 
 def _open_store(accelerator: Accelerator) -> TCPStore:

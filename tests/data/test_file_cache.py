@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache of remote files: bounded, and whole for everyone who reads it, whatever other processes do to it."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -58,6 +59,18 @@ class TestCopies:
         (tmp_path / "file").touch()
         with pytest.raises(CacheError, match="/file/cache, cannot be used: "):
             add(FileCache(tmp_path / "file/cache", 1000), "a")
+
+    def test_a_total_that_cannot_be_counted_leaves_no_lock_behind(self, tmp_path):
+        cache = FileCache(tmp_path, 1000)
+        (tmp_path / "total").mkdir()
+        with pytest.raises(CacheError, match="cannot be used: ") as caught:
+            add(cache, "a")
+        assert caught.value.__traceback__ is not None  # as long as it lives, so would the file
+        (tmp_path / "total").rmdir()
+        for path in tmp_path.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class TestBound:

@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,10 +20,12 @@ from modeling_cover import CoverVideoProcessor, read_video
 from modeling_cover.data.quarantine import TooManyBadFilesError
 from modeling_cover.data.samples import load_frames
 from modeling_cover.data.sources import read_sources
+from modeling_cover.data.sources.file_cache import CacheError
 from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
+from tqdm import tqdm
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +129,11 @@ class TestLabels:
         assert summaries["train"]["class_counts"] == {"apple": 0, "bread": 1, "cider": 1}
 
     def test_the_entry_that_the_example_prints_trains_as_the_original_did(self, folders, tmp_path):
-        dataset = entry(folders, weight=0.5, horizontal_flip=False)
+        dataset = entry(folders, weight=0.5, horizontal_flip=False, license="cc-by-4.0")
         printed = yaml.safe_load(yaml.safe_dump(example.entry_to_read(dataset, {"train": "compact/train"})))
         again = DatasetRecipe(**printed)
         assert (again.weight, again.horizontal_flip, again.format) == (0.5, False, "webdataset")
+        assert again.license == "cc-by-4.0"
 
 
 class TestImages:
@@ -335,6 +339,21 @@ class TestCommand:
     def test_what_is_wrong_is_said_in_a_line(self, recipe, monkeypatch, capsys, options, message):
         assert self.run(monkeypatch, recipe, *options) == 2
         assert message in capsys.readouterr().err
+
+    def test_the_bar_ends_with_all_rows(self, recipe, monkeypatch, capsys):
+        shown = "modeling_cover.dataset_tools.preparation.tqdm"
+        monkeypatch.setattr(shown, lambda **options: tqdm(**{**options, "disable": False}))
+        assert self.run(monkeypatch, recipe) == 0
+        *_, last = re.findall(r"preparing.*?(\d+)/(\d+)", capsys.readouterr().err)
+        assert last[0] == last[1]
+
+    def test_a_full_disk_is_no_finding_about_the_data(self, recipe, monkeypatch, capsys):
+        def full(*args, **kwargs):
+            raise CacheError("the cache of remote files cannot be used: No space left on device")
+
+        monkeypatch.setattr(example, "prepare_dataset", full)
+        assert self.run(monkeypatch, recipe) == 2
+        assert capsys.readouterr().err.startswith("error: the cache of remote files cannot be used")
 
     def test_too_many_bad_files_end_it_once_the_report_is_out(self, folders, recipe, tmp_path, monkeypatch, capsys):
         shutil.copytree(folders, tmp_path / "raw")

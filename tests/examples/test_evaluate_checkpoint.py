@@ -202,6 +202,15 @@ class TestTheCommand:
         (bad,) = (json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines())
         assert "broken.mp4" in bad["path"]
 
+    def test_a_bad_file_is_of_the_split_that_is_evaluated(self, folder, tmp_path, capsys):
+        recipe = (tmp_path / "recipe.yaml").resolve()
+        entry = "{name: shapes, format: class_folders, modality: video, splits: {train: shapes}}"
+        recipe.write_text(f"data_root: {folder}\nbad_files: {{max_share: 0.5}}\ndatasets:\n  - {entry}\n")
+        code, _, err = self.run(folder, tmp_path, capsys, "--recipe", recipe, "--split", "train")
+        assert code == 0, err
+        (bad,) = (json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines())
+        assert bad["split"] == "train"
+
     def test_it_says_what_the_trainer_says(self, folder, model, processor, source, tmp_path, capsys):
         args = CoverTrainingArguments(str(tmp_path / "trainer"), use_cpu=True, report_to="none")
         evaluated = {"shapes": EvaluationDataset(source, processor)}

@@ -37,7 +37,7 @@ from modeling_cover.hub.publishing import (
 from modeling_cover.training.background_publisher import BackgroundPublisher
 from safetensors.torch import load_file
 from tiny import tiny_model
-from transformers import AutoModel, AutoModelForVideoClassification
+from transformers import AutoModel, AutoModelForVideoClassification, TrainerCallback
 
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +216,23 @@ class TestInTheBackground:
         assert hub.commits("org/name")[0].message == "Training in progress, step 6"
         weights = (tmp_path / "run" / "checkpoint-6" / "model.safetensors").read_bytes()
         assert hub.files("org/name")["model.safetensors"] == weights
+
+    def test_a_save_is_no_push_where_only_the_end_is_published(self, hub, tmp_path):
+        """A reporter that is told of a push may wait for a network."""
+        pushes = []
+
+        class Hears(TrainerCallback):
+            def on_push_begin(self, args, state, control, **kwargs):
+                pushes.append(state.global_step)
+
+        write_data(tmp_path / "data")
+        publishing = {"push_to_hub": True, "hub_model_id": "org/name"}
+        for strategy, expected in (("end", []), ("every_save", [1, 2])):
+            options = {"max_steps": 2, "save_steps": 1, "hub_strategy": strategy, **publishing}
+            trainer = build_trainer(tmp_path / "data", tmp_path / strategy, **options)
+            trainer.add_callback(Hears())
+            trainer.train()
+            assert pushes == expected
 
     def test_and_not_for_ever_and_says_how_to_publish_it(self, hub, tmp_path, caplog):
         hub.go_away(60)

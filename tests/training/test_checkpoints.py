@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: what is in them, which of them are kept, and that none is trained from which is damaged."""
 
-import json
 import os
 import resource
 import shutil
@@ -31,18 +30,6 @@ def flip(path: Path, place: int = -1) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-
-
-def as_before_hashes(checkpoint: Path) -> None:
-    """Make a checkpoint what the version before had written."""
-    path = checkpoint / "training_state/state.json"
-    state = json.loads(path.read_text())
-    state["version"] = 2
-    del state["unlogged"]
-    for dataset in state["run"]["datasets"].values():
-        dataset.pop("names"), dataset.pop("labels", None)
-    path.write_text(json.dumps(state, indent=1))
-    (checkpoint / "training_state/SHA256SUMS").unlink()
 
 
 STATE = "training_state/state.json"
@@ -137,35 +124,6 @@ class TestDamage:
         assert checked.returncode == 0, checked.stderr
         names = {file.relative_to(run / "checkpoint-6").as_posix() for file in (run / "checkpoint-6").rglob("*.*")}
         assert {line.removesuffix(": OK") for line in checked.stdout.splitlines()} == names
-
-
-class TestCheckpointsOfTheVersionBefore:
-    def test_a_run_goes_on_from_them_to_the_same_weights(self, folder, finished, run, caplog):
-        shutil.rmtree(run / "checkpoint-6")
-        as_before_hashes(run / "checkpoint-3")
-        trainer = make_trainer(folder, run)
-        trainer.train(resume_from_checkpoint="auto")
-        assert "was written by an earlier version, without hashes" in caplog.text
-        expected = CoverForVideoClassification.from_pretrained(finished / "checkpoint-6").state_dict()
-        torch.testing.assert_close(final_weights(trainer), expected, rtol=0, atol=0)
-
-    @pytest.mark.parametrize(
-        ("name", "damage", "fault"),
-        [
-            ("model.safetensors", lambda file: flip(file, 8), "model.safetensors is damaged: "),
-            ("config.json", lambda file: file.write_text(" " * file.stat().st_size), "config.json is damaged: "),
-            ("trainer_state.json", lambda file: file.write_text("[]" + " " * (file.stat().st_size - 2)), "found list"),
-        ],
-    )
-    def test_what_cannot_be_read_is_damage_all_the_same(self, run, name, damage, fault):
-        as_before_hashes(run / "checkpoint-6")
-        assert what_is_wrong(run / "checkpoint-6") is None
-        damage(run / "checkpoint-6" / name)
-        assert fault in what_is_wrong(run / "checkpoint-6")
-
-    def test_they_are_published_without(self, run):
-        as_before_hashes(run / "checkpoint-6")
-        assert not [name for name in files_to_publish(run / "checkpoint-6", "org/name", "last") if "SHA256" in name]
 
 
 def test_what_is_published_of_a_run_is_a_whole_checkpoint(folder, run, tmp_path):

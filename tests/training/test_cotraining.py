@@ -294,7 +294,7 @@ class TestFromATimeSformer:
 
     def test_a_head_with_another_number_of_classes_is_refused(self, recipe, tmp_path):
         save_timesformer(tmp_path, num_labels=7)
-        with pytest.raises(ValueError, match=r"expected 7, .*, got 2"):
+        with pytest.raises(ValueError, match=r"expected 7 labels, .*, got 2"):
             prepare(listing(recipe, ACTIONS), from_timesformer=str(tmp_path), head="actions")
 
 

@@ -18,6 +18,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 SIGNATURES = {
     "_get_train_sampler": ["self", "train_dataset"],
     "_get_grad_norm": ["self", "model", "grad_norm"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],
     "_load_rng_state": ["self", "checkpoint"],
     "_run_epoch": [

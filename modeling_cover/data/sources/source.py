@@ -4,6 +4,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from .media import Media, hash_of
 from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
 from .remote import check_address
 from .spelling import PathForms, normal_name, told_apart
-from .streams import Example, RowStream, StreamedSource
+from .streams import Example, RowStream, SplitOfDataset, StreamedSource
 from .tables import read_table, stream_table
 from .tar_shards import read_shards, stream_shards
 
@@ -43,21 +44,16 @@ _STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "datase
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(SplitOfDataset):
     """One split of a dataset, whose rows can be read in any order.
 
     `classes` are indices into `labels`, `NO_LABEL` of a row whose label, and so whose file, cannot be read: (rows,),
     or multi-label those of all rows, one after another.
     """
 
-    name: str  # the dataset's, and its head's
-    modality: str  # "video" or "image"
-    labels: list[str]  # the label space of the head
-    problem_type: str
     media: Sequence[Media]  # the encoded file of each row, read when it is asked for
     classes: np.ndarray
     class_starts: np.ndarray | None = None  # (rows + 1,) where each row's start in `classes`, multi-label only
-    roots: tuple[str, ...] = ()  # the folders or files that must exist for the dataset to be there
     spellings: Mapping[str, list[str]] = field(default_factory=dict)  # of a name found in several forms, these
     left_out: tuple[str, ...] = ()  # files that are there and no row is made of
 
@@ -261,18 +257,14 @@ def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpa
     classes, starts = position_of[column.codes], column.starts
     if starts is not None:
         classes, starts = _without_repeats(classes, starts, len(space.labels))
-    return Source(
-        name=dataset.name,
-        modality=dataset.modality,
-        labels=space.labels,
-        problem_type=dataset.problem_type,
-        media=rows.media,
-        classes=classes,
-        class_starts=starts,
-        roots=rows.roots,
-        spellings=column.spellings,
-        left_out=rows.left_out,
-    )
+    read = {"media": rows.media, "spellings": column.spellings, "left_out": rows.left_out}
+    return Source(**_known_of(dataset, rows, space), classes=classes, class_starts=starts, **read)
+
+
+def _known_of(dataset: DatasetRecipe, rows: SplitRows | RowStream, space: LabelSpace) -> dict[str, Any]:
+    """The fields of [`SplitOfDataset`]."""
+    of_dataset = {name: getattr(dataset, name) for name in ("name", "modality", "problem_type")}
+    return {**of_dataset, "labels": space.labels, "roots": rows.roots}
 
 
 def _without_repeats(classes: np.ndarray, starts: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -286,14 +278,5 @@ def _streamed_source(dataset: DatasetRecipe, rows: RowStream, space: LabelSpace)
     size = rows.size if dataset.sizes is None else dataset.sizes["train"]
     if size is None:
         raise ValueError(f"{rows.place} does not say how many rows it has: give its `sizes`, such as {{train: 1000}}")
-    return StreamedSource(
-        name=dataset.name,
-        modality=dataset.modality,
-        labels=space.labels,
-        problem_type=dataset.problem_type,
-        size=size,
-        roots=rows.roots,
-        shuffle_buffer=dataset.shuffle_buffer,
-        stream=rows,
-        label_space=space,
-    )
+    read = {"shuffle_buffer": dataset.shuffle_buffer, "stream": rows, "label_space": space}
+    return StreamedSource(**_known_of(dataset, rows, space), size=size, **read)

@@ -55,15 +55,21 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedSource:
-    """A train split that is only read in order."""
+class SplitOfDataset:
+    """What is known of a split however it is read."""
 
     name: str  # the dataset's, and its head's
     modality: str  # "video" or "image"
     labels: list[str]  # the label space of the head
     problem_type: str
+    roots: tuple[str, ...] = ()  # the folders or files that must exist for the dataset to be there
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedSource(SplitOfDataset):
+    """A train split that is only read in order."""
+
     size: int  # rows of a pass, as the source or the recipe says
-    roots: tuple[str, ...]  # the folders or files that must exist for the dataset to be there
     shuffle_buffer: int  # rows of the blocks in which it is shuffled
     stream: RowStream
     label_space: LabelSpace  # which class a row's label means
