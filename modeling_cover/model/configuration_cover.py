@@ -26,7 +26,9 @@ from transformers.utils import auto_docstring, logging
 logger = logging.get_logger(__name__)
 
 MODALITIES = ("video", "image")
-SINGLE_LABEL, MULTI_LABEL = PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+REGRESSION = "regression"  # one number for each label
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 PIPELINE_TASK = "cover-video-classification"
 HEAD_DEFAULTS = {"modality": "video", "problem_type": SINGLE_LABEL}
 # A head's name becomes part of parameter names and of metric names.
@@ -56,11 +58,20 @@ def check_head(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
     if head["problem_type"] not in PROBLEM_TYPES:
         raise ValueError(f"head '{name}': problem_type must be one of {PROBLEM_TYPES}, got {head['problem_type']!r}")
     if head["problem_type"] == SINGLE_LABEL and len(labels) < 2:
-        raise ValueError(f"head '{name}': a single-label head needs at least two labels, got {list(labels)}")
+        raise ValueError(
+            f"head '{name}': a single-label head needs at least two labels, got {list(labels)}; one of a single number "
+            f"has the problem_type {REGRESSION!r}"
+        )
     return {**head, "labels": list(labels)}
 
 
-@auto_docstring(checkpoint="org/cover-base")
+@auto_docstring(
+    custom_intro="""
+    The configuration of a [`CoverModel`] or a [`CoverForVideoClassification`]. By default it is that of a ViT-Base which
+    takes 8 frames.
+    """,
+    checkpoint="org/cover-base",
+)
 @strict
 class CoverConfig(PreTrainedConfig):
     r"""
@@ -77,12 +88,13 @@ class CoverConfig(PreTrainedConfig):
         checkpoint to start from, larger ones let motion be learnt sooner.
     heads (`dict[str, dict]`, *optional*):
         The classification heads by name, one for each dataset: `{"labels": [...], "modality": "video" | "image",
-        "problem_type": "single_label_classification" | "multi_label_classification"}`; modality and problem type
-        default to the first of each. Order carries no meaning. Without heads there is one, named `default_head` (or
-        "default"), with the labels of `id2label` (or `num_labels` of them).
+        "problem_type": "single_label_classification" | "multi_label_classification" | "regression"}`; modality and
+        problem type default to the first of each. Order carries no meaning. Without heads there is one, named
+        `default_head` (or "default"), with the labels of `id2label` (or `num_labels` of them), and `problem_type`, by
+        default "regression" for one label.
     default_head (`str`, *optional*):
         The head whose logits are `outputs.logits`, and whose labels are `id2label`, `label2id` and `num_labels`. May
-        be left out where there is just one head.
+        be left out where there is just one head. Assigning one of these, or `problem_type`, changes this head.
 
     Example:
 
@@ -135,7 +147,11 @@ class CoverConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.heads is None:
             super().__post_init__(**kwargs)
-            head = {"labels": _in_order(self.id2label), "problem_type": self.problem_type or SINGLE_LABEL}
+            labels = _in_order(self.id2label)
+            head = {
+                "labels": labels,
+                "problem_type": self.problem_type or (SINGLE_LABEL if labels[1:] else REGRESSION),
+            }
             self.update_heads({self.default_head or "default": head})
             return
         id2label, problem_type, num_labels = self.id2label, self.problem_type, kwargs.pop("num_labels", None)
@@ -171,8 +187,9 @@ class CoverConfig(PreTrainedConfig):
         if cls._has_known_pipeline:
             config_dict = {name: value for name, value in config_dict.items() if name != "custom_pipelines"}
         _warn_of_other_labels(config_dict.get("heads"), kwargs.get("heads"))
-        given = {name: kwargs.pop(name) for name in ("heads", "default_head", "problem_type") if name in kwargs}
-        labels = {name: kwargs.pop(name) for name in ("id2label", "label2id", "num_labels") if name in kwargs}
+        given = {name: kwargs.pop(name) for name in ("heads", "default_head") if name in kwargs}
+        of_head = ("id2label", "label2id", "num_labels", "problem_type")
+        labels = {name: kwargs.pop(name) for name in of_head if name in kwargs}
         if {**config_dict, **given}.get("heads") is not None:
             # What is derived from the heads is derived again: a stored id2label is that of the stored default head.
             derived = ("id2label", "label2id", "problem_type")
@@ -180,6 +197,12 @@ class CoverConfig(PreTrainedConfig):
         loaded = super().from_dict({**config_dict, **given}, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._replace_labels(**labels)
         return loaded
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("heads") and name in ("id2label", "label2id", "problem_type"):
+            self._replace_labels(**{name: value})
+        else:
+            super().__setattr__(name, value)
 
     @property
     def head_names(self) -> list[str]:
@@ -211,11 +234,12 @@ class CoverConfig(PreTrainedConfig):
             default_head = next(iter(checked))
         if default_head not in checked:
             raise ValueError(f"unknown default_head {default_head!r}: expected one of {sorted(checked)}")
-        self.heads, self.default_head = checked, default_head
         default = checked[default_head]
+        self.heads = None  # what is assigned from here on is not to change the head
         self.id2label = dict(enumerate(default["labels"]))
         self.label2id = {label: index for index, label in enumerate(default["labels"])}
         self.problem_type = default["problem_type"]
+        self.heads, self.default_head = checked, default_head
 
     def register_code(self) -> None:
         """Note where, in the code that is saved beside a checkpoint, the encoder and the pipeline are."""
@@ -250,21 +274,31 @@ class CoverConfig(PreTrainedConfig):
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
 
     def _replace_labels(
-        self, id2label: Mapping | None = None, label2id: Mapping | None = None, num_labels: int | None = None
+        self,
+        id2label: Mapping | None = None,
+        label2id: Mapping | None = None,
+        num_labels: int | None = None,
+        problem_type: str | None = None,
     ) -> None:
         """Those of the default head: `from_pretrained(..., num_labels=10, ignore_mismatched_sizes=True)` is how every
         model of transformers is given another label space."""
+        head = dict(self.heads[self.default_head])
         if id2label is None and label2id is not None:
             id2label = {index: label for label, index in label2id.items()}
-        if id2label is None and num_labels in (None, self.num_labels):
-            return
         if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(
                 f"num_labels ({num_labels}) differs from the number of labels of id2label ({len(id2label)})"
             )
-        labels = [f"LABEL_{index}" for index in range(num_labels)] if id2label is None else _in_order(id2label)
-        head = {**self.heads[self.default_head], "labels": labels}
-        self.update_heads({**self.heads, self.default_head: head}, self.default_head)
+        if id2label is not None:
+            head["labels"] = _in_order(id2label)
+        elif num_labels not in (None, len(head["labels"])):
+            head["labels"] = [f"LABEL_{index}" for index in range(num_labels)]
+        if problem_type is not None:
+            head["problem_type"] = problem_type
+        elif len(head["labels"]) == 1 and head["problem_type"] == SINGLE_LABEL:
+            head["problem_type"] = REGRESSION  # as a model of transformers that is given one label
+        if head != self.heads[self.default_head]:
+            self.update_heads({**self.heads, self.default_head: head}, self.default_head)
 
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

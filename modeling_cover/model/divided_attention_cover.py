@@ -68,10 +68,9 @@ class CoverAttention(nn.Module):
         if hidden_states.shape[1] == 1:
             return self.attend_to_one_key(hidden_states)
         attn_output, attn_weights = self.attend(hidden_states, **kwargs)
-        # Other backends return None or a log-sum-exp: better an error than no maps.
-        if kwargs.get("output_attentions") and (attn_weights is None or attn_weights.ndim != 4):
-            raise ValueError("output_attentions: only eager attention has maps, load with attn_implementation='eager'")
-        return self.o_proj(attn_output), attn_weights
+        # Of other backends than eager they are None, or a log-sum-exp, which is no map.
+        is_map = attn_weights is not None and attn_weights.ndim == 4
+        return self.o_proj(attn_output), attn_weights if is_map else None
 
     def attend(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]

@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The loss of each head: cross-entropy, or binary cross-entropy for a multi-label head (section 3.3 of the paper).
+"""The loss of each head: cross-entropy (section 3.3 of the paper), binary cross-entropy for a multi-label head, or the
+mean squared error of a regression.
 
 Axes: R rows of a batch, L labels of a head.
 """
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 from transformers.utils import is_torchdynamo_compiling
 
-from .configuration_cover import MULTI_LABEL, CoverConfig
+from .configuration_cover import MULTI_LABEL, REGRESSION, SINGLE_LABEL, CoverConfig
 
 
 # The label or the head of a row that counts for nothing, as all over torch.
@@ -34,24 +35,31 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
 
     Args:
         logits: (R, L).
-        labels: (R,), or (R, L) of probabilities that add up to 1, as mixing two samples makes them; for a multi-label
-            head (R, L), 0 or 1 for each label, or between.
+        labels: (R,), where -100 counts for nothing, or (R, L) of probabilities that add up to 1, as mixing two samples
+            makes them; for a multi-label head (R, L), 0 or 1 for each label, or between; for a regression (R, L), or
+            (R,) of a single number.
 
     Raises:
         ValueError: if the labels have another shape, or are out of the head's range.
     """
     if isinstance(labels, Mapping):
         raise ValueError("labels: a dict of labels needs head_ids, which say whose row is whose")
-    multi_label = config.heads[name]["problem_type"] == MULTI_LABEL
-    probabilities = not multi_label and labels.is_floating_point() and labels.ndim == 2
-    expected = tuple(logits.shape) if multi_label or probabilities else (logits.shape[0],)
+    what, problem_type = f"labels of head '{name}'", config.heads[name]["problem_type"]
+    if problem_type == REGRESSION and labels.ndim == 1 and logits.shape[-1] == 1:
+        labels = labels[:, None]
+    probabilities = problem_type == SINGLE_LABEL and labels.is_floating_point() and labels.ndim == 2
+    expected = (logits.shape[0],) if problem_type == SINGLE_LABEL and not probabilities else tuple(logits.shape)
     if tuple(labels.shape) != expected:
-        raise ValueError(f"labels of head '{name}': expected shape {expected}, got {tuple(labels.shape)}")
-    if multi_label:
+        raise ValueError(f"{what}: expected shape {expected}, got {tuple(labels.shape)}")
+    if problem_type == REGRESSION:
+        return nn.functional.mse_loss(logits.float(), labels.float())
+    if problem_type == MULTI_LABEL:
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    if not probabilities:
-        _check_integers(f"labels of head '{name}'", labels)
-        _check_range(f"labels of head '{name}'", labels, logits.shape[-1])
+    if probabilities:
+        _check_probabilities(what, labels)
+    else:
+        _check_integers(what, labels)
+        _check_range(what, labels.masked_fill(labels == IGNORED, 0), logits.shape[-1])
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
@@ -93,14 +101,17 @@ def _masked_loss(
     config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """Mean cross-entropy of the rows in `mask`; no shape depends on their number, so it compiles into one graph."""
-    if config.heads[name]["problem_type"] == MULTI_LABEL:
+    if (problem_type := config.heads[name]["problem_type"]) != SINGLE_LABEL:
         if not is_torchdynamo_compiling() and mask.any():
-            raise ValueError(f"head '{name}' is multi-label: with head_ids, give labels as a dict {{head: labels}}")
+            raise ValueError(
+                f"head '{name}' is of {problem_type}: with head_ids, give labels as a dict {{head: labels}}"
+            )
         return logits[:0].float().sum()
-    _check_range(f"labels of head '{name}'", labels.masked_fill(~mask, 0), logits.shape[-1])
     targets = labels.masked_fill(~mask, IGNORED)
+    counts = targets != IGNORED
+    _check_range(f"labels of head '{name}'", targets.masked_fill(~counts, 0), logits.shape[-1])
     total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / mask.sum().clamp(min=1)
+    return total / counts.sum().clamp(min=1)
 
 
 def _rows_loss(
@@ -124,6 +135,19 @@ def _check_range(what: str, ids: torch.Tensor, size: int) -> None:
     outside = ids[(ids < 0) | (ids >= size)]
     if len(outside):
         raise ValueError(f"{what}: {outside.tolist()} are not in the range 0 to {size - 1}")
+
+
+def _check_probabilities(what: str, labels: torch.Tensor) -> None:
+    if is_torchdynamo_compiling():
+        return
+    right = (labels >= 0).all() & ((labels.float().sum(dim=-1) - 1).abs() < 0.01).all()  # bf16 has 3 digits
+    if labels.is_cuda:
+        torch._assert_async(right, f"{what} are no probabilities")
+    if labels.device.type == "cpu" and not right:
+        raise ValueError(
+            f"{what}: expected integers, or probabilities that add up to 1 in each row: several labels a row are of a "
+            f"head of the problem_type {MULTI_LABEL!r}"
+        )
 
 
 def _check_integers(what: str, ids: torch.Tensor) -> None:

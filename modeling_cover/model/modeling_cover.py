@@ -202,6 +202,8 @@ class CoverModel(CoverPreTrainedModel):
             Clips; an image is a clip of one frame. The patch size must divide height and width, otherwise a
             `ValueError` is raised.
         """
+        if kwargs.pop("attention_mask", None) is not None:
+            logger.warning_once("attention_mask is ignored: a clip has no padding")
         self.embeddings.patch_embeddings.check(pixel_values)
         num_frames = pixel_values.shape[1]
         hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype))
@@ -243,8 +245,9 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             Clips, or a list of such groups of clips of different shapes; the encoder runs once for each group, and
             rows are numbered through the groups in order.
         labels (`torch.LongTensor` of shape `(batch_size,)`, a `torch.FloatTensor` or a dict, *optional*):
-            The class of each row in its head's label space; for a multi-label head 0 or 1 for each class, of shape
-            `(batch_size, num_labels)`. With `head_ids` and multi-label heads a dict: each head's rows in order.
+            The class of each row in its head's label space, -100 if the row is to count for nothing; for a multi-label
+            head 0 or 1 for each class, of shape `(batch_size, num_labels)`; for a regression the numbers. With
+            `head_ids` and such heads a dict: each head's rows in order.
         head (`str`, *optional*, defaults to the default head):
             The head that all rows belong to: `logits` are its logits, and `labels` its labels.
         head_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):

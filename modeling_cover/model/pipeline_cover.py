@@ -26,7 +26,7 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .configuration_cover import MULTI_LABEL
+from .configuration_cover import MULTI_LABEL, REGRESSION
 
 
 Scores = list[dict[str, str | float]]
@@ -38,7 +38,10 @@ _POSTPROCESSING = ("head", "top_k", "threshold", "return_embedding")
 
 
 def head_scores(head: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
-    """The mean over views, (..., labels), of the probabilities of logits (..., V, labels) of a head of the config."""
+    """The mean over views, (..., labels), of what logits (..., V, labels) of a head of the config say: probabilities,
+    or the numbers of a regression."""
+    if head["problem_type"] == REGRESSION:
+        return logits.float().mean(dim=-2)
     multi_label = head["problem_type"] == MULTI_LABEL
     return (logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)).mean(dim=-2)
 
@@ -250,7 +253,9 @@ def _best(scores: torch.Tensor, labels: Sequence[str], top_k: int | None, thresh
     """The labels of highest score (labels,), descending."""
     values, indices = scores.topk(len(labels) if top_k is None else min(top_k, len(labels)))
     entries = zip(values.tolist(), indices.tolist(), strict=True)
-    return [{"label": labels[index], "score": score} for score, index in entries if score >= (threshold or 0)]
+    return [
+        {"label": labels[index], "score": score} for score, index in entries if threshold is None or score >= threshold
+    ]
 
 
 def _answer(predictions: dict[str, Scores], head: str | Sequence[str] | None, embedding: torch.Tensor | None) -> Any:

@@ -36,7 +36,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoMetadata, make_batched_metadata
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn, make_batched_metadata
 
 from .file_access_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
@@ -123,7 +123,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 of 0 to 255, unless `do_rescale=False`, and 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
             kwargs:
                 Options for this call, in place of the processor's own. With `do_sample_frames` a video, decoded or
-                not, becomes `num_frames` frames, repeated if it has fewer; an image always stays one frame.
+                not, becomes `num_frames` frames, repeated if it has fewer, or `fps` frames a second. An image always
+                stays one frame.
 
         Returns:
             [`BatchFeature`] with `pixel_values`, float32 of shape (B, T, 3, H, W): one tensor, or without
@@ -139,6 +140,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 shapes are asked for as one tensor.
         """
         data_format = kwargs.pop("input_data_format", None) or self.input_data_format
+        if kwargs.get("fps") is not None:
+            kwargs.setdefault("num_frames", None)  # not the processor's own
         num_clips, do_sample_frames = self._option(kwargs, "num_clips"), self._option(kwargs, "do_sample_frames")
         if num_clips != 1 and not do_sample_frames:
             raise ValueError(f"num_clips={num_clips} is of no effect with do_sample_frames=False")
@@ -214,14 +217,17 @@ class CoverVideoProcessor(BaseVideoProcessor):
     ) -> list[int]:
         """Indices of the frames of one clip of a video after the other, `num_clips * num_frames` in all.
 
-        Of the metadata only `total_num_frames` counts. Options that are None are the processor's own.
+        With `fps`, as many a second as that, however long the video is, as transformers' processors take them; else of
+        the metadata only `total_num_frames` counts. Options that are None are the processor's own.
 
         Raises:
-            ValueError: `fps` is given, or an option is not what it must be: the model sees a fixed number of frames,
-                however long the video is.
+            ValueError: an option is not what it must be; or `fps` is given beside `num_frames` or `num_clips`, or for
+                a video that does not say its own, or has fewer.
         """
         if fps is not None:
-            raise ValueError(f"CoVeR samples by `num_frames` only, over the whole video; got fps={fps}")
+            if (num_frames, num_clips) not in ((None, None), (None, 1)):
+                raise ValueError(f"fps: num_frames and num_clips say how many frames there are, too; got fps={fps}")
+            return default_sample_indices_fn(metadata, fps=fps).tolist()
         num_frames = num_frames if num_frames is not None else self.num_frames
         frame_stride = frame_stride if frame_stride is not None else self.frame_stride
         num_clips = num_clips if num_clips is not None else self.num_clips

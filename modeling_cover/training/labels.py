@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..model.configuration_cover import CoverConfig
-from ..recipe.dataset_recipe import MULTI_LABEL
+from ..recipe.dataset_recipe import SINGLE_LABEL
 
 
 Labels = torch.Tensor | Mapping[str, torch.Tensor]
@@ -22,7 +22,7 @@ def hits_of_heads(
     """(heads,), the rows of each head whose label has the largest logit; of mixed samples, the label that is most of
     it.
 
-    A multi-label head has none. Nothing waits for the device to learn a shape.
+    Only a single-label head has any. Nothing waits for the device to learn a shape.
 
     Args:
         head_logits: (R, L) of each head, for all rows.
@@ -32,7 +32,7 @@ def hits_of_heads(
     for index, name in enumerate(config.head_names):
         mask = head_ids == index
         own = labels.get(name) if isinstance(labels, Mapping) else labels
-        if own is None or config.heads[name]["problem_type"] == MULTI_LABEL:
+        if own is None or config.heads[name]["problem_type"] != SINGLE_LABEL:
             hits.append(torch.zeros_like(head_ids[:1]).sum())
             continue
         if isinstance(labels, Mapping):
@@ -45,8 +45,8 @@ def hits_of_heads(
 def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor, factor: float) -> dict:
     """Each head's labels, of a single-label head as probabilities of which `factor` is spread over all of its labels.
 
-    It is what `label_smoothing` of [`torch.nn.functional.cross_entropy`] means. Labels of multi-label heads stay as
-    they are.
+    It is what `label_smoothing` of [`torch.nn.functional.cross_entropy`] means. Labels of other heads stay as they
+    are.
     """
     smoothed = {}
     for index, name in enumerate(config.head_names):
@@ -56,7 +56,7 @@ def smoothed_labels(config: CoverConfig, labels: Labels, head_ids: torch.Tensor,
             own = labels[name]
         else:
             own = labels[head_ids == index]
-        if config.heads[name]["problem_type"] == MULTI_LABEL:
+        if config.heads[name]["problem_type"] != SINGLE_LABEL:
             smoothed[name] = own
             continue
         num_labels = len(config.heads[name]["labels"])

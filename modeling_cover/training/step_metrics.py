@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..recipe.dataset_recipe import MULTI_LABEL
+from ..recipe.dataset_recipe import SINGLE_LABEL
 
 
 class StepMetrics:
@@ -135,7 +135,7 @@ class StepMetrics:
         for (name, head), loss, count, correct in zip(self._heads.items(), sums, rows, hits, strict=True):
             if count:
                 logs[f"{name}_loss"] = loss / count
-                if head["problem_type"] != MULTI_LABEL:
+                if head["problem_type"] == SINGLE_LABEL:
                     logs[f"{name}_top1"] = correct / count
                 logs[f"{name}_share"] = count / sum(rows)
         return logs

@@ -47,11 +47,6 @@ class TestAttention:
         output = model.cover(clips(2, 1), output_attentions=True)
         assert torch.equal(output.temporal_attentions[0], torch.ones(2 * 16, 4, 1, 1))
 
-    def test_maps_that_the_backend_does_not_have_are_refused(self, model):
-        model.set_attn_implementation("sdpa")
-        with pytest.raises(ValueError, match="only eager attention has maps"):
-            model(clips(), output_attentions=True)
-
     def test_hidden_states_run_from_the_embeddings_to_the_last_layer(self, model):
         output = model(clips(), output_hidden_states=True)
         assert [tuple(states.shape) for states in output.hidden_states] == [(2, 1 + 4 * 16, 32)] * 3

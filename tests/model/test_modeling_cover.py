@@ -222,7 +222,7 @@ class TestBadInput:
 
     def test_multi_label_rows_without_a_dict_are_refused(self, model):
         model.add_head("charades", **MULTI_LABEL)
-        with pytest.raises(ValueError, match="head 'charades' is multi-label"):
+        with pytest.raises(ValueError, match="head 'charades' is of multi_label"):
             model([clips()], head_ids=torch.tensor([0, 1]), labels=torch.tensor([0, 1]))
 
     def test_the_encoder_takes_one_group(self, model):

@@ -92,10 +92,6 @@ class TestSampling:
             with pytest.raises(ValueError, match=message):
                 processor(video, **options)
 
-    def test_a_frame_rate_is_refused(self, processor, clip):
-        with pytest.raises(ValueError, match=r"num_frames.*fps=2"):
-            processor(clip, fps=2)
-
     def test_it_is_called_by_the_stock_pipeline(self, processor, clip):
         inputs = processor(clip, num_frames=6, do_sample_frames=True, return_tensors="pt").to(torch.float16)
         assert list(inputs) == processor.model_input_names == ["pixel_values"]
