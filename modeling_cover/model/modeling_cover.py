@@ -272,7 +272,9 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         if labels is not None and head_ids is not None:
             head_losses = mixed_head_losses(self.config, head_logits, labels, head_ids)
         elif labels is not None:
-            head_losses = {head: head_loss(self.config, head, head_logits[head], labels)}
+            # The others' are 0 with a gradient, as DDP needs of each parameter.
+            head_losses = {name: logits[:0].float().sum() for name, logits in head_logits.items()}
+            head_losses[head] = head_loss(self.config, head, head_logits[head], labels)
         recorded = {
             key: tuple(output[key] for output in outputs) if several_groups else outputs[0][key]
             for key in ("hidden_states", "attentions", "temporal_attentions")
