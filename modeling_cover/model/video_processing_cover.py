@@ -178,6 +178,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
         """
         if self._option(kwargs, "num_clips") != 1:
             raise ValueError("num_clips: a window is one clip, choose a smaller stride instead")
+        if kwargs.get("fps") is not None:
+            raise ValueError("fps: each window has num_frames frames")
         names = ("num_frames", "frame_sampling", "frame_stride")
         sampling = {name: kwargs[name] for name in names if name in kwargs}
         self.sample_frames(VideoMetadata(1), **sampling)  # of the options, before the file is opened

@@ -209,6 +209,8 @@ class TestFps:
         for options in ({"num_frames": 4}, {"num_clips": 2}):
             with pytest.raises(ValueError, match="fps: num_frames and num_clips say"):
                 processor(video, fps=2, video_metadata=metadata, **options)
+        with pytest.raises(ValueError, match="fps: each window has num_frames frames"):
+            next(processor.windows("clip.mp4", 2.0, fps=2))
 
 
 def test_a_regression_in_the_pipeline_gives_its_numbers(tmp_path):
