@@ -30,7 +30,9 @@ from .configuration_cover import MULTI_LABEL, REGRESSION, SINGLE_LABEL, CoverCon
 IGNORED = NO_HEAD = -100
 
 
-def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def head_loss(
+    config: CoverConfig, name: str, logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+) -> torch.Tensor:
     """Mean loss of rows that all belong to the head `name`.
 
     Args:
@@ -38,6 +40,7 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
         labels: (R,), where -100 counts for nothing, or (R, L) of probabilities that add up to 1, as mixing two samples
             makes them; for a multi-label head (R, L), 0 or 1 for each label, or between; for a regression (R, L), or
             (R,) of a single number.
+        reduction: as in torch's losses: with "none" each entry's, (R,) or (R, L).
 
     Raises:
         ValueError: if the labels have another shape, or are out of the head's range.
@@ -52,15 +55,15 @@ def head_loss(config: CoverConfig, name: str, logits: torch.Tensor, labels: torc
     if tuple(labels.shape) != expected:
         raise ValueError(f"{what}: expected shape {expected}, got {tuple(labels.shape)}")
     if problem_type == REGRESSION:
-        return nn.functional.mse_loss(logits.float(), labels.float())
+        return nn.functional.mse_loss(logits.float(), labels.float(), reduction=reduction)
     if problem_type == MULTI_LABEL:
-        return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction=reduction)
     if probabilities:
         _check_probabilities(what, labels)
     else:
         _check_integers(what, labels)
         _check_range(what, labels.masked_fill(labels == IGNORED, 0), logits.shape[-1])
-    return nn.functional.cross_entropy(logits.float(), labels)
+    return nn.functional.cross_entropy(logits.float(), labels, reduction=reduction)
 
 
 def mixed_head_losses(

@@ -40,8 +40,8 @@ class EvaluationLoss:
         """Add a batch, and return the mean loss of its rows; 0 if none could be decoded. Every process must call
         it."""
         readable = readable_rows(labels)
-        rows = zip(logits.split(1), labels.masked_fill(labels == UNREADABLE, 0).split(1), strict=True)
-        losses = torch.stack([head_loss(self._config, head, *row) for row in rows])
+        losses = head_loss(self._config, head, logits, labels.masked_fill(labels == UNREADABLE, 0), reduction="none")
+        losses = losses.reshape(len(labels), -1).mean(dim=-1)
         losses = torch.stack([losses.masked_fill(~readable, 0), readable.to(losses)], dim=1)
         self._totals += self._gather(losses).double().sum(dim=0)
         total, rows = losses.sum(dim=0)
