@@ -30,7 +30,7 @@ from modeling_cover.data.quarantine import Quarantine
 from modeling_cover.data.sources import Source, StreamedSource
 from modeling_cover.fonts import plain_text
 from modeling_cover.text import display_width, make_printable, printable
-from modeling_cover.training.from_recipe import build_processor, build_schedule, read_recipe_sources
+from modeling_cover.training.from_recipe import build_processor, read_recipe_sources, schedule_of
 from PIL import Image
 
 
@@ -74,7 +74,7 @@ def read_rows(recipe: Recipe, start: int, count: int, seed: int) -> Iterator[Row
         ValueError: if data cannot be read as the recipe says.
     """
     sources = {name: splits["train"] for name, splits in read_recipe_sources(recipe).items()}
-    processor, schedule = build_processor(recipe), build_schedule(recipe, sources, seed)
+    processor, schedule = build_processor(recipe), schedule_of(recipe, sources, seed)
     with tempfile.TemporaryDirectory() as folder:
         quarantine = Quarantine(Path(folder) / "quarantine.jsonl", max_share=1.0)
         dataset = CoTrainingDataset(

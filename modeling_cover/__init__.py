@@ -18,6 +18,7 @@ from .model.video_processing_cover import CoverVideoProcessor
 
 if TYPE_CHECKING:
     from .data.samples import CoTrainingDataset, EvaluationDataset, collate_clips
+    from .data.sources import heads_of
     from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
     from .training.from_recipe import CoTraining, prepare_cotraining
@@ -56,6 +57,7 @@ __all__ = [
     "Recipe",
     "VideoDecodingError",
     "collate_clips",
+    "heads_of",
     "load_recipe",
     "prepare_cotraining",
     "read_video",
@@ -70,6 +72,7 @@ _MODULES = {
     "EvaluationDataset": "data.samples",
     "Recipe": "recipe.recipe",
     "collate_clips": "data.samples",
+    "heads_of": "data.sources",
     "load_recipe": "recipe.recipe",
     "prepare_cotraining": "training.from_recipe",
 }

@@ -27,14 +27,14 @@ from ..model.video_decoding_cover import VideoDecodingError
 from ..model.video_opening_cover import MACHINE_ERRORS, work_limit
 from ..model.video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
 from ..recipe.augmentation_recipe import Augmentation
-from ..recipe.dataset_recipe import MULTI_LABEL
 from .augmentation import augment_frames, draw_short_side, erase
 from .mixing import draw_mix, soft_targets
 from .mixture import MixtureSampler, MixtureSchedule, SampleReference
 from .quarantine import BadFile, Quarantine, TooManyBadFilesError
 from .randomness import REPLACEMENT_STREAM, Purpose, SampleRandomness
-from .sources import Source, StreamedSource
-from .sources.media import Media
+from .sources import SplitOfDataset, StreamedSource
+from .sources.decoded import read_decoded
+from .sources.media import PIXEL_VALUES, Media
 from .sources.streams import Example, StoredRow, Stream
 
 
@@ -60,7 +60,7 @@ def load_frames(
     sample_indices: SampleIndices,
     short_side: int | None = None,
 ) -> torch.Tensor:
-    """Decode one row: uint8 (T, 3, H, W), T = 1 for an image.
+    """Decode one row: uint8 (T, 3, H, W), T = 1 for an image; float32 where a row has what the model takes.
 
     Args:
         sample_indices: which frames of a video, see [`read_video`], in any order.
@@ -70,14 +70,22 @@ def load_frames(
         VideoDecodingError: if the file cannot be decoded, or not without more work than a sample may take, or is
             remote and cannot be fetched.
     """
+    if media.is_decoded:
+        if isinstance(media.content, torch.Tensor) and media.content.is_floating_point():
+            return media.content
+        frames = processor.convert_to_rgb(read_decoded(media.content, modality, media.name, sample_indices))
+        return _resized(frames.to(torch.uint8), processor, short_side)
     with media.on_disk() as media:
         if modality == "image":
-            frames = read_image_tensor(media.content).unsqueeze(0)
-            size = SizeDict(shortest_edge=short_side)
-            return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
+            return _resized(read_image_tensor(media.content).unsqueeze(0), processor, short_side)
         with work_limit(_MAX_SAMPLE_PIXELS):
             frames, _ = read_in_any_order(media.content, sample_indices, short_side, media.start, media.end)
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def _resized(frames: torch.Tensor, processor: CoverVideoProcessor, short_side: int | None) -> torch.Tensor:
+    size = SizeDict(shortest_edge=short_side)
+    return frames if short_side is None else processor.resize(frames, size=size, resample=processor.resample)
 
 
 class CoTrainingDataset(torch.utils.data.Dataset):
@@ -103,7 +111,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        sources: Sequence[Source | StreamedSource],
+        sources: Sequence[SplitOfDataset],
         head_names: Sequence[str],
         processor: CoverVideoProcessor,
         seed: int,
@@ -168,7 +176,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         source, augmentation = self.sources[reference.dataset], self.augmentations[reference.dataset]
         randomness = SampleRandomness(self.seed, reference.position)
         clip, target = self._load(reference, self._candidates(source, reference), randomness)
-        if augmentation.mixes or source.problem_type == MULTI_LABEL:
+        if augmentation.mixes or source.is_multi_label:
             # Also where this sample is not mixed: the targets of one head make one tensor.
             target = soft_targets(target, target, 1.0, len(source.labels))
         if (mix := draw_mix(augmentation, randomness)) is not None:
@@ -192,25 +200,25 @@ class CoTrainingDataset(torch.utils.data.Dataset):
                 return key
         return f"one of {_MOST_REPLACEMENTS} rows that are all in quarantine"
 
-    def _candidates(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
+    def _candidates(self, source: SplitOfDataset, reference: SampleReference) -> Iterator[Candidate]:
         """The row that is referred to, and then those that may stand in for it."""
         yield _candidate(source, reference.stored or reference.row)
         rng = np.random.default_rng([REPLACEMENT_STREAM, self.seed, reference.position])
         yield from self._replacements(source, rng)
 
-    def _partners(self, source: Source | StreamedSource, reference: SampleReference) -> Iterator[Candidate]:
+    def _partners(self, source: SplitOfDataset, reference: SampleReference) -> Iterator[Candidate]:
         """The rows that a sample may be mixed with: a stream sends one along, of others any will do."""
         if reference.partner:
             yield _candidate(source, reference.partner)
         rng = SampleRandomness(self.seed, reference.position).of(Purpose.PARTNER)
         yield from self._replacements(source, rng)
 
-    def _replacements(self, source: Source | StreamedSource, rng: np.random.Generator) -> Iterator[Candidate]:
+    def _replacements(self, source: SplitOfDataset, rng: np.random.Generator) -> Iterator[Candidate]:
         for _ in range(_MOST_REPLACEMENTS):
-            if isinstance(source, Source):
+            if not isinstance(source, StreamedSource):
                 yield _candidate(source, int(rng.integers(len(source))))
             else:
-                # A stream has no rows to choose from, but for those that it begins with.
+                # It has no rows to choose from, but for those that it begins with.
                 if source.name not in self._pools:
                     self._pools[source.name] = source.open(self.seed).sample_pool()
                 pool = self._pools[source.name]
@@ -231,11 +239,15 @@ class CoTrainingDataset(torch.utils.data.Dataset):
             )
         return found
 
-    def _augmented(self, source: Source | StreamedSource, media: Media, randomness: SampleRandomness) -> torch.Tensor:
+    def _augmented(self, source: SplitOfDataset, media: Media, randomness: SampleRandomness) -> torch.Tensor:
         augmentation, crop = self.augmentations[source.name], self.processor.crop_size
         short_side = draw_short_side(augmentation, self.processor.size["shortest_edge"], randomness)
         sample_indices = partial(self._sample_indices, randomness=randomness)
         frames = load_frames(media, source.modality, self.processor, sample_indices, short_side)
+        if frames.is_floating_point():
+            if augmentation.mixes:
+                raise ValueError(f"dataset '{source.name}': its {PIXEL_VALUES} are floats, which are not mixed")
+            return frames
         frames = augment_frames(frames, augmentation, crop["height"], crop["width"], randomness)
         return erase(frames, augmentation, self._mean_color, randomness)
 
@@ -259,12 +271,12 @@ def _mean_color(processor: CoverVideoProcessor) -> torch.Tensor:
     return mean.round().clamp(0, 255).to(torch.uint8)[:, None, None]
 
 
-def _candidate(source: Source | StreamedSource, row: int | StoredRow) -> Candidate:
+def _candidate(source: SplitOfDataset, row: int | StoredRow) -> Candidate:
     return source.place(row), lambda: source.example(row)
 
 
 def _first_readable(
-    source: Source | StreamedSource,
+    source: SplitOfDataset,
     candidates: Iterable[Candidate],
     decode: Callable[[Media], torch.Tensor],
     quarantine: Quarantine | None,
@@ -292,7 +304,7 @@ def _first_readable(
     return None
 
 
-def _is_bad(quarantine: Quarantine | None, source: Source | StreamedSource, name: str, split: str = "train") -> bool:
+def _is_bad(quarantine: Quarantine | None, source: SplitOfDataset, name: str, split: str = "train") -> bool:
     return quarantine is not None and quarantine.reason(source.name, name, split) is not None
 
 
@@ -306,7 +318,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        source: Source,
+        source: SplitOfDataset,
         processor: CoverVideoProcessor,
         quarantine: Quarantine | None = None,
         split: str = "validation",
@@ -324,8 +336,9 @@ class EvaluationDataset(torch.utils.data.Dataset):
         decode = partial(self._decoded, row)
         found = _first_readable(self.source, candidates, decode, self.quarantine, self.split, row + 1)
         if found is None:
-            unreadable = np.full_like(self.source.target(row), UNREADABLE)[()]
-            found = torch.zeros(self._clip_shape, dtype=torch.uint8), unreadable
+            classes = len(self.source.labels)
+            target = np.full(classes, UNREADABLE, np.float32) if self.source.is_multi_label else UNREADABLE
+            found = torch.zeros(self._clip_shape, dtype=torch.uint8), target
         clip, target = found
         return {"pixel_values": clip, "labels": target, "head": self.source.name}
 
@@ -333,6 +346,8 @@ class EvaluationDataset(torch.utils.data.Dataset):
         short_side = self.processor.size["shortest_edge"]
         sample_indices = partial(self.processor.sample_frames, num_clips=1)
         frames = load_frames(media, self.source.modality, self.processor, sample_indices, short_side)
+        if frames.is_floating_point():
+            return frames
         (crop,) = spatial_crops(frames, self.processor.crop_size)
         return crop
 
@@ -342,7 +357,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
         return num_frames, 3, self.processor.crop_size["height"], self.processor.crop_size["width"]
 
 
-def check_is_of_file(error: Exception, source: Source | StreamedSource) -> None:
+def check_is_of_file(error: Exception, source: SplitOfDataset) -> None:
     """Raise an `OSError` if no file is to blame for what went wrong with one: the dataset as a whole is gone, or this
     machine may open no more files, or its disk is full."""
     check_still_there(source)
@@ -351,7 +366,7 @@ def check_is_of_file(error: Exception, source: Source | StreamedSource) -> None:
         raise OSError(error.errno, f"{error.strerror}{hint}", error.filename) from error
 
 
-def check_still_there(source: Source | StreamedSource) -> None:
+def check_still_there(source: SplitOfDataset) -> None:
     """Raise a `FileNotFoundError` if the dataset as a whole is gone: a drive that is no longer there, say.
 
     Of a remote one it is the number of files that cannot be fetched which tells, see [`Quarantine.check`].

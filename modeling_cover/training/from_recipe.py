@@ -4,17 +4,15 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..data.mixture import MixtureSchedule
-from ..data.quarantine import Quarantine
+from ..data.run_data import DataMaker, build_schedule, quarantine_of
 from ..data.samples import CoTrainingDataset, EvaluationDataset
-from ..data.sources import Source, StreamedSource, read_sources
-from ..hub.checkpoint_files import QUARANTINE_NAME
+from ..data.sources import SplitOfDataset, heads_of_sources, read_sources
 from ..model.configuration_cover import CoverConfig
 from ..model.conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
 from ..model.modeling_cover import CoverForVideoClassification
@@ -76,37 +74,32 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     """
     sources = read_recipe_sources(recipe)
     train = {name: splits["train"] for name, splits in sources.items()}
-    schedule = build_schedule(recipe, train, seed)
+    schedule = schedule_of(recipe, train, seed)
     with whole_parameters():
         model = _build_model(recipe, train, recipe.model.get("default_head", recipe.datasets[0].name))
     processor = build_processor(recipe)
-    quarantine = None
-    if output_dir is not None:
-        quarantine = Quarantine(Path(output_dir) / QUARANTINE_NAME, recipe.bad_files.max_share)
+    maker = DataMaker(
+        head_names=model.config.head_names,
+        processor=processor,
+        seed=seed,
+        clip_sampling=recipe.clips.sampling,
+        augmentations=recipe.augmentations,
+        quarantine=None if output_dir is None else quarantine_of(output_dir, recipe.bad_files),
+    )
     return CoTraining(
         recipe=recipe,
         model=model,
         processor=processor,
-        train_dataset=CoTrainingDataset(
-            list(train.values()),
-            model.config.head_names,
-            processor,
-            seed,
-            clip_sampling=recipe.clips.sampling,
-            augmentations=recipe.augmentations,
-            quarantine=quarantine,
-        ),
+        train_dataset=maker.training(train),
         schedule=schedule,
-        eval_datasets={
-            name: EvaluationDataset(splits["validation"], processor, quarantine)
-            for name, splits in sources.items()
-            if "validation" in splits
-        },
+        eval_datasets=maker.evaluation(
+            {name: splits["validation"] for name, splits in sources.items() if "validation" in splits}
+        ),
         loss_weights={dataset.name: dataset.weight for dataset in recipe.datasets},
     )
 
 
-def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, Source | StreamedSource]]:
+def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, SplitOfDataset]]:
     """The splits of each dataset, with the label spaces of the heads that the starting point brings.
 
     Raises:
@@ -119,37 +112,26 @@ def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, Source | Streamed
 
 
 def training_refusals(
-    recipe: Recipe, sources: Mapping[str, Mapping[str, Source | StreamedSource]], seed: int = 0
+    recipe: Recipe, sources: Mapping[str, Mapping[str, SplitOfDataset]], seed: int = 0
 ) -> list[tuple[str, str]]:
     """Why [`prepare_cotraining`] would refuse sources that could be read, each with the dataset that it is about."""
     train = {name: splits["train"] for name, splits in sources.items()}
     refusals = []
-    for name, head in build_heads(train).items():
+    for name, head in heads_of_sources(train).items():
         try:
             CoverConfig(heads={name: head}, default_head=name)
         except ValueError as error:  # huggingface_hub's for a field that is not what it should be
             refusals.append((name, f"{error.__cause__ or error}"))
     try:
-        build_schedule(recipe, train, seed)
+        schedule_of(recipe, train, seed)
     except ValueError as error:
         refusals.append((recipe.datasets[0].name, str(error)))
     return refusals
 
 
-def build_heads(sources: Mapping[str, Source | StreamedSource]) -> dict[str, dict[str, Any]]:
-    """The heads of a model that is trained on these, see [`CoverConfig`]."""
-    return {
-        name: {"labels": source.labels, "modality": source.modality, "problem_type": source.problem_type}
-        for name, source in sources.items()
-    }
-
-
-def build_schedule(recipe: Recipe, sources: dict[str, Source | StreamedSource], seed: int) -> MixtureSchedule:
-    sizes = {name: len(source) for name, source in sources.items()}
-    shares = recipe.mixture.shares(sizes, {dataset.name: dataset.share for dataset in recipe.datasets})
-    # Proportional shares are exactly the sizes: a division would leave an epoch without some row.
-    proportional = recipe.mixture.sampling == "proportional"
-    return MixtureSchedule(sizes, seed, None if proportional else shares, recipe.mixture.when_exhausted)
+def schedule_of(recipe: Recipe, sources: Mapping[str, SplitOfDataset], seed: int) -> MixtureSchedule:
+    listed = {dataset.name: dataset.share for dataset in recipe.datasets}
+    return build_schedule(sources, seed, recipe.mixture, listed)
 
 
 def _check_model_fields(recipe: Recipe) -> None:
@@ -219,10 +201,8 @@ def _unnamed_labels(recipe: Recipe, head: str) -> dict[str, list[str]]:
     return {}
 
 
-def _build_model(
-    recipe: Recipe, sources: dict[str, Source | StreamedSource], default_head: str
-) -> CoverForVideoClassification:
-    heads = build_heads(sources)
+def _build_model(recipe: Recipe, sources: dict[str, SplitOfDataset], default_head: str) -> CoverForVideoClassification:
+    heads = heads_of_sources(sources)
     sizes = {"image_size": recipe.clips.image_size, "num_frames": recipe.clips.num_frames}
     config_fields = {key: value for key, value in recipe.model.items() if key not in _OF_NO_CONFIG}
     if path := recipe.model.get("from_image_checkpoint"):

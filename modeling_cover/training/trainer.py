@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from ..data.mixture import MixtureSampler, MixtureSchedule
 from ..data.samples import CoTrainingDataset
@@ -43,7 +43,7 @@ from .sharding import configure_sharding, is_in_parts, whole_model, with_equal_g
 from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, end_run
-from .trainer_inputs import checked_inputs, checked_schedule, checked_weights, processor_of
+from .trainer_inputs import checked_inputs, checked_weights, processor_of
 from .watchdog import Watch
 from .weight_average import WeightAverage
 from .zero import ZeroState, visible_to_zero
@@ -64,12 +64,14 @@ class CoverTrainer(Trainer):
         model: with a head for each dataset, of the same name.
         args: training arguments.
         loss_weights: the weight of each dataset's loss; 1 where none is given.
-        train_dataset: the training samples.
-        schedule: what is drawn at each position of the run; by default every dataset in proportion to its size.
-        eval_dataset: by name of the dataset, see [`EvaluationDataset`].
+        train_dataset: the dataset of each head that is trained, see [`to_source`] for what it may be; or the samples
+            as a [`CoTrainingDataset`] makes them, with what is drawn at each position of the run as `schedule`.
+        eval_dataset: the dataset of each head that is evaluated, or the default head's; or [`EvaluationDataset`]s.
         recipe: the run's, for its record, see [`RunRecord`].
-        kwargs: the other arguments of [`~transformers.Trainer`]. `processing_class` is saved with the model, and
-            normalises the samples on the training device; by default it is the processor that they are made with.
+        kwargs: how the datasets are mixed and sampled, see [`DataOptions`] (`mixture`, `temperature`,
+            `when_exhausted`, `sizes`, `shuffle_buffer`, `clip_sampling`, `augmentations`, `max_bad_share`), and the
+            other arguments of [`~transformers.Trainer`]. `processing_class`, with which samples are made, is saved
+            with the model, and normalises them on the training device; by default it is that of the samples.
 
     Raises:
         ValueError: names the weight, dataset or argument that does not go with the model, and what was expected.
@@ -99,24 +101,25 @@ class CoverTrainer(Trainer):
         args: CoverTrainingArguments,
         *,
         loss_weights: Mapping[str, float] | None = None,
-        train_dataset: CoTrainingDataset | None = None,
+        train_dataset: Mapping[str, Any] | CoTrainingDataset | None = None,
         schedule: MixtureSchedule | None = None,
-        eval_dataset: Mapping[str, torch.utils.data.Dataset] | torch.utils.data.Dataset | None = None,
+        eval_dataset: Mapping[str, Any] | Any | None = None,
         recipe: Recipe | None = None,
         **kwargs: Any,
     ):
         self._config, self.head_names = model.config, model.config.head_names
         self.loss_weights = checked_weights(self.head_names, loss_weights)
-        kwargs = checked_inputs(self.head_names, args, train_dataset, eval_dataset, kwargs)
+        inputs = checked_inputs(self._config, args, train_dataset, schedule, eval_dataset, kwargs)
+        self._given, data = inputs.given, {"train_dataset": inputs.train_dataset, "eval_dataset": inputs.eval_dataset}
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
-        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        super().__init__(model=model, args=args, **data, **inputs.other)
         configure_sharding(self.accelerator, args.max_grad_norm)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
-        self._pixel_processor = processor_of(train_dataset, eval_dataset) or self.processing_class
+        self._pixel_processor = processor_of(**data) or self.processing_class
         self._make_collaborators()
-        if train_dataset is not None:
-            self._make_sampler(checked_schedule(args, train_dataset, schedule), recipe)
+        if self.train_dataset is not None:
+            self._make_sampler(inputs.schedule, recipe)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CoverProgressCallback)
 
@@ -313,6 +316,7 @@ class CoverTrainer(Trainer):
     ) -> dict[str, float]:
         try:
             # If it is abandoned, the checkpoint has the generators of the last step.
+            eval_dataset = self._given.evaluation(eval_dataset)
             with kept_generators(), self.step_metrics.clock_stopped():
                 metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except EvaluationAbandonedError:
@@ -329,7 +333,9 @@ class CoverTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    predict = kept_generators()(Trainer.predict)
+    @kept_generators()
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        return super().predict(self._given.evaluation(test_dataset), *args, **kwargs)
 
     def evaluation_loop(
         self, dataloader: torch.utils.data.DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

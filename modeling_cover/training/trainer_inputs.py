@@ -2,6 +2,7 @@
 """What a `CoverTrainer` is given, checked: model, data, weights and arguments must be made for one another."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils import logging
@@ -9,10 +10,11 @@ from transformers.utils import logging
 from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset, collate_clips
 from ..evaluation.metrics import TOP_K, compute_metrics, mean_metrics, metric_inputs
+from ..model.configuration_cover import CoverConfig
 from ..model.video_processing_cover import CoverVideoProcessor
-from ..recipe.dataset_recipe import MULTI_LABEL
 from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
+from .given_data import DataOptions, GivenData
 
 
 logger = logging.get_logger(__name__)
@@ -28,39 +30,62 @@ def checked_weights(heads: list[str], loss_weights: Mapping[str, float] | None) 
     return {name: float(given.get(name, 1.0)) for name in heads}
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainerInputs:
+    """What a trainer is given, checked; `given` makes the samples of what it is told to evaluate later."""
+
+    train_dataset: CoTrainingDataset | None
+    schedule: MixtureSchedule | None
+    eval_dataset: Any
+    given: GivenData
+    other: dict[str, Any]  # the other arguments of transformers' Trainer
+
+
 def checked_inputs(
-    heads: list[str],
+    config: CoverConfig,
     args: CoverTrainingArguments,
-    train_dataset: CoTrainingDataset | None,
+    train_dataset: Any,
+    schedule: MixtureSchedule | None,
     eval_dataset: Any,
     other: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The other arguments of transformers' Trainer, with ours where they are not given.
+) -> TrainerInputs:
+    """What a trainer trains and evaluates on, and the other arguments of transformers' Trainer, with ours where they
+    are not given.
 
     Raises:
         ValueError: names what a trainer of a model with these heads cannot use.
         CheckpointError: if the output folder cannot be written to.
     """
+    heads = config.head_names
     if not isinstance(args, CoverTrainingArguments):
         raise ValueError(f"args: expected CoverTrainingArguments, got {type(args).__name__}")
     if other.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func: CoverTrainer has the co-training loss, override compute_loss instead")
-    if train_dataset is not None:
-        _check_made_for(train_dataset, heads)
-    if isinstance(eval_dataset, Mapping) and (unknown := sorted(set(eval_dataset) - set(heads))):
-        raise ValueError(f"eval_dataset: unknown datasets {unknown}: the model's heads are {heads}")
     if args.should_save:
         check_writable(args.output_dir)
     if args.n_gpu > 1:
         raise ValueError("one process drives one GPU: launch with `accelerate launch` or `torchrun`")
-    other = _with_defaults(other, train_dataset, eval_dataset)
+    options, other = DataOptions.taken_from(other)
+    processor = other.get("processing_class") or processor_of(train_dataset, eval_dataset)
+    given = GivenData(config, args, processor, options)
+    train_dataset, schedule = given.training(train_dataset, schedule)
+    if train_dataset is not None:
+        _check_made_for(train_dataset, heads)
+        schedule = checked_schedule(args, train_dataset, schedule)
+    if isinstance(eval_dataset, Mapping) and (unknown := sorted(set(eval_dataset) - set(heads))):
+        raise ValueError(f"eval_dataset: unknown datasets {unknown}: the model's heads are {heads}")
+    eval_dataset = given.evaluation(eval_dataset)
+    other = _with_defaults(other, processor_of(train_dataset, eval_dataset))
     _check_metric(args, train_dataset, eval_dataset, other["compute_metrics"])
-    return other
+    return TrainerInputs(
+        train_dataset=train_dataset, schedule=schedule, eval_dataset=eval_dataset, given=given, other=other
+    )
 
 
 def _check_made_for(dataset: CoTrainingDataset, heads: list[str]) -> None:
     if not isinstance(dataset, CoTrainingDataset):
-        raise ValueError(f"train_dataset: expected a CoTrainingDataset, got {type(dataset).__name__}")
+        expected = "datasets by name, or a CoTrainingDataset"
+        raise ValueError(f"train_dataset: expected {expected}, got {type(dataset).__name__}")
     made_for = sorted(dataset.head_ids, key=dataset.head_ids.get)
     if made_for != heads:
         raise ValueError(f"train_dataset was made for the heads {made_for}, and the model has {heads}: make a new one")
@@ -95,9 +120,9 @@ def _check_metric(
 
 def _metrics_of(dataset: EvaluationDataset) -> list[str]:
     """The names of the metrics that an evaluation of a dataset has beside the loss."""
-    if dataset.source.problem_type != MULTI_LABEL:
+    if not dataset.source.is_multi_label:
         return [f"top{k}" for k in TOP_K]
-    return ["map"] if dataset.source.class_counts().any() else []
+    return ["map"] if dataset.source.has_labels else []
 
 
 def checked_schedule(
@@ -114,10 +139,8 @@ def checked_schedule(
     return schedule
 
 
-def _with_defaults(
-    kwargs: Mapping[str, Any], train_dataset: CoTrainingDataset | None, eval_dataset: Any
-) -> dict[str, Any]:
-    kwargs = {"data_collator": collate_clips, "processing_class": processor_of(train_dataset, eval_dataset), **kwargs}
+def _with_defaults(kwargs: Mapping[str, Any], processor: CoverVideoProcessor | None) -> dict[str, Any]:
+    kwargs = {"data_collator": collate_clips, "processing_class": processor, **kwargs}
     if "compute_metrics" in kwargs:
         return kwargs
     return {"preprocess_logits_for_metrics": metric_inputs, "compute_metrics": compute_metrics, **kwargs}

@@ -291,6 +291,7 @@ class LabelSpace:
         Raises:
             ValueError: if it is no label, or one of a class that the head does not have.
         """
+        label = label.tolist() if hasattr(label, "tolist") else label  # of NumPy or torch
         positions = [self.position(value) for value in check_label(label, multi_label)]
         if None in positions:
             alike = "" if multi_label else told_apart(str(label), self.labels)

@@ -27,6 +27,8 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = STILL_SUFFIXES | {".gif"}
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 
+PIXEL_VALUES = "pixel_values"  # the column of clips that the model takes as they are
+
 _MAX_CONTENT = 2**29
 
 
@@ -34,16 +36,20 @@ class Media(NamedTuple):
     """The encoded file of one row.
 
     Attributes:
-        content: a path, the address of a remote file, or the file itself.
+        content: a path, the address of a remote file, or the file itself; or what is decoded already, see `decoded`.
         name: what to call the file in messages: a path, "data/shard-000.tar/key.mp4", "data/train.parquet, row 3", an
             address without what would be the right to read it.
         start, end: of the segment of a longer file, in seconds; None for the file's own.
     """
 
-    content: str | bytes
+    content: str | bytes | Any
     name: str
     start: float | None = None
     end: float | None = None
+
+    @property
+    def is_decoded(self) -> bool:
+        return not isinstance(self.content, str | bytes)
 
     @property
     def key(self) -> str:

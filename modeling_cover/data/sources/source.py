@@ -72,19 +72,12 @@ class Source(SplitOfDataset):
         return [self.labels[index] for index in self.classes[start:end].tolist() if index != NO_LABEL]
 
     def rows(self) -> range:
-        """All rows in order, as `example` takes them."""
         return range(len(self))
 
     def place(self, row: int) -> str:
-        """What to call a row before it is read, and where its shard or table is damaged."""
         return f"row {row}"
 
     def example(self, row: int) -> Example:
-        """A row.
-
-        Raises:
-            VideoDecodingError, OSError: if the table or the shard that it is in cannot be read.
-        """
         return Example(self.media[row], self.target(row))
 
     def row_hashes(self) -> dict[str, str]:
@@ -96,6 +89,10 @@ class Source(SplitOfDataset):
         labels = [self.classes] if self.class_starts is None else [self.classes, self.class_starts]
         hashes = {"labels": hash_of(np.ascontiguousarray(part, dtype=np.int64).tobytes() for part in labels)}
         return {"names": hash_of(self.media.identity()), **hashes} if hasattr(self.media, "identity") else hashes
+
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.classes != NO_LABEL).any())
 
     def class_counts(self) -> np.ndarray:
         """(classes,) int64, the rows of each class."""
@@ -155,10 +152,10 @@ def read_sources(
         for split, rows in found.items():
             space = LabelSpace(labels, rows.names or first.names or given)
             if isinstance(rows, RowStream):
-                sources[split] = _streamed_source(dataset, rows, space)
+                sources[split] = source_of_stream(dataset, rows, space)
             else:
                 is_listed = given is not None or first.names is not None or "train" not in found
-                sources[split] = _source(dataset, split, rows, space, is_listed)
+                sources[split] = source_of_rows(dataset, split, rows, space, is_listed)
     return sources
 
 
@@ -235,7 +232,8 @@ def _found_labels(dataset: DatasetRecipe, rows: SplitRows | RowStream) -> list[s
     return sorted(rows.labels.values)
 
 
-def _source(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpace, is_listed: bool) -> Source:
+def source_of_rows(dataset: DatasetRecipe, split: str, rows: SplitRows, space: LabelSpace, is_listed: bool) -> Source:
+    """A split of which all rows were found; `is_listed` where something lists the classes of the space."""
     where = f"{split} split ({dataset.splits[split]})"
     column = rows.labels
     position_of, unknown = np.full(len(column.values) + 1, NO_LABEL, dtype=np.int64), []
@@ -274,7 +272,8 @@ def _without_repeats(classes: np.ndarray, starts: np.ndarray, num_classes: int) 
     return classes, np.searchsorted(rows, np.arange(len(starts)))
 
 
-def _streamed_source(dataset: DatasetRecipe, rows: RowStream, space: LabelSpace) -> StreamedSource:
+def source_of_stream(dataset: DatasetRecipe, rows: RowStream, space: LabelSpace) -> StreamedSource:
+    """A train split that is read in order."""
     size = rows.size if dataset.sizes is None else dataset.sizes["train"]
     if size is None:
         raise ValueError(f"{rows.place} does not say how many rows it has: give its `sizes`, such as {{train: 1000}}")

@@ -10,8 +10,9 @@ it goes, has no such place: what is in it when a run stops is lost.
 
 import itertools
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class RowStream:
     `read` takes a row, and what to call it in messages, to its file and its label as it is written there.
     """
 
-    rows: IterableDataset
+    rows: IterableDataset  # or what has its `num_shards` and `shard`
     read: Callable[[Mapping[str, Any], str], tuple[Media, Any]]
     place: str  # where the rows are, for messages
     names: list[str] | None  # the classes that the source itself lists in order, if it does
@@ -55,14 +56,48 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOfDataset:
-    """What is known of a split however it is read."""
+class SplitOfDataset(ABC):
+    """One split of a dataset, however it is read."""
 
     name: str  # the dataset's, and its head's
     modality: str  # "video" or "image"
     labels: list[str]  # the label space of the head
     problem_type: str
     roots: tuple[str, ...] = ()  # the folders or files that must exist for the dataset to be there
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == MULTI_LABEL
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any row has a class, as far as it is known before rows are read."""
+        return True
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def rows(self) -> Iterable[Any]:
+        """All rows in order, as `place` and `example` take them."""
+
+    @abstractmethod
+    def place(self, row: Any) -> str:
+        """What to call a row before it is read, and where what it is in is damaged."""
+
+    @abstractmethod
+    def example(self, row: Any) -> Example:
+        """Read a row.
+
+        Raises:
+            VideoDecodingError, OSError: if its file, or what that is in, cannot be read.
+            ValueError: if it has no label of the label space.
+        """
+
+    @abstractmethod
+    def row_hashes(self) -> dict[str, str]:
+        """Hashes of all rows by what they are of, as far as it can be told without reading them: of `names` and of
+        `labels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,27 +124,18 @@ class StreamedSource(SplitOfDataset):
         return Stream(self, seed)
 
     def rows(self) -> Iterator["StoredRow"]:
-        """All rows of a pass, as they are stored and `example` takes them."""
         rows = self.stream.rows
         for shard in range(rows.num_shards):
             for row, content in enumerate(rows.shard(num_shards=rows.num_shards, index=shard)):
                 yield StoredRow(shard, row, content)
 
     def place(self, row: "StoredRow") -> str:
-        """What to call a row before it is read."""
         return f"{self.stream.place}, shard {row.shard}, row {row.row}"
 
     def example(self, row: "StoredRow") -> Example:
-        """Read a row.
-
-        Raises:
-            VideoDecodingError: if it has no file.
-            OSError: if its file cannot be read.
-            ValueError: if it has no label of the label space.
-        """
         media, label = self.stream.read(row.content, self.place(row))
         try:
-            return Example(media, self.label_space.target(label, self.problem_type == MULTI_LABEL))
+            return Example(media, self.label_space.target(label, self.is_multi_label))
         except ValueError as error:
             raise ValueError(f"dataset '{self.name}': {media.name}: {error}") from error
 
@@ -286,7 +312,7 @@ class Stream:
     def _read_rows(self) -> list[StoredRow]:
         try:
             return self._pass.read(self.source.shuffle_buffer)
-        except (OSError, ValueError, DatasetsError) as error:
+        except (OSError, ValueError, ImportError, DatasetsError) as error:
             place = f"{self.source.stream.place}, shard {self._pass.shard}"
             raise ValueError(f"dataset '{self.source.name}': {place} cannot be read on: {error}") from error
 

@@ -19,14 +19,17 @@ from datasets.exceptions import DatasetsError
 from ...model.file_access_cover import is_address, joined_file, parent, public_name
 from ...model.video_decoding_cover import VideoDecodingError
 from ...recipe.dataset_recipe import DatasetRecipe
+from .decoded import checked_decoded
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
-from .media import Media, Segments, check_content_size, parse_segment
+from .media import PIXEL_VALUES, Media, Segments, check_content_size, parse_segment
 from .parquet_files import find_parquet_files, load_remote_parquet, parquet_row_counts
 from .remote import check_address, check_row_addresses
 from .streams import RowStream
 
 
+_LISTS = (datasets.List, datasets.LargeList)
+_ARRAYS = (datasets.Array3D, datasets.Array4D)
 _FEATURES = {"video": datasets.Video, "image": datasets.Image}
 _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
 _MAX_DISK_SHARDS = 64  # of a dataset on disk that is streamed: pieces whose order is shuffled
@@ -93,10 +96,12 @@ def undecoded(
     kind = _FEATURES[dataset.modality]
     if isinstance(media, kind):
         table = table.cast_column(names["media"], kind(decode=False))
-    elif not _is_path(media) and not _is_binary(media) and not _is_file(media):
+    elif isinstance(media, _LISTS) and isinstance(media.feature, datasets.Image):
+        table = table.cast_column(names["media"], type(media)(datasets.Image(decode=False)))
+    elif not any(check(media) for check in (_is_path, _is_binary, _is_file, _is_array)):
         expected = f"expected {dataset.modality}s, bytes or paths"
         raise ValueError(f"{place}: column '{names['media']}': {expected}, found {media}")
-    is_list = isinstance(label, datasets.List | datasets.LargeList)
+    is_list = isinstance(label, _LISTS)
     if is_list != dataset.is_multi_label:
         raise ValueError(f"{place}: column '{names['label']}': {dataset.problem_type} does not go with {label}")
     item = label.feature if is_list else label
@@ -119,6 +124,16 @@ def _is_file(feature: Any) -> bool:
     return isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature)
 
 
+def _is_array(feature: Any) -> bool:
+    """Of an image or of frames, which are stored as numbers."""
+    if isinstance(feature, _ARRAYS):
+        return True
+    depth = 0
+    while isinstance(feature, _LISTS):
+        feature, depth = feature.feature, depth + 1
+    return depth in (3, 4) and isinstance(feature, datasets.Value)
+
+
 class Places:
     """What to call the rows of a table that was read from several files, by their names and the rows of each."""
 
@@ -132,8 +147,20 @@ class Places:
         return f"{self._files[file]}, row {row - int(self._starts[file])}"
 
 
-def to_media(value: Any, place: str, root: str | None, start: float | None = None, end: float | None = None) -> Media:
-    """The file in a cell: bytes, a path, an address, or a mapping with both."""
+def to_media(
+    value: Any,
+    place: str,
+    root: str | None,
+    start: float | None = None,
+    end: float | None = None,
+    column: str | None = None,
+) -> Media:
+    """The file in a cell: bytes, a path, an address, or a mapping with both; or what is decoded already, whose
+    `column` tells how far."""
+    if not isinstance(value, str | bytes | Mapping | None):
+        if start is not None or end is not None:
+            raise ValueError(f"{place}: a segment needs a file, decoded frames have no time")
+        return Media(checked_decoded(value, place, is_ready=column == PIXEL_VALUES), place)
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     if content is None:
         content = path
@@ -159,7 +186,8 @@ class TableMedia(Sequence):
     def __init__(
         self, table: datasets.Dataset, column: str, places: Places, root: str | None, segments: Segments | None
     ):
-        self._table = table.select_columns([column]).with_format("arrow")
+        how = "numpy" if _is_array(table.features[column]) else "arrow"
+        self._table = table.select_columns([column]).with_format(how)
         self._column = column
         self._places = places
         self._root = root
@@ -169,24 +197,31 @@ class TableMedia(Sequence):
         return len(self._table)
 
     def identity(self) -> list[bytes]:
-        """Bytes that change with any row's path, size or segment."""
-        paths, sizes = [], []
+        """Bytes that change with any row's path, size or segment, or with the order of the rows; of what is decoded
+        already, with their order alone."""
+        paths, sizes, order = [], [], row_order(self._table)
         for chunk in self._table.data.column(self._column).chunks:
             content = chunk
             if pa.types.is_struct(chunk.type):
                 content = pc.struct_field(chunk, "bytes")
                 paths += pc.struct_field(chunk, "path").to_pylist()
+            elif pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
+                paths += chunk.to_pylist()
+            elif not pa.types.is_binary(chunk.type) and not pa.types.is_large_binary(chunk.type):
+                continue
             # The content itself is not touched.
             lengths = pc.binary_length(content.cast(pa.large_binary()))
             sizes.append(pc.fill_null(lengths, -1).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
         names = "\0".join(path or "" for path in paths).encode(errors="surrogateescape")
-        return [names, b"".join(sizes), *self._segments.identity()]
+        return [names, b"".join(sizes), *self._segments.identity(), *([] if order is None else [order.tobytes()])]
 
     def __getitem__(self, row: int) -> Media:
         cell = self._table[row][self._column]
+        if isinstance(cell, np.ndarray):
+            return to_media(cell, self._places[row], None, column=self._column)
         check_content_size(cell.nbytes, self._places[row])  # before it is copied
         (value,) = cell.to_pylist()
-        return to_media(value, self._places[row], self._root, *self._segments[row])
+        return to_media(value, self._places[row], self._root, *self._segments[row], column=self._column)
 
 
 @dataclass(frozen=True)
@@ -203,7 +238,8 @@ class TableRowReader:
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         segment = Segments([start], [end])[0]
-        return to_media(row[columns.media], place, self.root, *segment), row[columns.label]
+        media = to_media(row[columns.media], place, self.root, *segment, column=columns.media)
+        return media, row[columns.label]
 
 
 def label_column(table: datasets.Dataset, name: str, places: Places) -> LabelColumn:
@@ -230,8 +266,18 @@ def label_column(table: datasets.Dataset, name: str, places: Places) -> LabelCol
 
 
 def _array(table: datasets.Dataset, name: str) -> pa.Array:
-    column = table.select_columns([name]).with_format("arrow")[:][name]
+    """A column in the order of the rows. `table[:]` would look for one row after another where there is an order."""
+    column, order = table.data.column(name), row_order(table)
+    column = column if order is None else column.take(pa.array(order))
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def row_order(table: datasets.Dataset) -> np.ndarray | None:
+    """Which of the stored rows each row is, (rows,), after `shuffle`, `select` or `filter`; None: all as they are.
+
+    `Dataset` has no public member for it, see tests/data/test_given.py.
+    """
+    return None if table._indices is None else table._indices.column(0).to_numpy()
 
 
 def _first(mask: pa.Array) -> int:
@@ -257,12 +303,16 @@ def segments(table: datasets.Dataset, columns: Columns, places: Places) -> Segme
 
 def _check_addresses(table: datasets.Dataset, column: str, place: str) -> None:
     """Raise a `ValueError` for the first row without bytes whose path is an address of a kind that cannot be read."""
-    for chunk in table.data.column(column).chunks:
-        if not pa.types.is_struct(chunk.type):
-            return
-        content, paths = pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path")
-        addresses = paths.filter(pc.and_(content.is_null(), pc.match_substring(paths, "://")))
-        check_row_addresses(addresses.to_pylist(), lambda row: place)
+    column, order = table.data.column(column), row_order(table)
+    if not pa.types.is_struct(column.type):
+        return
+    paths = pa.chunked_array([pc.struct_field(chunk, "path") for chunk in column.chunks])
+    is_inside = pa.chunked_array([pc.struct_field(chunk, "bytes").is_valid() for chunk in column.chunks])
+    is_address = pc.fill_null(pc.and_not(pc.match_substring(paths, "://"), is_inside), False)
+    rows = np.flatnonzero(is_address.to_numpy())
+    if order is not None and len(rows):
+        rows = np.intersect1d(rows, order)
+    check_row_addresses(paths.take(pa.array(rows)).to_pylist(), lambda row: place)
 
 
 def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
@@ -274,25 +324,32 @@ def read_table(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
         root = _folder_of(next(iter(counts))) if root is None else root
     else:
         table, places = _load_split(dataset, place), Places([f"{dataset.path}, split {place}"])
-    if len(table) == 0:
-        raise ValueError(f"{places.name}: no rows")
     table, columns = undecoded(dataset, table, places.name)
-    labels, parts = label_column(table, columns.label, places), segments(table, columns, places)
-    if columns.holds_paths:
+    if columns.holds_paths and len(table):
+        labels, parts = label_column(table, columns.label, places), segments(table, columns, places)
         paths = _array(table, columns.media).to_pylist()
         if None in paths or "" in paths:
             raise ValueError(f"{places[next(row for row, path in enumerate(paths) if not path)]}: no {columns.media}")
         rows = existing_rows(dataset, split, root or "", paths, labels, places.__getitem__, segments=parts)
         return replace(rows, names=columns.names)
+    roots = () if dataset.media_root is None else (public_name(dataset.media_root),)
+    return table_rows(table, columns, places, root, roots)
+
+
+def table_rows(
+    table: datasets.Dataset, columns: Columns, places: Places, root: str | None = None, roots: tuple[str, ...] = ()
+) -> SplitRows:
+    """All rows of a table as `undecoded` leaves it, whose files are not looked for; `roots` beside those of its own
+    files."""
+    if len(table) == 0:
+        raise ValueError(f"{places.name}: no rows")
     _check_addresses(table, columns.media, places.name)
-    roots = [file["filename"] for file in table.cache_files]
-    if dataset.media_root is not None:
-        roots.append(public_name(dataset.media_root))
+    parts = segments(table, columns, places)
     return SplitRows(
         media=TableMedia(table, columns.media, places, root, parts),
-        labels=labels,
+        labels=label_column(table, columns.label, places),
         names=columns.names,
-        roots=tuple(dict.fromkeys(roots)),
+        roots=tuple(dict.fromkeys([*(file["filename"] for file in table.cache_files), *roots])),
     )
 
 

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets that are given as objects: of the `datasets` library, of PyTorch, or sources of ours.
+
+    datasets.Dataset            rows by index, as they are stored; after with_transform as the transform makes them
+    datasets.IterableDataset    rows in order
+    map-style datasets          `data[row]` is a mapping with "video", "image" or "pixel_values", and "label"
+
+All of them become the sources that recipes are read into: what is trained on them does not know how they were given.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from datasets import iterable_dataset as iterables
+
+from ...recipe.dataset_recipe import DatasetRecipe
+from ...text import some
+from .columns import FoundColumns, columns_of_features, columns_of_row
+from .label_lists import LabelSpace, checked_labels
+from .source import source_of_rows, source_of_stream
+from .streams import Example, RowStream, SplitOfDataset
+from .tables import Columns, Places, TableRowReader, table_rows, to_media, undecoded
+
+
+SHUFFLE_BUFFER = 100
+
+_KINDS = "a datasets.Dataset, a datasets.IterableDataset, or a dataset with __len__ and __getitem__"
+
+# Iterables of `datasets` that make each row of one: their shards may be read in any order, and are what they are
+# without the others. The rows of all else (take, skip, interleave, ...) depend on the order in which they come.
+_ROW_BY_ROW = (
+    iterables.ExamplesIterable,
+    iterables.ArrowExamplesIterable,
+    iterables.RebatchedArrowExamplesIterable,
+    iterables.SelectColumnsIterable,
+    iterables.MappedExamplesIterable,  # and what is filtered
+    iterables.FormattedExamplesIterable,
+    iterables.VerticallyConcatenatedMultiSourcesExamplesIterable,
+)
+
+
+def to_source(
+    name: str,
+    data: Any,
+    split: str = "train",
+    labels: list[str] | None = None,
+    size: int | None = None,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
+) -> SplitOfDataset:
+    """The source of a dataset that is given as an object.
+
+    The media column is the one whose feature is `Video` or `Image`, or which is called "video", "image" or
+    "pixel_values", or which holds the paths of videos or of images. The label column is the one whose feature is a
+    `ClassLabel`, or which is called "label" or "labels"; a list of classes makes the dataset multi-label.
+
+    Args:
+        name: of the dataset, and of its head.
+        data: what is given.
+        split: "train" or "validation", for messages.
+        labels: the classes, where the dataset does not name them.
+        size: rows of a stream, where it does not know them.
+        shuffle_buffer: rows of the blocks in which a stream is shuffled.
+
+    Raises:
+        ValueError: names the dataset, the column and what to call if this is no such dataset.
+    """
+    if isinstance(data, SplitOfDataset):
+        if data.name != name:
+            raise ValueError(f"dataset '{name}': the source was made for the dataset '{data.name}'")
+        return data
+    with naming(name):
+        if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+            raise ValueError(
+                f'expected one split, got those of {type(data).__name__}: pass data["{next(iter(data))}"]'
+            )
+        if isinstance(data, datasets.IterableDataset):
+            return _of_stream(name, data, labels, size, shuffle_buffer)
+        if size is not None:
+            raise ValueError("sizes: of use to a datasets.IterableDataset only, this dataset has its rows counted")
+        if isinstance(data, datasets.Dataset) and data.format["type"] != "custom":
+            return _of_table(name, data, split, labels)
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return _of_rows(name, data, labels)
+        if isinstance(data, torch.utils.data.IterableDataset):
+            raise ValueError(
+                f"{type(data).__name__} can neither say how many rows it has nor resume in the middle: make it a "
+                "datasets.IterableDataset, such as by IterableDataset.from_generator"
+            )
+    raise ValueError(f"dataset '{name}': expected {_KINDS}, got {type(data).__name__}")
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """A `ValueError` from within names the dataset; a decoder that is missing is one."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"dataset '{name}': {error}") from error
+    except ImportError as error:
+        raise ValueError(f"dataset '{name}': {_missing_decoder(error)}") from error
+
+
+def _missing_decoder(error: ImportError) -> str:
+    return (
+        f"its videos are decoded before they come here, by what is not installed ({error}): pass files, by "
+        ".cast_column(COLUMN, Video(decode=False)) before what asks for frames, such as map or with_transform"
+    )
+
+
+def _entry(name: str, kind: str, found: FoundColumns, **options: Any) -> DatasetRecipe:
+    """What a recipe would say of it."""
+    return DatasetRecipe(
+        name=name,
+        format="dataset",
+        path=kind,
+        splits={"train": kind, "validation": kind},
+        modality=found.modality,
+        problem_type=found.problem_type,
+        columns={"media": found.media, "label": found.label},
+        **options,
+    )
+
+
+def _space(found: FoundColumns, listed: list[str] | None, labels: list[str] | None) -> LabelSpace:
+    names = listed or labels
+    if names is None:
+        raise ValueError(
+            f"column '{found.label}' has indices, and nothing names the classes that they count: "
+            f'.cast_column("{found.label}", ClassLabel(names=[...])), or a model with a head for this dataset'
+        )
+    return LabelSpace(names, names)
+
+
+def _of_table(name: str, table: datasets.Dataset, split: str, labels: list[str] | None) -> SplitOfDataset:
+    if len(table) == 0:
+        raise ValueError("it has no rows")
+    found = columns_of_features(table.features, lambda: _undecoded_row(table))
+    entry = _entry(name, "a datasets.Dataset", found)
+    table, columns = undecoded(entry, table.with_format(None), "its features")
+    rows = table_rows(table, columns, Places(["its rows"]))
+    return source_of_rows(entry, split, rows, _space(found, rows.names, labels), is_listed=True)
+
+
+def _undecoded_row(table: datasets.Dataset) -> Mapping[str, Any]:
+    (row,) = table.with_format("arrow")[:1].to_pylist()
+    return row
+
+
+def _of_stream(
+    name: str, stream: datasets.IterableDataset, labels: list[str] | None, size: int | None, shuffle_buffer: int
+) -> SplitOfDataset:
+    parts = _parts(stream._ex_iterable)
+    if any(isinstance(part, iterables.BufferShuffledExamplesIterable) for part in parts):
+        raise ValueError(
+            "what a shuffle buffer holds is lost when a run is resumed: leave .shuffle(...) out, the rows are shuffled "
+            "here, in blocks of shuffle_buffer rows"
+        )
+    stream = stream.with_format(None)
+    if stream.features is None:
+        row = next(iter(stream), None)
+        if row is None:
+            raise ValueError("it has no rows")
+        found = columns_of_row(row)
+        columns = Columns(found.media, found.label, None, None, holds_paths=False, names=None)
+        stream = stream.select_columns(columns.all)
+    else:
+        found = columns_of_features(stream.features, lambda: next(iter(_all_undecoded(stream)), None))
+        stream, columns = undecoded(_entry(name, "a datasets.IterableDataset", found), stream, "its features")
+    entry = _entry(name, "a datasets.IterableDataset", found, streaming=True, shuffle_buffer=shuffle_buffer)
+    rows = RowStream(
+        rows=stream if all(isinstance(part, _ROW_BY_ROW) for part in parts) else _InOnePiece(stream),
+        read=TableRowReader(columns, None),
+        place="its rows",
+        names=columns.names,
+        size=_known_size(stream, parts) if size is None else size,
+        roots=(),
+    )
+    if rows.size is None:
+        raise ValueError("nothing says how many rows a pass over it has: give sizes={" + f'"{name}": ...' + "}")
+    return source_of_stream(entry, rows, _space(found, columns.names, labels))
+
+
+def _parts(part: Any) -> list[Any]:
+    """What an iterable of `datasets` is made of. No public member says it, see tests/data/test_given.py."""
+    below = getattr(part, "ex_iterables", None) or [getattr(part, "ex_iterable", None)]
+    return [part, *(found for inner in below if inner is not None for found in _parts(inner))]
+
+
+def _known_size(stream: datasets.IterableDataset, parts: list[Any]) -> int | None:
+    """The rows of a split of a published dataset, unless some of them are left out or others added."""
+    splits, changing = stream.info.splits, (iterables.FilteredExamplesIterable,)
+    is_whole = all(isinstance(part, _ROW_BY_ROW) and not isinstance(part, changing) for part in parts)
+    has_one = not any(isinstance(part, iterables.VerticallyConcatenatedMultiSourcesExamplesIterable) for part in parts)
+    if not is_whole or not has_one or splits is None or str(stream.split) not in splits:
+        return None
+    return splits[str(stream.split)].num_examples
+
+
+def _all_undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    for name, feature in stream.features.items():
+        if isinstance(feature, datasets.Video | datasets.Image):
+            stream = stream.cast_column(name, type(feature)(decode=False))
+    return stream
+
+
+class _InOnePiece:
+    """A stream whose rows must come in the order that they have: as one shard."""
+
+    num_shards = 1
+
+    def __init__(self, stream: datasets.IterableDataset):
+        self._stream = stream
+
+    def shard(self, num_shards: int, index: int) -> datasets.IterableDataset:
+        return self._stream.with_format(None)  # another object, as each has a place where it is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource(SplitOfDataset):
+    """A dataset whose rows are what `data[row]` returns, label included."""
+
+    data: Any
+    size: int
+    columns: FoundColumns
+    label_space: LabelSpace
+
+    def __len__(self) -> int:
+        return self.size
+
+    def rows(self) -> range:
+        return range(self.size)
+
+    def place(self, row: int) -> str:
+        return f"row {row}"
+
+    def row_hashes(self) -> dict[str, str]:
+        return {}  # to know the rows would be to read them all
+
+    def example(self, row: int) -> Example:
+        with naming(self.name):
+            if len(self.data) != self.size:
+                raise ValueError(f"it had {self.size} rows at first, and has {len(self.data)} now")
+            content = self.data[row]
+            missing = [key for key in (self.columns.media, self.columns.label) if key not in content]
+            if missing:
+                raise ValueError(f"row {row} has no {' and no '.join(missing)}, but {some(map(str, content))}")
+            media = to_media(content[self.columns.media], self.place(row), None, column=self.columns.media)
+            try:
+                return Example(media, self.label_space.target(content[self.columns.label], self.is_multi_label))
+            except ValueError as error:
+                raise ValueError(f"row {row}, '{self.columns.label}': {error}") from error
+
+
+def _of_rows(name: str, data: Any, labels: list[str] | None) -> RowSource:
+    size = len(data)
+    if size == 0:
+        raise ValueError("it has no rows")
+    found = columns_of_row(data[0])
+    # As torchvision's datasets name them.
+    listed = getattr(data, "classes", None)
+    if listed is None and isinstance(data, datasets.Dataset) and found.label in data.features:
+        listed = getattr(data.features[found.label], "names", None)
+    listed = None if listed is None else checked_labels(list(listed), "its classes")
+    space = _space(found, listed, labels)
+    of_dataset = {"name": name, "modality": found.modality, "problem_type": found.problem_type}
+    return RowSource(**of_dataset, labels=space.labels, data=data, size=size, columns=found, label_space=space)
+
+
+def heads_of(given: Mapping[str, Any], labels: Mapping[str, list[str]] | None = None) -> dict[str, dict[str, Any]]:
+    """The heads of a model for these datasets, as `CoverConfig` and the ways to begin a model take them.
+
+        heads = heads_of({"k400": load_dataset(...), "imagenet": load_dataset(..., streaming=True)})
+        model = CoverForVideoClassification.from_image_checkpoint(id, heads=heads)
+
+    Args:
+        given: the dataset of each name, see [`to_source`].
+        labels: the classes of those that do not name them.
+
+    Raises:
+        ValueError: names the dataset, the column and what to call where no classes are found.
+    """
+    given_labels = dict(labels or {})
+    if unknown := sorted(set(given_labels) - set(given)):
+        raise ValueError(f"labels: unknown datasets {unknown}: the datasets are {sorted(given)}")
+    # A stream need not say here how many rows it has.
+    sizes = {name: 1 if isinstance(data, datasets.IterableDataset) else None for name, data in given.items()}
+    return heads_of_sources(
+        {name: to_source(name, data, labels=given_labels.get(name), size=sizes[name]) for name, data in given.items()}
+    )
+
+
+def heads_of_sources(sources: Mapping[str, SplitOfDataset]) -> dict[str, dict[str, Any]]:
+    """The heads of a model that is trained on these, see [`CoverConfig`]."""
+    return {
+        name: {"labels": source.labels, "modality": source.modality, "problem_type": source.problem_type}
+        for name, source in sources.items()
+    }
