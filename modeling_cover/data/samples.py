@@ -296,6 +296,8 @@ def _first_readable(
                 return decode(media), target
         except (VideoDecodingError, OSError) as error:
             check_is_of_file(error, source)
+            if quarantine is None and isinstance(error, VideoDecodingError) and name not in str(error):
+                raise VideoDecodingError(f"dataset '{source.name}', {name}: {error}") from error
             if quarantine is None:
                 raise
             bad_file = BadFile(source.name, name, str(error), split, tried)

@@ -10,7 +10,6 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..data.mixture import MixtureSchedule
-from ..data.run_data import DataMaker, build_schedule, quarantine_of
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..data.sources import SplitOfDataset, heads_of_sources, read_sources
 from ..model.configuration_cover import CoverConfig
@@ -18,6 +17,7 @@ from ..model.conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_rele
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.recipe import STARTING_POINTS, Recipe, checked_keys
+from .run_data import DataMaker, build_schedule, quarantine_of
 from .zero import whole_parameters
 
 

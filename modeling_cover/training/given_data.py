@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 
 from ..data.mixture import MixtureSchedule
-from ..data.run_data import DataMaker, build_schedule, quarantine_of
 from ..data.samples import EvaluationDataset
 from ..data.sources import SplitOfDataset, StreamedSource, to_source
 from ..data.sources.given import SHUFFLE_BUFFER
@@ -20,6 +19,7 @@ from ..recipe.checks import check_choice, check_positive, check_whole_number
 from ..recipe.mixture_recipe import SAMPLINGS, MixtureRecipe
 from ..recipe.recipe import CLIP_SAMPLINGS, BadFilesRecipe
 from .arguments import CoverTrainingArguments
+from .run_data import DataMaker, build_schedule, quarantine_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +159,21 @@ class GivenData:
         return source
 
     def _maker(self) -> DataMaker:
-        if not isinstance(self._processor, CoverVideoProcessor):
+        config, processor = self._config, self._processor
+        if not isinstance(processor, CoverVideoProcessor):
             raise ValueError(
                 "processing_class: expected the CoverVideoProcessor that samples are made with, got "
-                f"{type(self._processor).__name__}"
+                f"{type(processor).__name__}"
+            )
+        crop = processor.crop_size["height"], processor.crop_size["width"]
+        if (processor.num_frames, *crop) != (config.num_frames, config.image_size, config.image_size):
+            raise ValueError(
+                f"processing_class makes clips of {processor.num_frames} frames of {crop[0]}x{crop[1]} (`num_frames`, "
+                f"`crop_size`), and the model takes {config.num_frames} of {config.image_size}x{config.image_size}"
             )
         return DataMaker(
-            head_names=self._config.head_names,
-            processor=self._processor,
+            head_names=config.head_names,
+            processor=processor,
             seed=self._args.seed if self._args.data_seed is None else self._args.data_seed,
             clip_sampling=self._options.clip_sampling,
             augmentations=self._options.augmentations,

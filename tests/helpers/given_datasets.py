@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data of `killed_runs.write_data` as objects, of the `datasets` library and of PyTorch, and what trains on them."""
+"""The data of `killed_runs.write_data` as objects of the `datasets` library and of PyTorch, and runs on them."""
 
 from pathlib import Path
 from typing import Any

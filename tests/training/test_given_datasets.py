@@ -37,7 +37,10 @@ def shuffled_back(table: datasets.Dataset) -> datasets.Dataset:
         pytest.param(lambda folder: videos(folder).rename_columns({"video": "clip", "label": "y"}), id="other names"),
         pytest.param(
             lambda folder: Rows(
-                [dict(zip(("video", "label"), row, strict=True)) for row in zip(*video_rows(folder).values())],
+                [
+                    dict(zip(("video", "label"), row, strict=True))
+                    for row in zip(*video_rows(folder).values(), strict=True)
+                ],
                 ["class0", "class1"],
             ),
             id="map-style",

@@ -52,7 +52,7 @@ class TestBadInput:
         trainer = make_trainer(folder, tmp_path)
         with pytest.raises(ValueError, match="expected CoverTrainingArguments, got TrainingArguments"):
             CoverTrainer(model=trainer.model, args=TrainingArguments(str(tmp_path), use_cpu=True))
-        with pytest.raises(ValueError, match="expected a CoTrainingDataset, got list"):
+        with pytest.raises(ValueError, match="expected datasets by name, or a CoTrainingDataset, got list"):
             CoverTrainer(model=trainer.model, args=trainer.args, train_dataset=[1])
         with pytest.raises(ValueError, match="compute_loss_func"):
             CoverTrainer(model=trainer.model, args=trainer.args, compute_loss_func=lambda *_: 0)

@@ -13,10 +13,7 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from ...model.image_reading_cover import read_image_tensor, split_batch
-from .media import PIXEL_VALUES
-
-
-Decoded = np.ndarray | torch.Tensor | PIL.Image.Image | list | tuple
+from .media import PIXEL_VALUES, Decoded
 
 
 def checked_decoded(value: Any, place: str, is_ready: bool) -> Decoded:

@@ -10,14 +10,14 @@ All of them become the sources that recipes are read into: what is trained on th
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import torch
 from datasets import iterable_dataset as iterables
 
-from ...recipe.dataset_recipe import DatasetRecipe
+from ...recipe.dataset_recipe import SINGLE_LABEL, DatasetRecipe
 from ...text import some
 from .columns import FoundColumns, columns_of_features, columns_of_row
 from .label_lists import LabelSpace, checked_labels
@@ -125,12 +125,19 @@ def _entry(name: str, kind: str, found: FoundColumns, **options: Any) -> Dataset
     )
 
 
-def _space(found: FoundColumns, listed: list[str] | None, labels: list[str] | None) -> LabelSpace:
+def _space(
+    found: FoundColumns,
+    listed: list[str] | None,
+    labels: list[str] | None,
+    how: str = ".cast_column({column}, {kind})",
+) -> LabelSpace:
     names = listed or labels
     if names is None:
+        kind = "ClassLabel(names=[...])" if found.problem_type == SINGLE_LABEL else "List(ClassLabel(names=[...]))"
+        named = how.format(column=repr(found.label), kind=kind)
         raise ValueError(
-            f"column '{found.label}' has indices, and nothing names the classes that they count: "
-            f'.cast_column("{found.label}", ClassLabel(names=[...])), or a model with a head for this dataset'
+            f"column '{found.label}' has indices, and nothing names the classes that they count: {named}, or "
+            "heads_of(..., labels={...}), names them"
         )
     return LabelSpace(names, names)
 
@@ -142,6 +149,7 @@ def _of_table(name: str, table: datasets.Dataset, split: str, labels: list[str] 
     entry = _entry(name, "a datasets.Dataset", found)
     table, columns = undecoded(entry, table.with_format(None), "its features")
     rows = table_rows(table, columns, Places(["its rows"]))
+    rows = replace(rows, place_of=lambda row: f"column '{found.label}', row {row}")
     return source_of_rows(entry, split, rows, _space(found, rows.names, labels), is_listed=True)
 
 
@@ -247,7 +255,7 @@ class RowSource(SplitOfDataset):
             content = self.data[row]
             missing = [key for key in (self.columns.media, self.columns.label) if key not in content]
             if missing:
-                raise ValueError(f"row {row} has no {' and no '.join(missing)}, but {some(map(str, content))}")
+                raise ValueError(f"row {row} has no {' and no '.join(missing)}, but {some(list(content))}")
             media = to_media(content[self.columns.media], self.place(row), None, column=self.columns.media)
             try:
                 return Example(media, self.label_space.target(content[self.columns.label], self.is_multi_label))
@@ -265,7 +273,7 @@ def _of_rows(name: str, data: Any, labels: list[str] | None) -> RowSource:
     if listed is None and isinstance(data, datasets.Dataset) and found.label in data.features:
         listed = getattr(data.features[found.label], "names", None)
     listed = None if listed is None else checked_labels(list(listed), "its classes")
-    space = _space(found, listed, labels)
+    space = _space(found, listed, labels, how="an attribute `classes`, a list")
     of_dataset = {"name": name, "modality": found.modality, "problem_type": found.problem_type}
     return RowSource(**of_dataset, labels=space.labels, data=data, size=size, columns=found, label_space=space)
 

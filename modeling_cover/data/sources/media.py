@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
+import torch
 
 from ...model.file_access_cover import is_address, joined_file, public_name
 from ...model.image_reading_cover import STILL_SUFFIXES
@@ -27,6 +29,8 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = STILL_SUFFIXES | {".gif"}
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 
+# What a row may be that is no file.
+Decoded = np.ndarray | torch.Tensor | PIL.Image.Image | list | tuple
 PIXEL_VALUES = "pixel_values"  # the column of clips that the model takes as they are
 
 _MAX_CONTENT = 2**29
@@ -42,14 +46,14 @@ class Media(NamedTuple):
         start, end: of the segment of a longer file, in seconds; None for the file's own.
     """
 
-    content: str | bytes | Any
+    content: str | bytes | Decoded
     name: str
     start: float | None = None
     end: float | None = None
 
     @property
     def is_decoded(self) -> bool:
-        return not isinstance(self.content, str | bytes)
+        return isinstance(self.content, Decoded)
 
     @property
     def key(self) -> str:

@@ -277,7 +277,7 @@ def row_order(table: datasets.Dataset) -> np.ndarray | None:
 
     `Dataset` has no public member for it, see tests/data/test_given.py.
     """
-    return None if table._indices is None else table._indices.column(0).to_numpy()
+    return None if table._indices is None else table._indices.column(0).to_numpy().astype(np.int64)
 
 
 def _first(mask: pa.Array) -> int:

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.mixture import MixtureSchedule
+from ..data.quarantine import Quarantine
+from ..data.samples import CoTrainingDataset, EvaluationDataset
+from ..data.sources import SplitOfDataset
 from ..hub.checkpoint_files import QUARANTINE_NAME
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.augmentation_recipe import Augmentation
 from ..recipe.mixture_recipe import MixtureRecipe
 from ..recipe.recipe import BadFilesRecipe
-from .mixture import MixtureSchedule
-from .quarantine import Quarantine
-from .samples import CoTrainingDataset, EvaluationDataset
-from .sources import SplitOfDataset
 
 
 @dataclass(frozen=True, kw_only=True)
