@@ -138,12 +138,12 @@ class GivenData:
     def _evaluated(self, name: str, data: Any) -> Any:
         if data is None or isinstance(data, str) or _is_of_evaluation(data):
             return data
-        source = self._source(name, data, "eval_dataset")
-        if isinstance(source, StreamedSource):
+        if isinstance(data, datasets.IterableDataset | StreamedSource):
             raise ValueError(
                 f"eval_dataset: dataset '{name}' is read in order, and the rows of an evaluation by index: load it "
                 "without streaming, or make a Dataset of its rows, such as by Dataset.from_generator"
             )
+        source = self._source(name, data, "eval_dataset")
         return self._maker().evaluation({name: source})[name]
 
     def _source(self, name: str, data: Any, argument: str, size: int | None = None) -> SplitOfDataset:

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import torch
-from datasets import ClassLabel, Features, Video
+from datasets import ClassLabel, Features, Image, Video
 from killed_runs import build_recipe
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverTrainer, CoverTrainingArguments, heads_of
 from modeling_cover.training.from_recipe import build_processor
@@ -41,6 +41,17 @@ def image_stream(folder: Path) -> datasets.IterableDataset:
     return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
 
 
+def interleaved(folder: Path) -> dict[str, Any]:
+    """The clips in another order, and a stream that is interleaved of two, mapped and filtered; it has 10 rows."""
+    files = sorted(map(str, (folder / "images").glob("*.parquet")))
+    parts = [datasets.Dataset.from_parquet(file, cache_dir=str(folder / "cache")) for file in files]
+    parts = [part.to_iterable_dataset(num_shards=2).cast_column("image", Image(decode=False)) for part in parts]
+    kept = parts[1].filter(lambda row: row["label"] < 2)
+    swapped = kept.map(lambda row: {**row, "label": 1 - row["label"]}, features=parts[0].features)
+    stream = datasets.interleave_datasets([parts[0], swapped], stopping_strategy="all_exhausted_without_replacement")
+    return {"videos": videos(folder).shuffle(seed=1), "images": stream}
+
+
 class Rows(torch.utils.data.Dataset):
     """A map-style dataset of PyTorch."""
 
@@ -54,6 +65,12 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.rows[row]
+
+
+def sizes_of(given: dict[str, Any]) -> dict[str, int]:
+    """The rows of the streams among them."""
+    streams = {name: data for name, data in given.items() if isinstance(data, datasets.IterableDataset)}
+    return {name: sum(1 for _ in data) for name, data in streams.items()}
 
 
 def given_trainer(
@@ -74,11 +91,21 @@ def given_trainer(
     recipe = build_recipe(folder)
     torch.manual_seed(0)
     sizes = {"num_frames": recipe.clips.num_frames, "image_size": recipe.clips.image_size}
-    config = CoverConfig(heads=heads_of(given), default_head=next(iter(given)), **sizes, **recipe.model)
+    config = CoverConfig(
+        heads=heads_of(given, {name: ["a", "b", "c"] for name in given if name == "images"}),
+        default_head=next(iter(given)),
+        **sizes,
+        **recipe.model,
+    )
     return trainer_class(
         CoverForVideoClassification(config),
         args,
         train_dataset=given,
-        processing_class=build_processor(recipe),
-        **{"sizes": {"images": 12}, "shuffle_buffer": 4, "max_bad_share": 0.5, **for_trainer},
+        **{
+            "processing_class": build_processor(recipe),
+            "sizes": sizes_of(given),
+            "shuffle_buffer": 4,
+            "max_bad_share": 0.5,
+            **for_trainer,
+        },
     )

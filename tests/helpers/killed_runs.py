@@ -172,8 +172,14 @@ def leave_out_compiled_collectives() -> None:
 
 
 def build_trainer(
-    folder: Path, output_dir: Path, model: dict[str, Any] | None = None, mixed_sizes: bool = False, **options
+    folder: Path,
+    output_dir: Path,
+    model: dict[str, Any] | None = None,
+    mixed_sizes: bool = False,
+    given: bool = False,
+    **options,
 ) -> RecordingTrainer:
+    """A trainer on the recipe's datasets, or on such as are `given`, see [`given_datasets`]."""
     defaults = {
         "per_device_train_batch_size": 4,
         "max_steps": STEPS,
@@ -186,6 +192,11 @@ def build_trainer(
         "disable_tqdm": True,
         "use_cpu": True,
     }
+    if given:
+        import given_datasets  # which imports this module
+
+        datasets = given_datasets.interleaved(folder)
+        return given_datasets.given_trainer(folder, output_dir, datasets, RecordingTrainer, **(defaults | options))
     args = CoverTrainingArguments(output_dir=str(output_dir), **(defaults | options))
     if args.fsdp:
         shard_on_cpu(args)
