@@ -43,7 +43,7 @@ from .sharding import configure_sharding, is_in_parts, whole_model, with_equal_g
 from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, end_run
-from .trainer_inputs import checked_inputs, checked_weights, processor_of
+from .trainer_inputs import checked_inputs, checked_weights
 from .watchdog import Watch
 from .weight_average import WeightAverage
 from .zero import ZeroState, visible_to_zero
@@ -64,14 +64,12 @@ class CoverTrainer(Trainer):
         model: with a head for each dataset, of the same name.
         args: training arguments.
         loss_weights: the weight of each dataset's loss; 1 where none is given.
-        train_dataset: the dataset of each head that is trained, see [`to_source`] for what it may be; or the samples
-            as a [`CoTrainingDataset`] makes them, with what is drawn at each position of the run as `schedule`.
-        eval_dataset: the dataset of each head that is evaluated, or the default head's; or [`EvaluationDataset`]s.
+        train_dataset: by name of the head, see [`to_source`] for what each may be; or a [`CoTrainingDataset`], and as
+            `schedule` what is drawn when, by default every dataset in proportion to its size.
+        eval_dataset: by name of the head, or the default head's alone; or [`EvaluationDataset`]s.
         recipe: the run's, for its record, see [`RunRecord`].
-        kwargs: how the datasets are mixed and sampled, see [`DataOptions`] (`mixture`, `temperature`,
-            `when_exhausted`, `sizes`, `shuffle_buffer`, `clip_sampling`, `augmentations`, `max_bad_share`), and the
-            other arguments of [`~transformers.Trainer`]. `processing_class`, with which samples are made, is saved
-            with the model, and normalises them on the training device; by default it is that of the samples.
+        kwargs: how datasets are mixed and sampled, by [`DataOptions`] such as `mixture` and `sizes`; and the arguments
+            of [`~transformers.Trainer`], of which `processing_class` makes the samples and is saved with the model.
 
     Raises:
         ValueError: names the weight, dataset or argument that does not go with the model, and what was expected.
@@ -110,16 +108,20 @@ class CoverTrainer(Trainer):
         self._config, self.head_names = model.config, model.config.head_names
         self.loss_weights = checked_weights(self.head_names, loss_weights)
         inputs = checked_inputs(self._config, args, train_dataset, schedule, eval_dataset, kwargs)
-        self._given, data = inputs.given, {"train_dataset": inputs.train_dataset, "eval_dataset": inputs.eval_dataset}
+        self._given = inputs.given
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
-        super().__init__(model=model, args=args, **data, **inputs.other)
+        super().__init__(model=model, args=args, **inputs.for_trainer)
         configure_sharding(self.accelerator, args.max_grad_norm)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
-        self._pixel_processor = processor_of(**data) or self.processing_class
+        self._pixel_processor = inputs.pixel_processor
         self._make_collaborators()
-        if self.train_dataset is not None:
-            self._make_sampler(inputs.schedule, recipe)
+        if (data := inputs.train_dataset) is not None:
+            self.train_sampler = data.sampler(inputs.schedule, args.rows_per_step, args.train_batch_size)
+            how = self.accelerator.mixed_precision, self.accelerator.distributed_type.value
+            self.record = RunRecord(args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
+            for callback in run_callbacks(self):
+                self.add_callback(callback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CoverProgressCallback)
 
@@ -141,14 +143,6 @@ class CoverTrainer(Trainer):
         self._resumed_step = 0
         self._has_begun = False  # to train or to evaluate
         self.has_ended = False  # before the checkpoint was written that the run resumes from
-
-    def _make_sampler(self, schedule: MixtureSchedule, recipe: Recipe | None) -> None:
-        data, accelerator, args = self.train_dataset, self.accelerator, self.args
-        self.train_sampler = data.sampler(schedule, args.rows_per_step, args.train_batch_size)
-        how = accelerator.mixed_precision, accelerator.distributed_type.value
-        self.record = RunRecord(args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
-        for callback in run_callbacks(self):
-            self.add_callback(callback)
 
     # ---- Training ----
 

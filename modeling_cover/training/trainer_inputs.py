@@ -40,6 +40,16 @@ class TrainerInputs:
     given: GivenData
     other: dict[str, Any]  # the other arguments of transformers' Trainer
 
+    @property
+    def for_trainer(self) -> dict[str, Any]:
+        """The arguments of transformers' Trainer."""
+        return {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset, **self.other}
+
+    @property
+    def pixel_processor(self) -> Any:
+        """What normalises samples on the training device."""
+        return processor_of(self.train_dataset, self.eval_dataset) or self.other["processing_class"]
+
 
 def checked_inputs(
     config: CoverConfig,
