@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
 from transformers.utils import logging
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from .configuration_cover import CoverConfig, patch_grid
 from .embeddings_cover import resize_position_embeddings, resize_time_embeddings
@@ -88,6 +89,19 @@ RELEASE_MEAN, RELEASE_STD = [0.45] * 3, [0.225] * 3
 def is_original_release(path: str | os.PathLike) -> bool:
     """Whether `path` names a file of the original TimeSformer release, rather than a folder or Hub id."""
     return str(path).endswith((".pyth", ".pth", ".pt"))
+
+
+def normalisation_of(path: str | os.PathLike, revision: str | None = None) -> dict[str, Any]:
+    """Mean, deviation and scale of the pixels that a checkpoint was trained with, as a processor takes them; none
+    where it does not say it, which is logged."""
+    if is_original_release(path):
+        return {"image_mean": RELEASE_MEAN, "image_std": RELEASE_STD}
+    try:
+        stored, _ = BaseVideoProcessor.get_video_processor_dict(path, revision=revision or "main")
+    except OSError:
+        logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
+        return {}
+    return {key: stored[key] for key in ("image_mean", "image_std", "rescale_factor") if key in stored}
 
 
 # What the configuration of a model of the release is read from, and the axes of each.

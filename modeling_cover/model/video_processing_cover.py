@@ -38,6 +38,7 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn, make_batched_metadata
 
+from .conversion_cover import normalisation_of
 from .file_access_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
@@ -109,6 +110,16 @@ class CoverVideoProcessor(BaseVideoProcessor):
     num_spatial_crops = 1
     valid_kwargs = CoverVideoProcessorKwargs
     model_input_names = ["pixel_values"]
+
+    @classmethod
+    def from_image_checkpoint(
+        cls, path: str, num_frames: int = 8, image_size: int = 224, revision: str | None = None, **kwargs: Any
+    ) -> "CoverVideoProcessor":
+        """A processor of such clips for a model that starts from a ViT or a TimeSformer: with its mean and deviation,
+        and a short side of 8/7 of `image_size`, as 256 is of 224, before the crop. `kwargs` come first."""
+        sizes = {"shortest_edge": round(image_size * 8 / 7)}, {"height": image_size, "width": image_size}
+        own = {"num_frames": num_frames, "size": sizes[0], "crop_size": sizes[1], **normalisation_of(path, revision)}
+        return cls(**{**own, **kwargs})
 
     def preprocess(self, videos: Any, **kwargs: Unpack[CoverVideoProcessorKwargs]) -> BatchFeature:
         r"""

@@ -13,7 +13,7 @@ from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..data.sources import SplitOfDataset, heads_of_sources, read_sources
 from ..model.configuration_cover import CoverConfig
-from ..model.conversion_cover import RELEASE_MEAN, RELEASE_STD, is_original_release
+from ..model.conversion_cover import is_original_release
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.recipe import STARTING_POINTS, Recipe, checked_keys
@@ -238,7 +238,7 @@ def _add_missing_heads(model: CoverForVideoClassification, heads: dict[str, dict
 def build_processor(recipe: Recipe) -> CoverVideoProcessor:
     """A processor for the recipe's clips, with the mean and deviation that the starting point was trained with."""
     clips = recipe.clips
-    sizes = {
+    of_recipe = {
         "num_frames": clips.num_frames,
         "size": {"shortest_edge": clips.short_side},
         "crop_size": {"height": clips.image_size, "width": clips.image_size},
@@ -248,15 +248,7 @@ def build_processor(recipe: Recipe) -> CoverVideoProcessor:
     }
     path = next((recipe.model[key] for key in STARTING_POINTS if key in recipe.model), None)
     if path is None:
-        return CoverVideoProcessor(**sizes)
+        return CoverVideoProcessor(**of_recipe)
     if "from_pretrained" in recipe.model:
-        return CoverVideoProcessor.from_pretrained(path, **_pinned(recipe), **sizes)
-    if is_original_release(path):
-        return CoverVideoProcessor(**sizes, image_mean=RELEASE_MEAN, image_std=RELEASE_STD)
-    try:
-        stored, _ = CoverVideoProcessor.get_video_processor_dict(path, **_pinned(recipe))
-    except OSError:
-        logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
-        return CoverVideoProcessor(**sizes)
-    normalisation = {key: stored[key] for key in ("image_mean", "image_std", "rescale_factor") if key in stored}
-    return CoverVideoProcessor(**sizes, **normalisation)
+        return CoverVideoProcessor.from_pretrained(path, **_pinned(recipe), **of_recipe)
+    return CoverVideoProcessor.from_image_checkpoint(path, **_pinned(recipe), **of_recipe)

@@ -135,6 +135,17 @@ class GivenData:
             return {name: self._evaluated(name, data) for name, data in given.items()}
         return self._evaluated(self._config.default_head, given)
 
+    def prediction(self, given: Any) -> Any:
+        """The samples of one dataset, which is the default head's, or another's as {name: dataset}.
+
+        Raises:
+            ValueError: as above; or if there are several.
+        """
+        if isinstance(given, Mapping) and len(given) != 1:
+            raise ValueError(f"test_dataset: predictions are of one dataset, got {sorted(given)}")
+        samples = self.evaluation(given)
+        return next(iter(samples.values())) if isinstance(samples, dict) else samples
+
     def _evaluated(self, name: str, data: Any) -> Any:
         if data is None or isinstance(data, str) or _is_of_evaluation(data):
             return data

@@ -329,7 +329,7 @@ class CoverTrainer(Trainer):
 
     @kept_generators()
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
-        return super().predict(self._given.evaluation(test_dataset), *args, **kwargs)
+        return super().predict(self._given.prediction(test_dataset), *args, **kwargs)
 
     def evaluation_loop(
         self, dataloader: torch.utils.data.DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

@@ -21,8 +21,11 @@ from modeling_cover import load_recipe
 from modeling_cover.data.sources import read_sources
 from packageless import run_without_package
 from PIL import Image
+from published_datasets import write_published
 from python_server import python
 from remote_servers import s3_server
+from tiny import ENCODER
+from transformers import ViTConfig, ViTModel
 
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +78,8 @@ def workspace(tmp_path_factory, hub, store) -> Path:
             (folder / re.match(r"# (\S+)\n", code)[1]).write_text(code)
     _write_quickstart(folder / "data" / "quickstart")
     save_quickstart(folder / "outputs" / "quickstart")
+    write_published(folder / "org")
+    ViTModel(ViTConfig(**ENCODER, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
     _write_layouts(folder / "my_data")
     _write_remote(store, folder / "my_data")
     write_fashion_mnist(folder / "data" / "fashion-mnist")

@@ -13,6 +13,7 @@ from checkpoints import save_quickstart
 from clips import write_clip
 from packageless import run_without_package
 from PIL import Image
+from published_datasets import write_published
 from python_server import python
 from tiny import ENCODER
 from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTModel
@@ -31,7 +32,10 @@ def workspace(tmp_path_factory) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
 
     save_quickstart(folder / "outputs" / "quickstart")
-    ViTModel(ViTConfig(**ENCODER, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
+    # Of few patches, which are cheap.
+    vit = ViTModel(ViTConfig(**{**ENCODER, "patch_size": 56}, image_size=224))
+    vit.save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
+    write_published(folder / "org")
     timesformer = TimesformerForVideoClassification(TimesformerConfig(**ENCODER, image_size=32, num_labels=400))
     timesformer.save_pretrained(folder / "facebook" / "timesformer-base-finetuned-k400")
 
@@ -71,6 +75,42 @@ def test_a_python_snippet_runs(workspace, code):
     else:
         finished = subprocess.run([python(), "-c", code], cwd=workspace, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+# What the README's datasets are in a recipe, and how its run is compared.
+BY_RECIPE = """
+import dataclasses
+from modeling_cover import Recipe, prepare_cotraining
+from modeling_cover.recipe.recipe import ClipRecipe, DatasetRecipe
+
+def dataset(name, modality="video", streaming=False, **splits):
+    place = {"format": "dataset", "path": f"org/{name}", "splits": {"train": "train", **splits}}
+    return DatasetRecipe(name=name, modality=modality, streaming=streaming, **place)
+
+recipe = Recipe(
+    datasets=(
+        dataset("gestures", validation="validation"), dataset("sports", streaming=True), dataset("objects", "image")
+    ),
+    clips=ClipRecipe(num_frames=8, image_size=224),
+    model={"from_image_checkpoint": vit, "default_head": "gestures"},
+)
+torch.manual_seed(0)
+args = dataclasses.replace(args, output_dir="outputs/by_recipe")
+by_recipe = CoverTrainer(args=args, **prepare_cotraining(recipe, args.seed, args.output_dir).trainer_kwargs)
+by_recipe.train()
+weights = trainer.model.state_dict()
+assert all(torch.equal(weight, weights[name]) for name, weight in by_recipe.model.state_dict().items())
+assert by_recipe.evaluate()["eval_gestures_loss"] == trainer.evaluate()["eval_gestures_loss"]
+print("the same")
+"""
+
+
+def test_datasets_in_python_end_with_the_weights_of_their_recipe(workspace):
+    (code,) = (code for language, code in BLOCKS if language == "python" and "load_dataset" in code)
+    code = f"import torch\ntorch.manual_seed(0)\n{code.replace('outputs/three', 'outputs/compared')}\n{BY_RECIPE}"
+    finished = subprocess.run([python(), "-c", code], cwd=workspace, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.endswith("the same\n")
 
 
 # The two commands with `make` are run by .ci/run.

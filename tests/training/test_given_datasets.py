@@ -235,6 +235,10 @@ class TestEvaluating:
         predicted = trainer.predict(videos(folder).select([0, 2, 3]))
         assert predicted.label_ids.tolist() == [0, 0, 1]
         assert predicted.metrics["test_loss"] > 0
+        named = trainer.predict({"videos": videos(folder).select([3])})
+        assert named.label_ids.tolist() == [1]
+        with pytest.raises(ValueError, match=r"predictions are of one dataset, got \['images', 'videos'\]"):
+            trainer.predict(dict.fromkeys(("videos", "images"), videos(folder)))
 
     def test_a_stream_is_refused(self, folder, trainer):
         with pytest.raises(ValueError, match=r"eval_dataset: dataset 'images' is read in order, .*without streaming"):
