@@ -46,6 +46,7 @@ from .conversion_cover import (
 from .divided_attention_cover import CoverAttention
 from .embeddings_cover import CoverEmbeddings
 from .head_losses_cover import head_loss, mixed_head_losses
+from .heads_cover import CoverHeads
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
 
 
@@ -225,7 +226,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
     def __init__(self, config: CoverConfig):
         super().__init__(config)
         self.cover = CoverModel(config)
-        self.classifiers = nn.ModuleDict()
+        self.classifiers = CoverHeads()
         for name in config.head_names:
             self.classifiers[name] = self._new_classifier(name, len(config.heads[name]["labels"]))
         self.post_init()
@@ -266,7 +267,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         pooled = (
             torch.cat([output.pooler_output for output in outputs]) if several_groups else outputs[0].pooler_output
         )
-        head_logits = {name: classifier(pooled) for name, classifier in self.classifiers.items()}
+        head_logits = self.classifiers(pooled)
 
         head_losses = None
         if labels is not None and head_ids is not None:

@@ -6,6 +6,7 @@
         trainer_state.json                      of transformers' Trainer
         training_state/
             weights.safetensors                 those in training, where model.safetensors is their average
+            adapter.safetensors                 of peft's, which is merged into model.safetensors
             optimizer.safetensors               by name of the parameter, however parameters are sharded
             rng.safetensors                     of each process
             quarantine.jsonl                    the files that could not be decoded
@@ -54,6 +55,8 @@ STATE_KEYS = (
 
 # Where model.safetensors is an average: the weights in training.
 TRAINED_WEIGHTS = "weights"
+# Where model.safetensors has one merged into it, see `adapters`.
+ADAPTER = "adapter"
 
 
 # Not `checkpoint-...`, which others look for.
@@ -173,10 +176,16 @@ def read_tensors(checkpoint: str | os.PathLike, name: str) -> dict[str, Tensor]:
     return load_file(Path(checkpoint) / TRAINING_STATE / f"{name}.safetensors")
 
 
+def evaluated_weights(checkpoint: str | os.PathLike) -> dict[str, Tensor]:
+    """What was trained, as it was evaluated: model.safetensors, or the adapter that is merged into it."""
+    adapter = Path(checkpoint) / TRAINING_STATE / f"{ADAPTER}.safetensors"
+    return load_file(adapter if adapter.is_file() else Path(checkpoint) / SAFE_WEIGHTS_NAME)
+
+
 def trained_weights(checkpoint: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights that training continues from: model.safetensors, or what it is the average of."""
+    """The weights that training continues from: those that were evaluated, or what these are the average of."""
     trained = Path(checkpoint) / TRAINING_STATE / f"{TRAINED_WEIGHTS}.safetensors"
-    return load_file(trained if trained.is_file() else Path(checkpoint) / SAFE_WEIGHTS_NAME)
+    return load_file(trained) if trained.is_file() else evaluated_weights(checkpoint)
 
 
 def write_model(

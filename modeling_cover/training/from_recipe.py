@@ -17,6 +17,7 @@ from ..model.conversion_cover import is_original_release
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.recipe import STARTING_POINTS, Recipe, checked_keys
+from .adapters import with_lora
 from .run_data import DataMaker, build_schedule, quarantine_of
 from .zero import whole_parameters
 
@@ -27,7 +28,7 @@ logger = logging.get_logger(__name__)
 _SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "clips"}
 
 # What a recipe's `model` has beside fields of CoverConfig.
-_OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head"}
+_OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head", "lora"}
 
 # Fields that a starting point decides.
 SHAPES = (
@@ -77,6 +78,8 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
     schedule = schedule_of(recipe, train, seed)
     with whole_parameters():
         model = _build_model(recipe, train, recipe.model.get("default_head", recipe.datasets[0].name))
+        if "lora" in recipe.model:
+            model = with_lora(model, checked_keys("model: lora", recipe.model["lora"], None))
     processor = build_processor(recipe)
     maker = DataMaker(
         head_names=model.config.head_names,

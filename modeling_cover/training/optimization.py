@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
+from .adapters import plain_name
 from .arguments import CoverTrainingArguments
 
 
@@ -19,13 +20,14 @@ _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
 
 def is_new(name: str) -> bool:
     """Whether an image checkpoint does not bring a parameter: those of temporal attention and of heads."""
+    name = plain_name(name)
     return name.startswith("classifiers.") or ".temporal_" in name or name.endswith(".time_embeddings")
 
 
 def freeze_all_but(model: CoverForVideoClassification, part: str) -> None:
     """Leave only a part of the model to be trained, one of `TRAINED_PARTS`; what is frozen already stays so."""
     for name, parameter in model.named_parameters():
-        is_head = name.startswith("classifiers.")
+        is_head = plain_name(name).startswith("classifiers.")
         trained = {"all": True, "heads": is_head, "temporal_and_heads": is_new(name)}[part]
         parameter.requires_grad_(parameter.requires_grad and trained)
 
@@ -66,7 +68,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_idle_head = name.startswith("classifiers.") and name.split(".")[1] not in trained_heads
+        head = plain_name(name).removeprefix("classifiers.").split(".")[0]
+        is_idle_head = plain_name(name).startswith("classifiers.") and head not in trained_heads
         decays = name in decaying and name.split(".")[-1] not in _EMBEDDINGS and not is_idle_head
         key = (learning_rate(name, config.num_hidden_layers, args), args.weight_decay if decays else 0.0)
         groups.setdefault(key, []).append(parameter)

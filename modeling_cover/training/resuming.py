@@ -17,8 +17,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
+from .adapters import has_adapter
 from .arguments import CoverTrainingArguments
-from .checkpoints import CheckpointError, RunCheckpoints, checkpoints_in, what_is_wrong
+from .checkpoints import CheckpointError, RunCheckpoints, checkpoints_in, evaluated_weights, what_is_wrong
 from .folder_lock import FolderLock, lock_folder
 from .recording import RunRecord
 
@@ -134,6 +135,8 @@ def _newest_whole(args: CoverTrainingArguments) -> Path | None:
 
 def take_weights(model: CoverForVideoClassification, checkpoint: Path) -> None:
     """Start from the weights of another run: the encoder's, and those of heads that have the same labels."""
+    if has_adapter(model):
+        raise CheckpointError("restart_schedule: build the model from that checkpoint, and the adapter anew")
     config = CoverConfig.from_pretrained(checkpoint)
     same = {name for name, head in model.config.heads.items() if config.heads.get(name) == head}
     taken = {
@@ -193,7 +196,7 @@ def best_weights(state: TrainerState, args: CoverTrainingArguments) -> dict[str,
     must call it."""
     best = state.best_model_checkpoint
     if (fault := from_main_process(lambda: what_is_wrong(best, args.verify_checkpoints))) is None:
-        return load_file(Path(best) / SAFE_WEIGHTS_NAME)
+        return evaluated_weights(best)
     logger.warning(f"{best}, the best checkpoint, is not loaded: {fault}. The model stays that of the last step")
     state.best_model_checkpoint = None
     return None

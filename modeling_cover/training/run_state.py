@@ -8,13 +8,12 @@ parameters sharded over processes that were not, and the other way round.
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,11 +23,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..data.mixture import MixtureSampler
 from ..files import finite
-from .checkpoints import TRAINED_WEIGHTS, read_state, read_tensors, trained_weights
+from .checkpoints import ADAPTER, TRAINED_WEIGHTS, evaluated_weights, read_state, read_tensors, trained_weights
 from .generators import load_rng_state, rng_state
 from .step_guard import StepGuard
 from .step_metrics import StepMetrics
@@ -59,6 +58,14 @@ class WholeState:
         """A copy of the weights, by name."""
         whole = get_model_state_dict(self.model, options=_GATHERED)
         return {name: weight.clone() for name, weight in whole.items()}
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of what [`load_weights`] takes, by name."""
+        return self.weights()
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """Of a model with an adapter, the same; of others, nothing: their weights say all."""
+        return {}
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         set_model_state_dict(self.model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=True))
@@ -191,7 +198,6 @@ class RunState:
 
         Every process must call it, after `step` optimizer steps.
         """
-        weights = self.whole.weights()
         optimizer_tensors, optimizer_rest = self.whole.optimizer_state()
         rng_tensors, rng_rest = joined_rng_states(gather_object([rng_state()]))
         position = step * self.sampler.step_size
@@ -214,9 +220,11 @@ class RunState:
         tensors = {"optimizer": optimizer_tensors, "rng": rng_tensors}
         if self.average is not None:
             state["average_updates"] = self.average.updates
-            tensors[TRAINED_WEIGHTS] = weights
-            with self.average.in_place():
-                weights = self.whole.weights()
+            tensors[TRAINED_WEIGHTS] = self.whole.trained_weights()
+        with nullcontext() if self.average is None else self.average.in_place():
+            weights = self.whole.weights()
+            if adapter := self.whole.adapter():
+                tensors[ADAPTER] = adapter
         return weights, state, tensors
 
     def load(self, checkpoint: str | os.PathLike) -> None:
@@ -237,7 +245,7 @@ def average_of_run(checkpoint: str | os.PathLike | None, whole: WholeState, deca
     it."""
     updates = 0
     if checkpoint is not None:
-        whole.load_weights(load_file(Path(checkpoint) / SAFE_WEIGHTS_NAME))
+        whole.load_weights(evaluated_weights(checkpoint))
         updates = read_state(checkpoint).get("average_updates", 0)
     return WeightAverage(whole, decay, updates)
 

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import nn
 
 from ..model.configuration_cover import CoverConfig, as_pair
 from ..model.head_losses_cover import NO_HEAD
 from ..model.modeling_cover import CoverForVideoClassification
-from .zero import check_options, whole_parameters
+from .adapters import AdapterState, has_adapter
+from .run_state import WholeState
+from .zero import ZeroState, check_options, whole_parameters
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -26,20 +29,26 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def is_in_parts(accelerator: Accelerator) -> bool:
-    """Whether a process may have but a part of the weights in training."""
-    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+def is_in_parts(accelerator: Accelerator, model: nn.Module) -> bool:
+    """Whether the weights in training are not those of the whole model, by their names: a process may have but a part
+    of them, or an adapter is apart from what it adapts."""
+    return has_adapter(model) or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def configure_sharding(accelerator: Accelerator, max_grad_norm: float) -> None:
+def configure_sharding(accelerator: Accelerator, model: nn.Module, max_grad_norm: float) -> None:
     """Shard layer by layer unless the configuration says otherwise, and reduce gradients in fp32, as DDP does.
 
     By default accelerate takes all of `_no_split_modules`, and shards the patch embeddings a second time, which fails;
     and with bf16 it rounds gradients before they are added up.
 
     Raises:
-        ValueError: for what a DeepSpeed configuration must not say, see [`check_options`].
+        ValueError: for what a DeepSpeed configuration must not say, see [`check_options`]; for an adapter.
     """
+    kind = accelerator.distributed_type
+    if has_adapter(model) and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{kind.value}: an adapter is trained on one GPU, or by DDP on several: what it adapts is frozen"
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         check_options(accelerator.state.deepspeed_plugin.deepspeed_config, max_grad_norm)
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -80,6 +89,14 @@ def padded(batch: dict[str, Any], num_groups: int, patch_size: tuple[int, int]) 
         "head_ids": torch.cat([batch["head_ids"], nothing]),
         "labels": labels,
     }
+
+
+def state_in_training(model: nn.Module, optimizer: Any, engine: object | None) -> WholeState:
+    """Weights and optimizer state of what is trained, however it is spread over processes; `engine` is DeepSpeed's."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if has_adapter(model):
+        return AdapterState(model, optimizer)
+    return (WholeState if engine is None else ZeroState)(model, optimizer)
 
 
 def whole_model(config: CoverConfig) -> CoverForVideoClassification:

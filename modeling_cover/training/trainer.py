@@ -23,11 +23,12 @@ from ..files import finite
 from ..hub.model_card import front_matter, write_model_card
 from ..model.modeling_cover import CoverForVideoClassification
 from ..recipe.recipe import Recipe
+from .adapters import save_adapter
 from .arguments import CoverTrainingArguments
 from .background_publisher import RunPublisher
 from .batches import encoder_operations, normalized, rows_of_heads
 from .callbacks import run_callbacks
-from .checkpoints import RunCheckpoints, write_model, write_trainer_state
+from .checkpoints import ADAPTER, RunCheckpoints, write_model, write_trainer_state
 from .evaluation_loss import EvaluationLoss, forget_unreadable
 from .folder_lock import FolderLock
 from .generators import kept_generators
@@ -38,15 +39,15 @@ from .progress import CoverProgressCallback
 from .recording import RunRecord
 from .resuming import best_weights, forget_evaluation, hold_output_dir, note_best, raised_by_all, resume_point
 from .run_identity import stays_stopped
-from .run_state import RunState, WholeState, average_of_run, load_process_rng_state
-from .sharding import configure_sharding, is_in_parts, whole_model, with_equal_groups
+from .run_state import RunState, Tensors, WholeState, average_of_run, load_process_rng_state
+from .sharding import configure_sharding, is_in_parts, state_in_training, whole_model, with_equal_groups
 from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, end_run
 from .trainer_inputs import checked_inputs, checked_weights
 from .watchdog import Watch
 from .weight_average import WeightAverage
-from .zero import ZeroState, visible_to_zero
+from .zero import visible_to_zero
 
 
 class CoverTrainer(Trainer):
@@ -112,7 +113,7 @@ class CoverTrainer(Trainer):
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, **inputs.for_trainer)
-        configure_sharding(self.accelerator, args.max_grad_norm)
+        configure_sharding(self.accelerator, model, args.max_grad_norm)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
         self._pixel_processor = inputs.pixel_processor
         self._make_collaborators()
@@ -139,8 +140,7 @@ class CoverTrainer(Trainer):
         self.checkpoints = RunCheckpoints(args.output_dir)
         self.record: RunRecord | None = None  # of a trainer that trains
         self._folder_lock: FolderLock | None = None
-        self.resumed_from: str | None = None
-        self._resumed_step = 0
+        self.resumed_from, self._resumed_step = None, 0  # the checkpoint and its step
         self._has_begun = False  # to train or to evaluate
         self.has_ended = False  # before the checkpoint was written that the run resumes from
 
@@ -187,8 +187,7 @@ class CoverTrainer(Trainer):
 
     @property
     def whole_state(self) -> WholeState:
-        kind = WholeState if self.deepspeed is None else ZeroState
-        return kind(self.model, getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate wraps it
+        return state_in_training(self.model, self.optimizer, self.deepspeed)
 
     @property
     def run_state(self) -> RunState:
@@ -372,7 +371,7 @@ class CoverTrainer(Trainer):
         with raised_by_all():
             if self.args.should_save:
                 with self.checkpoints.writing(step) as folder:
-                    self._write_model(folder, weights)
+                    self._write_model(folder, weights, tensors.get(ADAPTER))
                     write_trainer_state(folder, self.state, [*self.callback_handler.callbacks, self.control])
                     self.checkpoints.write_state(folder, state, tensors, quarantine)
                 best = self.state.best_model_checkpoint
@@ -401,15 +400,16 @@ class CoverTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and with `push_to_hub` publish it. All processes must call it."""
         folder = output_dir or self.args.output_dir
-        weights = self.whole_state.weights() if is_in_parts(self.accelerator) else None
+        weights = self.whole_state.weights() if is_in_parts(self.accelerator, self.model) else None
         if self.args.should_save:
             self._write_model(folder, weights)
         if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
             self.publisher.publish_model(folder)
 
-    def _write_model(self, folder: str | os.PathLike, weights: dict[str, torch.Tensor] | None) -> None:
-        model = whole_model(self._config) if is_in_parts(self.accelerator) else self.model
+    def _write_model(self, folder: str | os.PathLike, weights: Tensors | None, adapter: Tensors | None = None) -> None:
+        model = whole_model(self._config) if is_in_parts(self.accelerator, self.model) else self.model
         write_model(folder, model, weights, self.processing_class, self.args)
+        save_adapter(self.model, folder, adapter)
         if self.record is not None:
             self.record.write(folder, self.state, self.eval_dataset)
 
