@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the speed of the data path: compact with raw clips, and the mixture schedule with
-`datasets.interleave_datasets`.
+"""Compare the speed of the data path: compact with raw clips, datasets that are given as objects with those of a
+recipe, and the mixture schedule with `datasets.interleave_datasets`.
 
     python examples/benchmark_data.py [--rounds 7] [--seconds 10]
 
 Draws clips with camera motion, moving objects and sensor noise, and encodes them as x264 does by default (constant
 rate factor 23, a keyframe every 250 frames). Makes compact clips from them, and reads both through the code that
 training uses, on one thread. Times are medians of the process's own CPU time, over rounds in which the candidates take
-turns: what one core does in a second. Prints the tables of docs/compact_data.md. About 2 minutes on 2 CPU cores.
+turns: what one core does in a second. Prints the tables of docs/compact_data.md and docs/python.md. About 3 minutes on
+2 CPU cores.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from benchmarking import FPS, draw_frames, encode, entry, median_times, print_table
@@ -28,14 +30,15 @@ from datasets.utils import logging as datasets_logging
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, read_video
 from modeling_cover.data.mixture import MixtureSchedule, SampleReference
 from modeling_cover.data.samples import load_frames
-from modeling_cover.data.sources import Source, read_sources
+from modeling_cover.data.sources import Source, SplitOfDataset, read_sources, to_source
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
+from PIL import Image
 
 
 SIZES = {"340 x 256": (340, 256), "640 x 360": (640, 360)}
-CLIPS_OF_A_SIZE = 2
+CLIPS_OF_A_SIZE, IMAGES = 2, 200
 NUM_FRAMES, SHORT_SIDE, CROP = 16, 256, 224  # the first two as they are prepared by default
 
 # Rows of the paper's largest mixture.
@@ -147,6 +150,42 @@ def compare_codecs(clip: Path, rounds: int) -> None:
     print_table(["", "PSNR", "size", "decoded in"], rows, f"Codecs and containers, one clip of {clip.parts[-4]}")
 
 
+def compare_given(folder: Path, rounds: int) -> None:
+    """An epoch of the same files by a recipe and as objects: its order, reading, decoding, cropping."""
+    processor = CoverVideoProcessor(size={"shortest_edge": SHORT_SIDE}, crop_size={"height": CROP, "width": CROP})
+    images = folder / "images" / "train" / "image"
+    images.mkdir(parents=True)
+    for number, frame in enumerate(draw_frames(np.random.default_rng(0), 340, 256, IMAGES)):
+        Image.fromarray(frame).save(images / f"{number:03}.jpg")
+
+    def epoch(source: SplitOfDataset) -> None:
+        samples = CoTrainingDataset([source], ["clips"], processor, seed=0)
+        for reference in samples.sampler(MixtureSchedule(samples.sizes, seed=0), 1, 1):
+            samples[reference]
+
+    rows = []
+    for modality, feature, root in (
+        ("video", datasets.Video(decode=False), folder / next(iter(SIZES)) / "train"),
+        ("image", datasets.Image(decode=False), images.parent),
+    ):
+        paths = sorted(str(path) for path in root.glob("*/*"))
+        labels = datasets.ClassLabel(names=[paths[0].split("/")[-2]])
+        features = datasets.Features({modality: feature, "label": labels})
+        table = Dataset.from_dict({modality: paths, "label": [0] * len(paths)}, features=features)
+        sources = {
+            "recipe": read_sources(entry("class_folders", root, modality))["train"],
+            "`Dataset`": to_source("clips", table),
+            "`Dataset`, shuffled": to_source("clips", table.shuffle(seed=0)),
+            "`IterableDataset`": to_source("clips", table.to_iterable_dataset(), size=len(paths)),
+        }
+        times = cpu_times({name: partial(epoch, source) for name, source in sources.items()}, rounds)
+        rows += [
+            [f"{modality}s", name, f"{len(paths) / seconds:.1f}", f"{times['recipe'] / seconds:.2f}"]
+            for name, seconds in times.items()
+        ]
+    print_table(["files", "by", "samples a second", "of the recipe's"], rows, "Datasets given as objects, one core")
+
+
 def measure_schedule(rounds: int) -> None:
     num_rows = 100_000
     schedule = MixtureSchedule(ROWS, seed=0)
@@ -204,6 +243,7 @@ def main() -> None:
         )
         compare_raw_and_compact(folder, arguments.rounds)
         compare_codecs(folder / next(iter(SIZES)) / "train" / "clip" / "0.mp4", arguments.rounds)
+        compare_given(folder, arguments.rounds)
     measure_schedule(arguments.rounds)
 
 

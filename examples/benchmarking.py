@@ -110,5 +110,5 @@ def encode(
         output.mux(stream.encode())
 
 
-def entry(format: str, folder: Path) -> DatasetRecipe:
-    return DatasetRecipe(name="clips", format=format, modality="video", splits={"train": str(folder)})
+def entry(format: str, folder: Path, modality: str = "video") -> DatasetRecipe:
+    return DatasetRecipe(name="clips", format=format, modality=modality, splits={"train": str(folder)})

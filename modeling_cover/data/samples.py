@@ -247,7 +247,7 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         if frames.is_floating_point():
             if augmentation.mixes:
                 raise ValueError(f"dataset '{source.name}': its {PIXEL_VALUES} are floats, which are not mixed")
-            return frames
+            return _checked_ready(frames, source, self.processor)
         frames = augment_frames(frames, augmentation, crop["height"], crop["width"], randomness)
         return erase(frames, augmentation, self._mean_color, randomness)
 
@@ -269,6 +269,19 @@ def _mean_color(processor: CoverVideoProcessor) -> torch.Tensor:
     scale = processor.rescale_factor if processor.do_rescale else 1
     mean = torch.tensor(processor.image_mean) / scale
     return mean.round().clamp(0, 255).to(torch.uint8)[:, None, None]
+
+
+def _clip_shape(source: SplitOfDataset, processor: CoverVideoProcessor) -> tuple[int, ...]:
+    num_frames = 1 if source.modality == "image" else processor.num_frames
+    return num_frames, 3, processor.crop_size["height"], processor.crop_size["width"]
+
+
+def _checked_ready(clip: torch.Tensor, source: SplitOfDataset, processor: CoverVideoProcessor) -> torch.Tensor:
+    """A clip that the model takes as it is; a `ValueError` unless it is as large as those that are made here."""
+    expected = _clip_shape(source, processor)
+    if clip.shape != expected:
+        raise ValueError(f"dataset '{source.name}': {PIXEL_VALUES} of {tuple(clip.shape)}, expected {expected}")
+    return clip
 
 
 def _candidate(source: SplitOfDataset, row: int | StoredRow) -> Candidate:
@@ -340,7 +353,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
         if found is None:
             classes = len(self.source.labels)
             target = np.full(classes, UNREADABLE, np.float32) if self.source.is_multi_label else UNREADABLE
-            found = torch.zeros(self._clip_shape, dtype=torch.uint8), target
+            found = torch.zeros(_clip_shape(self.source, self.processor), dtype=torch.uint8), target
         clip, target = found
         return {"pixel_values": clip, "labels": target, "head": self.source.name}
 
@@ -349,14 +362,9 @@ class EvaluationDataset(torch.utils.data.Dataset):
         sample_indices = partial(self.processor.sample_frames, num_clips=1)
         frames = load_frames(media, self.source.modality, self.processor, sample_indices, short_side)
         if frames.is_floating_point():
-            return frames
+            return _checked_ready(frames, self.source, self.processor)
         (crop,) = spatial_crops(frames, self.processor.crop_size)
         return crop
-
-    @property
-    def _clip_shape(self) -> tuple[int, ...]:
-        num_frames = 1 if self.source.modality == "image" else self.processor.num_frames
-        return num_frames, 3, self.processor.crop_size["height"], self.processor.crop_size["width"]
 
 
 def check_is_of_file(error: Exception, source: SplitOfDataset) -> None:
@@ -381,7 +389,7 @@ def check_still_there(source: SplitOfDataset) -> None:
 def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch that `CoverForVideoClassification` takes.
 
-    Training samples become groups of clips of one shape, in order of first appearance, with the `labels` and
+    Training samples become groups of clips of one shape and type, in order of first appearance, with the `labels` and
     `head_ids` of all rows in the order of the groups; `labels` is a dict by head where some are vectors (of a
     multi-label head, or of mixed samples). Samples of an evaluation, all of one head, become one tensor.
 
@@ -392,14 +400,20 @@ def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         heads = {sample["head"] for sample in samples}
         if len(heads) > 1:
             raise ValueError(f"a batch for evaluation is of one head, got {sorted(heads)}")
+        clips = [sample["pixel_values"] for sample in samples]
+        # What cannot be read is of bytes, all 0.
+        are_floats = {clip.is_floating_point() for clip in clips if clip.is_floating_point() or clip.any()}
+        if len(are_floats) > 1:
+            raise ValueError(f"dataset '{samples[0]['head']}': some rows are floats for the model, others bytes")
         return {
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "pixel_values": torch.stack(clips),
             "labels": _stacked_labels(samples),
             "head": samples[0]["head"],
         }
     groups = defaultdict(list)
     for sample in samples:
-        groups[sample["pixel_values"].shape].append(sample)
+        clip = sample["pixel_values"]
+        groups[clip.shape, clip.dtype].append(sample)
     rows = [sample for group in groups.values() for sample in group]
     return {
         "pixel_values": [torch.stack([sample["pixel_values"] for sample in group]) for group in groups.values()],

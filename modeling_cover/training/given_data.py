@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import datasets
+from accelerate import PartialState
 
 from ..data.mixture import MixtureSchedule
 from ..data.samples import EvaluationDataset
 from ..data.sources import SplitOfDataset, StreamedSource, to_source
-from ..data.sources.given import SHUFFLE_BUFFER
+from ..data.sources.given import SHUFFLE_BUFFER, first_row_of
 from ..data.sources.spelling import normal_name
 from ..model.configuration_cover import CoverConfig
 from ..model.video_processing_cover import CoverVideoProcessor
@@ -97,6 +98,7 @@ class GivenData:
         self._processor = processor
         self._options = options
         self._bad_files = BadFilesRecipe(max_share=options.max_bad_share)
+        self.has_begun = False  # the trainer is made
 
     def training(self, given: Any, schedule: MixtureSchedule | None) -> tuple[Any, MixtureSchedule | None]:
         """The training samples, and what is drawn when; what is no mapping of datasets stays as it is.
@@ -107,7 +109,7 @@ class GivenData:
         """
         options = self._options
         if not isinstance(given, Mapping):
-            if options != DataOptions():
+            if given is not None and options != DataOptions():
                 raise ValueError(f"{options.first_given}: of use where train_dataset is {{name: dataset}}")
             return given, schedule
         if schedule is not None:
@@ -154,8 +156,14 @@ class GivenData:
                 f"eval_dataset: dataset '{name}' is read in order, and the rows of an evaluation by index: load it "
                 "without streaming, or make a Dataset of its rows, such as by Dataset.from_generator"
             )
-        source = self._source(name, data, "eval_dataset")
-        return self._maker().evaluation({name: source})[name]
+        maker, source = self._maker(), self._source(name, data, "eval_dataset")
+        # What is evaluated later may be other rows under the names of these.
+        split = "given later" if self.has_begun else "validation"
+        if self.has_begun:
+            if self._args.should_save:
+                maker.quarantine.clear(split)
+            PartialState().wait_for_everyone()
+        return maker.evaluation({name: source}, split)[name]
 
     def _source(self, name: str, data: Any, argument: str, size: int | None = None) -> SplitOfDataset:
         if name not in self._config.heads:
@@ -199,7 +207,7 @@ def _is_of_evaluation(data: Any) -> bool:
     is_given = isinstance(data, SplitOfDataset | datasets.Dataset | datasets.IterableDataset | datasets.DatasetDict)
     if is_given or not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or len(data) == 0:
         return False
-    row = data[0]
+    row = first_row_of(data)
     return isinstance(row, Mapping) and "head" in row
 
 

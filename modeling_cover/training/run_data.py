@@ -46,8 +46,11 @@ class DataMaker:
             quarantine=self.quarantine,
         )
 
-    def evaluation(self, sources: Mapping[str, SplitOfDataset]) -> dict[str, EvaluationDataset]:
-        return {name: EvaluationDataset(source, self.processor, self.quarantine) for name, source in sources.items()}
+    def evaluation(
+        self, sources: Mapping[str, SplitOfDataset], split: str = "validation"
+    ) -> dict[str, EvaluationDataset]:
+        made = self.processor, self.quarantine, split
+        return {name: EvaluationDataset(source, *made) for name, source in sources.items()}
 
 
 def quarantine_of(output_dir: str | os.PathLike, bad_files: BadFilesRecipe) -> Quarantine:

@@ -82,9 +82,10 @@ def checked_inputs(
     if train_dataset is not None:
         _check_made_for(train_dataset, heads)
         schedule = checked_schedule(args, train_dataset, schedule)
+    eval_dataset = given.evaluation(eval_dataset)
+    given.has_begun = True
     if isinstance(eval_dataset, Mapping) and (unknown := sorted(set(eval_dataset) - set(heads))):
         raise ValueError(f"eval_dataset: unknown datasets {unknown}: the model's heads are {heads}")
-    eval_dataset = given.evaluation(eval_dataset)
     other = _with_defaults(other, processor_of(train_dataset, eval_dataset))
     _check_metric(args, train_dataset, eval_dataset, other["compute_metrics"])
     return TrainerInputs(

@@ -24,8 +24,10 @@ from datasets import (
     concatenate_datasets,
     interleave_datasets,
 )
+from datasets.distributed import split_dataset_by_node
 from given_datasets import Rows
-from modeling_cover import EvaluationDataset, VideoDecodingError, heads_of
+from modeling_cover import EvaluationDataset, VideoDecodingError, collate_clips, heads_of
+from modeling_cover.data.samples import load_frames
 from modeling_cover.data.sources import Source, StreamedSource, to_source
 from modeling_cover.data.sources.given import RowSource
 from modeling_cover.data.sources.tables import row_order
@@ -131,6 +133,10 @@ IMAGE_FORMS = {
     "Array3D": lambda paths: labelled(
         [np.asarray(PIL.Image.open(path)) for path in paths], Array3D((40, 48, 3), "uint8"), "image"
     ),
+    "nested lists": lambda paths: Rows(
+        [{"image": np.asarray(PIL.Image.open(path)).tolist(), "label": row % 2} for row, path in enumerate(paths)],
+        LABELS,
+    ),
     "PIL images": lambda paths: Rows(
         [{"image": PIL.Image.open(path), "label": row % 2} for row, path in enumerate(paths)], LABELS
     ),
@@ -156,6 +162,32 @@ def test_floats_under_pixel_values_are_what_the_model_takes(shape):
     ((found, label),) = evaluated(data)
     assert torch.equal(found, clip.reshape(-1, 3, 32, 32))
     assert label == 1
+
+
+@pytest.mark.parametrize("feature", [Array3D((40, 48, 3), "uint8"), Image(), List(List(List(Value("uint8"))))])
+def test_streams_of_decoded_images_are_read(images, feature):
+    arrays = [np.asarray(PIL.Image.open(path)) for path in images]
+    values = images if isinstance(feature, Image) else [array.tolist() for array in arrays]
+    stream = labelled(values, feature, "image").to_iterable_dataset()
+    source = to_source("given", stream, size=3)
+    processor = tiny_processor()
+    read = [
+        load_frames(source.example(row).media, "image", processor, processor.sample_frames) for row in source.rows()
+    ]
+    for clip, array in zip(read, arrays, strict=True):
+        np.testing.assert_array_equal(clip[0].permute(1, 2, 0), array)
+
+
+def test_arrays_keep_their_type_and_nothing_is_written(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    table = VIDEO_FORMS["Array4D"](clips)
+    assert to_source("given", table).example(0).media.content.dtype == np.uint8
+    frames = VIDEO_FORMS["List(Image)"](clips).shuffle(seed=0)
+    before = {**frames.cache_files[0]} if frames.cache_files else {}
+    evaluated(frames)
+    assert row_order(frames) is not None
+    assert list(tmp_path.rglob("*.arrow")) == []
+    assert before == {}
 
 
 def test_only_the_frames_that_are_wanted_are_decoded(clips, monkeypatch):
@@ -202,6 +234,31 @@ def test_a_list_of_classes_is_multi_label(images, kind):
     assert source.problem_type == "multi_label_classification"
     targets = [source.example(row).target.tolist() for row in source.rows()]
     assert targets == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_names_of_a_head_make_classes_of_strings(clips):
+    table = (
+        labelled(clips, Value("string"))
+        .cast_column("label", Value("string"))
+        .map(lambda row: {"label": LABELS[int(row["label"])]})
+    )
+    assert [label for _, label in evaluated(table, LABELS)] == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"classes 'up' are not among the labels"):
+        to_source("given", table, labels=["down", "left"])
+
+
+def test_names_are_found_behind_a_transform_and_a_subset(clips):
+    table = labelled(clips, Video(decode=False)).with_transform(lambda rows: rows)
+    assert heads_of({"given": table})["given"]["labels"] == LABELS
+    assert heads_of({"given": torch.utils.data.Subset(table, [0])})["given"]["labels"] == LABELS
+    with pytest.raises(ValueError, match="labels: dataset 'given' names its own classes, 'down', 'up'"):
+        heads_of({"given": table}, labels={"given": ["up", "down"]})
+
+
+def test_a_list_of_a_fixed_length_is_multi_label(images):
+    features = Features({"image": Image(decode=False), "labels": List(CLASSES, length=2)})
+    table = Dataset.from_dict({"image": [{"path": images[0], "bytes": None}], "labels": [[1, 0]]}, features=features)
+    assert to_source("given", table).target(0).tolist() == [1, 1]
 
 
 def test_heads_are_described_by_the_datasets(clips, images):
@@ -253,6 +310,15 @@ STREAMS = {
     ),
     "some are taken": lambda: (numbered(12, 3).skip(2).take(5), range(2, 7)),
     "repeated": lambda: (numbered(3).repeat(2), [0, 1, 2, 0, 1, 2]),
+    "mapped with indices": lambda: (
+        numbered(12, 3).filter(lambda row, index: index < 5, with_indices=True),
+        range(5),
+    ),
+    "a column added": lambda: (numbered(12, 3).add_column("other", list(range(12))), range(12)),
+    "the last batch dropped": lambda: (
+        numbered(12, 3).map(lambda rows: rows, batched=True, batch_size=5, drop_last_batch=True),
+        range(10),
+    ),
     "torch's format": lambda: (numbered(12, 3).with_format("torch"), range(12)),
 }
 
@@ -283,6 +349,31 @@ def test_what_a_stream_is_interleaved_of_is_not_read_piece_by_piece():
     assert to_source("given", numbered(12, 3), size=12).stream.rows.num_shards == 3
 
 
+def test_two_streams_of_one_do_not_disturb_one_another():
+    """`datasets` has one place where their common part is read."""
+    common = numbered(400).map(lambda row: row, features=numbered(1).features)
+    opened = [
+        to_source("given", stream, size=200, shuffle_buffer=10).open(seed=0)
+        for stream in (common.take(200), common.skip(200))
+    ]
+    numbers = [[int(row["image"]) for row in (stream.row(draw).content for draw in range(200))] for stream in opened]
+    assert sorted(numbers[0]) == list(range(200))
+    again = [
+        to_source("given", stream, size=200, shuffle_buffer=10).open(seed=0)
+        for stream in (common.take(200), common.skip(200))
+    ]
+    for draw in range(150):
+        for stream in again:
+            stream.row(draw)
+    for stream, expected in zip(again, numbers, strict=True):
+        stream.sample_pool()
+        resumed = to_source(
+            "given", common.take(200) if stream is again[0] else common.skip(200), size=200, shuffle_buffer=10
+        ).open(0)
+        resumed.load_state_dict(stream.state_dict(150))
+        assert [int(resumed.row(draw).content["image"]) for draw in range(150, 200)] == expected[150:]
+
+
 def published(stream: IterableDataset, rows: int) -> IterableDataset:
     """As of the Hub, whose card says how many rows there are."""
     stream.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=rows)})
@@ -297,6 +388,9 @@ def test_the_size_of_a_stream_is_what_its_card_says_unless_rows_were_left_out():
     with pytest.raises(ValueError, match=r"dataset 'given': nothing says how many rows .*sizes=\{\"given\": \.\.\.\}"):
         to_source("given", filtered)
     assert len(to_source("given", filtered, size=12)) == 12
+    doubled = published(numbered(12, 3), 12).map(lambda rows: {key: rows[key] * 2 for key in rows}, batched=True)
+    with pytest.raises(ValueError, match="nothing says how many rows"):
+        to_source("given", doubled, labels=LABELS)
 
 
 # ---- What is no such dataset ----
@@ -329,13 +423,30 @@ REFUSED = {
         lambda: table_of(video=A_VIDEO, target=(Value("int64"), 0)),
         r'no column holds labels: \.rename_column\(COLUMN, "label"\)',
     ),
+    "a media column of a telling name beside another": (
+        lambda: table_of(video=(Value("string"), "a.mp4"), thumbnail=(Image(decode=False), FILE), label=A_LABEL),
+        "the columns 'thumbnail' and 'video' all hold videos or images",
+    ),
+    "a label column beside a ClassLabel": (
+        lambda: table_of(video=A_VIDEO, label=(Value("int64"), 0), camera=A_LABEL),
+        "the columns 'camera' and 'label' all hold labels",
+    ),
+    "0 and 1 for each class": (
+        lambda: table_of(video=A_VIDEO, labels=(List(CLASSES), [0, 0])),
+        "column 'labels': expected the classes of each row, each once",
+    ),
+    "a stream of one process's rows": (
+        lambda: split_dataset_by_node(numbered(12), 0, 2),
+        r"leave split_dataset_by_node\(\.\.\.\) out",
+    ),
+    "an empty DatasetDict": (datasets.DatasetDict, r'pass data\["train"\]'),
     "two label columns": (
         lambda: table_of(video=A_VIDEO, verb=A_LABEL, noun=A_LABEL),
         r"the columns 'verb' and 'noun' all hold labels",
     ),
     "labels as strings": (
         lambda: table_of(video=A_VIDEO, label=(Value("string"), "up")),
-        r"column 'label' has names, .*\.class_encode_column\('label'\)",
+        r"column 'label' has names, .*\.class_encode_column\('label'\) of a Dataset",
     ),
     "lists of strings": (
         lambda: table_of(video=A_VIDEO, labels=(List(Value("string")), ["up"])),
@@ -381,13 +492,13 @@ def test_what_is_wrong_with_a_dataset_is_told_with_its_name_and_what_to_call(cas
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: table_of(video=A_VIDEO, label=(Value("int64"), 0)), r"\.cast_column\('label', ClassLabel\(names="),
-        (lambda: table_of(video=A_VIDEO, label=(List(Value("int64")), [0])), r"'label', List\(ClassLabel\(names="),
+        (lambda: table_of(video=A_VIDEO, label=(Value("int64"), 0)), r'\.cast_column\("label", ClassLabel\(names='),
+        (lambda: table_of(video=A_VIDEO, label=(List(Value("int64")), [0])), r'"label", List\(ClassLabel\(names='),
         (lambda: Rows([{"video": "a.mp4", "label": 0}]), "an attribute `classes`"),
     ],
 )
 def test_indices_that_nothing_names_are_refused_unless_a_head_does(make, message):
-    with pytest.raises(ValueError, match=f"^dataset 'given': column 'label' has indices, .*{message}"):
+    with pytest.raises(ValueError, match=f"^dataset 'given': column 'label': nothing names the classes .*{message}"):
         to_source("given", make())
     assert to_source("given", make(), labels=LABELS).labels == LABELS
 
@@ -420,6 +531,43 @@ def test_a_dataset_whose_length_or_rows_change_is_told(clips):
     data.rows.append(data.rows[0])
     with pytest.raises(ValueError, match="dataset 'given': it had 2 rows at first, and has 3 now"):
         source.example(0)
+
+
+class Broken(Rows):
+    """Its first row cannot be decoded, as torchvision and torchcodec say it."""
+
+    def __getitem__(self, row):
+        if row == 0:
+            raise RuntimeError("could not push packet to decoder")
+        return super().__getitem__(row)
+
+
+def test_a_row_that_cannot_be_read_is_a_bad_file(clips):
+    source = to_source("given", Broken([{"video": clip, "label": 0} for clip in clips], LABELS))
+    with pytest.raises(VideoDecodingError, match="row 0 cannot be read: RuntimeError: could not push packet"):
+        source.example(0)
+    assert source.example(1).media.content == clips[1]
+    with pytest.raises(ValueError, match="dataset 'given': none of its first 1 rows can be read: row 0 cannot"):
+        to_source("given", Broken([{}]))
+
+
+def test_floats_of_another_size_are_refused():
+    data = Rows([{"pixel_values": torch.zeros(5, 3, 32, 32), "label": 0}], LABELS)
+    with pytest.raises(
+        ValueError, match=r"dataset 'given': pixel_values of \(5, 3, 32, 32\), expected \(4, 3, 32, 32\)"
+    ):
+        evaluated(data)
+
+
+def test_floats_and_bytes_are_no_group():
+    clips = [torch.full((4, 3, 32, 32), 200, dtype=torch.uint8), torch.zeros(4, 3, 32, 32)]
+    rows = [{"pixel_values": clip, "labels": 0, "head_ids": 0, "dataset": "a"} for clip in clips]
+    assert [group.dtype for group in collate_clips(rows)["pixel_values"]] == [torch.uint8, torch.float32]
+    rows = [{"pixel_values": clip, "labels": 0, "head": "a"} for clip in clips]
+    with pytest.raises(ValueError, match="dataset 'a': some rows are floats for the model, others bytes"):
+        collate_clips(rows)
+    unreadable = {**rows[0], "pixel_values": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}
+    assert collate_clips([unreadable, rows[1]])["pixel_values"].dtype == torch.float32
 
 
 def test_a_damaged_file_is_a_decoding_error(clips):

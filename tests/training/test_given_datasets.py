@@ -240,6 +240,13 @@ class TestEvaluating:
         with pytest.raises(ValueError, match=r"predictions are of one dataset, got \['images', 'videos'\]"):
             trainer.predict(dict.fromkeys(("videos", "images"), videos(folder)))
 
+    def test_a_bad_row_of_one_dataset_is_none_of_the_next(self, folder, trainer):
+        bad = trainer.evaluate(eval_dataset={"videos": videos(folder, "bytes")})
+        good = videos(folder, "bytes").select([0, 1, 3, 4, 5, 0])
+        assert bad["eval_videos_unreadable"] == 1
+        assert trainer.evaluate(eval_dataset={"videos": good}).get("eval_videos_unreadable", 0) == 0
+        assert trainer.evaluate()["eval_videos_unreadable"] == 1
+
     def test_a_stream_is_refused(self, folder, trainer):
         with pytest.raises(ValueError, match=r"eval_dataset: dataset 'images' is read in order, .*without streaming"):
             trainer.evaluate(eval_dataset={"images": image_stream(folder)})

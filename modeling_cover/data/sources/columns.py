@@ -16,7 +16,7 @@ from .media import PIXEL_VALUES, SUFFIXES
 
 _MEDIA = ("video", "image", PIXEL_VALUES)
 _LABELS = ("label", "labels")
-_LISTS = (datasets.List, datasets.LargeList)
+LISTS = (datasets.List, datasets.LargeList)
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,32 @@ class FoundColumns:
 
 
 def columns_of_features(
-    features: datasets.Features, first_row: Callable[[], Mapping[str, Any] | None]
+    features: datasets.Features, first_row: Callable[[], Mapping[str, Any] | None], has_names: bool = False
 ) -> FoundColumns:
-    """The columns by their features; `first_row` is read, its files undecoded, only where paths must be looked at.
+    """The columns by their features.
+
+    Args:
+        features: of the dataset.
+        first_row: reads it, its files undecoded; called only where paths must be looked at.
+        has_names: whether the classes are known from elsewhere.
 
     Raises:
         ValueError: names the columns that there are and what to call.
     """
-    media = [name for name, feature in features.items() if _kind_of(feature) is not None]
+    by_feature = [name for name, feature in features.items() if _kind_of(feature) is not None]
+    media = list(dict.fromkeys([*by_feature, *(name for name in _MEDIA if name in features)]))
     if not media:
-        row = {} if any(name in features for name in _MEDIA) else first_row() or {}
-        media = _media_keys(dict.fromkeys(features) | dict(row))
-    column = _only(media, features, "videos or images", "video")
-    modality = _kind_of(features[column])
-    if modality is None:
-        modality = _modality(column, first_row)
-    classes = [name for name, feature in features.items() if isinstance(_item(feature), datasets.ClassLabel)]
+        media = _media_keys(dict.fromkeys(features) | dict(first_row() or {}))
+    column = _only_media(media, features)
+    modality = _kind_of(features[column]) or _modality(column, first_row)
+    classes = [name for name, feature in features.items() if isinstance(item_of(feature), datasets.ClassLabel)]
     named = [name for name in _LABELS if name in features]
-    label = _only((len(classes) > 1 and [name for name in classes if name in named]) or classes or named, features)
-    item = _item(features[label])
-    if not isinstance(item, datasets.ClassLabel):
-        _check_indices(label, item, isinstance(features[label], _LISTS))
-    return FoundColumns(column, label, modality, MULTI_LABEL if isinstance(features[label], _LISTS) else SINGLE_LABEL)
+    both = [name for name in named if name in classes]
+    label = _only_label(both if len(both) == 1 else list(dict.fromkeys([*classes, *named])), features)
+    is_list = isinstance(features[label], LISTS)
+    if label not in classes:
+        _check_labels(label, item_of(features[label]), is_list, has_names)
+    return FoundColumns(column, label, modality, MULTI_LABEL if is_list else SINGLE_LABEL)
 
 
 def columns_of_row(row: Any) -> FoundColumns:
@@ -63,22 +67,22 @@ def columns_of_row(row: Any) -> FoundColumns:
     if not isinstance(row, Mapping):
         expected = 'a mapping with "video", "image" or "pixel_values", and "label"'
         raise ValueError(f"expected rows that are {expected}, got {type(row).__name__}")
-    media = _only(_media_keys(row), row, "videos or images", "video")
-    label = _only([name for name in _LABELS if name in row], row)
+    media = _only_media(_media_keys(row), row)
+    label = _only_label([name for name in _LABELS if name in row], row)
     is_list = isinstance(row[label], list | tuple) or getattr(row[label], "ndim", 0) == 1
     return FoundColumns(media, label, _modality(media, lambda: row), MULTI_LABEL if is_list else SINGLE_LABEL)
 
 
-def _item(feature: Any) -> Any:
-    return feature.feature if isinstance(feature, _LISTS) else feature
+def item_of(feature: Any) -> Any:
+    return feature.feature if isinstance(feature, LISTS) else feature
 
 
 def _kind_of(feature: Any) -> str | None:
     """The modality that a feature tells: a list of images is a video."""
     if isinstance(feature, datasets.Video):
         return "video"
-    if isinstance(_item(feature), datasets.Image):
-        return "video" if isinstance(feature, _LISTS) else "image"
+    if isinstance(item_of(feature), datasets.Image):
+        return "video" if isinstance(feature, LISTS) else "image"
     return None
 
 
@@ -112,31 +116,39 @@ def _modality(column: str, first_row: Callable[[], Mapping[str, Any] | None]) ->
     return "video" if len(shape) == 4 and shape[0] > 1 else "image"
 
 
-def _only(found: list[str], columns: Mapping[str, Any], what: str = "labels", name: str = "label") -> str:
-    """The one column that was found; a `ValueError` if it is none or several."""
-    if len(found) == 1:
-        return found[0]
-    if found:
+def _only_media(found: list[str], columns: Mapping[str, Any]) -> str:
+    if not found:
         raise ValueError(
-            f"the columns {' and '.join(map(repr, found))} all hold {what}: .remove_columns(...) leaves the one to "
-            "train on"
+            'no column holds videos or images: .rename_column(COLUMN, "video") or "image" says which of '
+            f"{list(columns)} does"
         )
-    also = "" if what == "labels" else ' or "image"'
-    raise ValueError(
-        f'no column holds {what}: .rename_column(COLUMN, "{name}"){also} says which of {list(columns)} does'
-    )
+    return _only(found, "videos or images")
 
 
-def _check_indices(column: str, feature: Any, is_list: bool) -> None:
-    """Raise a `ValueError` unless labels that are no `ClassLabel` are whole numbers."""
-    dtype = getattr(feature, "dtype", None)
-    if isinstance(feature, datasets.Value) and dtype in ("string", "large_string"):
-        listed = f'.cast_column("{column}", List(ClassLabel(names=[...])))'
-        raise ValueError(
-            f"column '{column}' has names, and nothing lists the classes in order: "
-            f"{listed if is_list else f'.class_encode_column({column!r}) makes a ClassLabel of it'}"
-        )
-    if not isinstance(feature, datasets.Value) or not str(dtype).startswith(("int", "uint")):
-        raise ValueError(
-            f"column '{column}': expected classes, found {feature}: .cast_column(\"{column}\", ClassLabel(names=[...]))"
-        )
+def _only_label(found: list[str], columns: Mapping[str, Any]) -> str:
+    if not found:
+        raise ValueError(f'no column holds labels: .rename_column(COLUMN, "label") says which of {list(columns)} does')
+    return _only(found, "labels")
+
+
+def _only(found: list[str], what: str) -> str:
+    if len(found) > 1:
+        names = " and ".join(map(repr, found))
+        raise ValueError(f"the columns {names} all hold {what}: .remove_columns(...) leaves the one to train on")
+    return found[0]
+
+
+def _check_labels(column: str, feature: Any, is_list: bool, has_names: bool) -> None:
+    """Raise a `ValueError` unless labels that are no `ClassLabel` are whole numbers, or names of known classes."""
+    dtype = str(getattr(feature, "dtype", None))
+    is_value = isinstance(feature, datasets.Value)
+    kind = "List(ClassLabel(names=[...]))" if is_list else "ClassLabel(names=[...])"
+    if is_value and dtype in ("string", "large_string"):
+        if not has_names:
+            encode = "" if is_list else f".class_encode_column({column!r}) of a Dataset, or "
+            raise ValueError(
+                f"column '{column}' has names, and nothing lists the classes in order: {encode}"
+                f'.cast_column("{column}", {kind}), makes classes of them'
+            )
+    elif not is_value or not dtype.startswith(("int", "uint")):
+        raise ValueError(f"column '{column}': expected classes, found {feature}: .cast_column(\"{column}\", {kind})")

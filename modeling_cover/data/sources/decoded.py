@@ -57,13 +57,15 @@ def read_decoded(
     Raises:
         ValueError: names the row if it is no such video or image.
     """
+    if modality == "image" and isinstance(value, list | tuple):
+        value = np.asarray(value)  # of numbers
     is_list = isinstance(value, list | tuple)
     if modality == "video":
         if not is_list and getattr(value, "ndim", 0) != 4:
             raise ValueError(f"{name}: expected frames, as a list or in 4 axes, got {_described(value)}")
         chosen = sample_indices(VideoMetadata(total_num_frames=len(value)))
         value = [_frame(value[index]) for index in chosen] if is_list else value[list(chosen)]
-    elif is_list or getattr(value, "ndim", 3) != 3:
+    elif getattr(value, "ndim", 3) != 3:
         raise ValueError(f"{name}: expected one image, got {_described(value)}")
     try:
         (clip,) = split_batch([value], None)

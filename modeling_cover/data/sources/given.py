@@ -8,6 +8,7 @@
 All of them become the sources that recipes are read into: what is trained on them does not know how they were given.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ import datasets
 import torch
 from datasets import iterable_dataset as iterables
 
+from ...model.video_decoding_cover import VideoDecodingError
 from ...recipe.dataset_recipe import SINGLE_LABEL, DatasetRecipe
 from ...text import some
-from .columns import FoundColumns, columns_of_features, columns_of_row
+from .columns import FoundColumns, columns_of_features, columns_of_row, item_of
 from .label_lists import LabelSpace, checked_labels
 from .source import source_of_rows, source_of_stream
 from .streams import Example, RowStream, SplitOfDataset
@@ -27,6 +29,9 @@ from .tables import Columns, Places, TableRowReader, table_rows, to_media, undec
 
 
 SHUFFLE_BUFFER = 100
+
+# What names classes.
+_CAST = '.cast_column("{column}", {kind})'
 
 _KINDS = "a datasets.Dataset, a datasets.IterableDataset, or a dataset with __len__ and __getitem__"
 
@@ -37,7 +42,6 @@ _ROW_BY_ROW = (
     iterables.ArrowExamplesIterable,
     iterables.RebatchedArrowExamplesIterable,
     iterables.SelectColumnsIterable,
-    iterables.MappedExamplesIterable,  # and what is filtered
     iterables.FormattedExamplesIterable,
     iterables.VerticallyConcatenatedMultiSourcesExamplesIterable,
 )
@@ -68,19 +72,18 @@ def to_source(
     Raises:
         ValueError: names the dataset, the column and what to call if this is no such dataset.
     """
-    if isinstance(data, SplitOfDataset):
-        if data.name != name:
-            raise ValueError(f"dataset '{name}': the source was made for the dataset '{data.name}'")
-        return data
     with naming(name):
         if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
-            raise ValueError(
-                f'expected one split, got those of {type(data).__name__}: pass data["{next(iter(data))}"]'
-            )
+            split = next(iter(data), "train")
+            raise ValueError(f'expected one split, got those of {type(data).__name__}: pass data["{split}"]')
         if isinstance(data, datasets.IterableDataset):
             return _of_stream(name, data, labels, size, shuffle_buffer)
         if size is not None:
             raise ValueError("sizes: of use to a datasets.IterableDataset only, this dataset has its rows counted")
+        if isinstance(data, SplitOfDataset):
+            if data.name != name:
+                raise ValueError(f"the source was made for the dataset '{data.name}'")
+            return data
         if isinstance(data, datasets.Dataset) and data.format["type"] != "custom":
             return _of_table(name, data, split, labels)
         if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -95,9 +98,11 @@ def to_source(
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """A `ValueError` from within names the dataset; a decoder that is missing is one."""
+    """A `ValueError` from within names the dataset, unless it is about a file; a decoder that is missing is one."""
     try:
         yield
+    except VideoDecodingError:
+        raise
     except ValueError as error:
         raise ValueError(f"dataset '{name}': {error}") from error
     except ImportError as error:
@@ -125,32 +130,29 @@ def _entry(name: str, kind: str, found: FoundColumns, **options: Any) -> Dataset
     )
 
 
-def _space(
-    found: FoundColumns,
-    listed: list[str] | None,
-    labels: list[str] | None,
-    how: str = ".cast_column({column}, {kind})",
-) -> LabelSpace:
+def _space(found: FoundColumns, listed: list[str] | None, labels: list[str] | None, how: str) -> LabelSpace:
     names = listed or labels
     if names is None:
         kind = "ClassLabel(names=[...])" if found.problem_type == SINGLE_LABEL else "List(ClassLabel(names=[...]))"
-        named = how.format(column=repr(found.label), kind=kind)
         raise ValueError(
-            f"column '{found.label}' has indices, and nothing names the classes that they count: {named}, or "
-            "heads_of(..., labels={...}), names them"
+            f"column '{found.label}': nothing names the classes in order: {how.format(column=found.label, kind=kind)}, "
+            "or heads_of(..., labels={...}), does"
         )
-    return LabelSpace(names, names)
+    return LabelSpace(names, names, different=True)
 
 
 def _of_table(name: str, table: datasets.Dataset, split: str, labels: list[str] | None) -> SplitOfDataset:
     if len(table) == 0:
         raise ValueError("it has no rows")
-    found = columns_of_features(table.features, lambda: _undecoded_row(table))
+    found = columns_of_features(table.features, lambda: _undecoded_row(table), has_names=labels is not None)
     entry = _entry(name, "a datasets.Dataset", found)
     table, columns = undecoded(entry, table.with_format(None), "its features")
     rows = table_rows(table, columns, Places(["its rows"]))
     rows = replace(rows, place_of=lambda row: f"column '{found.label}', row {row}")
-    return source_of_rows(entry, split, rows, _space(found, rows.names, labels), is_listed=True)
+    source = source_of_rows(entry, split, rows, _space(found, rows.names, labels, _CAST), is_listed=True)
+    if source.class_starts is not None and len(source.classes) < len(rows.labels.codes):
+        raise ValueError(f"column '{found.label}': expected the classes of each row, each once, not 0 or 1 for each")
+    return source
 
 
 def _undecoded_row(table: datasets.Dataset) -> Mapping[str, Any]:
@@ -167,20 +169,26 @@ def _of_stream(
             "what a shuffle buffer holds is lost when a run is resumed: leave .shuffle(...) out, the rows are shuffled "
             "here, in blocks of shuffle_buffer rows"
         )
+    if stream._distributed is not None:
+        raise ValueError("rows are dealt out to processes here: leave split_dataset_by_node(...) out")
     stream = stream.with_format(None)
     if stream.features is None:
-        row = next(iter(stream), None)
+        row = next(iter(_apart(stream)), None)
         if row is None:
             raise ValueError("it has no rows")
-        found = columns_of_row(row)
+        found, how = columns_of_row(row), ".map(..., features=Features(...))"
         columns = Columns(found.media, found.label, None, None, holds_paths=False, names=None)
         stream = stream.select_columns(columns.all)
     else:
-        found = columns_of_features(stream.features, lambda: next(iter(_all_undecoded(stream)), None))
+        stream, how = stream.decode(False), _CAST
+        first_row = lambda: next(iter(_apart(stream)), None)  # noqa: E731
+        found = columns_of_features(stream.features, first_row, has_names=labels is not None)
+        is_array = isinstance(stream.features[found.media], datasets.Array3D | datasets.Array4D)
         stream, columns = undecoded(_entry(name, "a datasets.IterableDataset", found), stream, "its features")
+        stream = stream.with_format("numpy" if is_array else None)
     entry = _entry(name, "a datasets.IterableDataset", found, streaming=True, shuffle_buffer=shuffle_buffer)
     rows = RowStream(
-        rows=stream if all(isinstance(part, _ROW_BY_ROW) for part in parts) else _InOnePiece(stream),
+        rows=stream if all(map(_is_row_by_row, parts)) else _InOnePiece(stream),
         read=TableRowReader(columns, None),
         place="its rows",
         names=columns.names,
@@ -189,7 +197,7 @@ def _of_stream(
     )
     if rows.size is None:
         raise ValueError("nothing says how many rows a pass over it has: give sizes={" + f'"{name}": ...' + "}")
-    return source_of_stream(entry, rows, _space(found, columns.names, labels))
+    return source_of_stream(entry, rows, _space(found, columns.names, labels, how))
 
 
 def _parts(part: Any) -> list[Any]:
@@ -198,21 +206,34 @@ def _parts(part: Any) -> list[Any]:
     return [part, *(found for inner in below if inner is not None for found in _parts(inner))]
 
 
+def _is_row_by_row(part: Any) -> bool:
+    if isinstance(part, iterables.MappedExamplesIterable):  # and what is filtered: indices count within a shard
+        return not part.with_indices and not part.batched
+    return isinstance(part, _ROW_BY_ROW)
+
+
 def _known_size(stream: datasets.IterableDataset, parts: list[Any]) -> int | None:
-    """The rows of a split of a published dataset, unless some of them are left out or others added."""
-    splits, changing = stream.info.splits, (iterables.FilteredExamplesIterable,)
-    is_whole = all(isinstance(part, _ROW_BY_ROW) and not isinstance(part, changing) for part in parts)
-    has_one = not any(isinstance(part, iterables.VerticallyConcatenatedMultiSourcesExamplesIterable) for part in parts)
-    if not is_whole or not has_one or splits is None or str(stream.split) not in splits:
-        return None
-    return splits[str(stream.split)].num_examples
+    """The rows of a split of a published dataset, unless some of them may be left out or others added."""
+    changing = iterables.FilteredExamplesIterable, iterables.VerticallyConcatenatedMultiSourcesExamplesIterable
+    is_whole = all(_is_row_by_row(part) and not isinstance(part, changing) for part in parts)
+    splits = stream.info.splits
+    return splits[str(stream.split)].num_examples if is_whole and splits and str(stream.split) in splits else None
 
 
-def _all_undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
-    for name, feature in stream.features.items():
-        if isinstance(feature, datasets.Video | datasets.Image):
-            stream = stream.cast_column(name, type(feature)(decode=False))
+def _apart(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The same stream with a place of its own where it is read: `datasets` shares that with what it is made of."""
+    stream = stream.with_format("numpy" if stream._formatting else None)
+    stream._ex_iterable = _copied(stream._ex_iterable)
     return stream
+
+
+def _copied(part: Any) -> Any:
+    part = copy.copy(part)
+    if getattr(part, "ex_iterable", None) is not None:
+        part.ex_iterable = _copied(part.ex_iterable)
+    if getattr(part, "ex_iterables", None):
+        part.ex_iterables = [_copied(inner) for inner in part.ex_iterables]
+    return part
 
 
 class _InOnePiece:
@@ -224,7 +245,13 @@ class _InOnePiece:
         self._stream = stream
 
     def shard(self, num_shards: int, index: int) -> datasets.IterableDataset:
-        return self._stream.with_format(None)  # another object, as each has a place where it is read
+        return _apart(self._stream)
+
+
+_FEW = 10
+
+# What goes wrong as a row is decoded, by whatever decodes it.
+_BAD_ROW = (OSError, RuntimeError, SyntaxError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +279,7 @@ class RowSource(SplitOfDataset):
         with naming(self.name):
             if len(self.data) != self.size:
                 raise ValueError(f"it had {self.size} rows at first, and has {len(self.data)} now")
-            content = self.data[row]
+            content = _row(self.data, row)
             missing = [key for key in (self.columns.media, self.columns.label) if key not in content]
             if missing:
                 raise ValueError(f"row {row} has no {' and no '.join(missing)}, but {some(list(content))}")
@@ -263,17 +290,36 @@ class RowSource(SplitOfDataset):
                 raise ValueError(f"row {row}, '{self.columns.label}': {error}") from error
 
 
+def _row(data: Any, row: int) -> Any:
+    """A row of a map-style dataset; a `VideoDecodingError` if it cannot be read."""
+    try:
+        return data[row]
+    except _BAD_ROW as error:
+        raise VideoDecodingError(f"row {row} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def first_row_of(data: Any) -> Any:
+    """The first that can be read, among a few."""
+    for row in range(min(len(data), _FEW)):
+        try:
+            return _row(data, row)
+        except VideoDecodingError as error:
+            fault = error
+    raise ValueError(f"none of its first {min(len(data), _FEW)} rows can be read: {fault}")
+
+
 def _of_rows(name: str, data: Any, labels: list[str] | None) -> RowSource:
     size = len(data)
     if size == 0:
         raise ValueError("it has no rows")
-    found = columns_of_row(data[0])
-    # As torchvision's datasets name them.
-    listed = getattr(data, "classes", None)
-    if listed is None and isinstance(data, datasets.Dataset) and found.label in data.features:
-        listed = getattr(data.features[found.label], "names", None)
+    found = columns_of_row(first_row_of(data))
+    # As torchvision's datasets name them, and those of `datasets` with a transform.
+    inner = data.dataset if isinstance(data, torch.utils.data.Subset) else data
+    listed = getattr(inner, "classes", None)
+    if listed is None and isinstance(inner, datasets.Dataset):
+        listed = getattr(item_of(inner.features.get(found.label)), "names", None)
     listed = None if listed is None else checked_labels(list(listed), "its classes")
-    space = _space(found, listed, labels, how="an attribute `classes`, a list")
+    space = _space(found, listed, labels, "an attribute `classes`, a list")
     of_dataset = {"name": name, "modality": found.modality, "problem_type": found.problem_type}
     return RowSource(**of_dataset, labels=space.labels, data=data, size=size, columns=found, label_space=space)
 
@@ -296,9 +342,13 @@ def heads_of(given: Mapping[str, Any], labels: Mapping[str, list[str]] | None = 
         raise ValueError(f"labels: unknown datasets {unknown}: the datasets are {sorted(given)}")
     # A stream need not say here how many rows it has.
     sizes = {name: 1 if isinstance(data, datasets.IterableDataset) else None for name, data in given.items()}
-    return heads_of_sources(
-        {name: to_source(name, data, labels=given_labels.get(name), size=sizes[name]) for name, data in given.items()}
-    )
+    sources = {
+        name: to_source(name, data, labels=given_labels.get(name), size=sizes[name]) for name, data in given.items()
+    }
+    for name, names in given_labels.items():
+        if sources[name].labels != names:
+            raise ValueError(f"labels: dataset '{name}' names its own classes, {some(sources[name].labels)}")
+    return heads_of_sources(sources)
 
 
 def heads_of_sources(sources: Mapping[str, SplitOfDataset]) -> dict[str, dict[str, Any]]:

@@ -257,10 +257,12 @@ class LabelSpace:
     Args:
         labels: the classes in the head's order.
         listed: the names that indices count in the source, if there is such a list.
+        different: whether the labels of a row must be, as those of 0 and 1 for each class are not.
     """
 
-    def __init__(self, labels: list[str], listed: list[str] | None):
+    def __init__(self, labels: list[str], listed: list[str] | None, different: bool = False):
         self.labels = labels
+        self.different = different
         # A head of an older checkpoint may have names as they were found.
         self._positions = {normal_name(label): position for position, label in enumerate(labels)}
         if len(self._positions) < len(labels):
@@ -296,6 +298,8 @@ class LabelSpace:
         if None in positions:
             alike = "" if multi_label else told_apart(str(label), self.labels)
             raise ValueError(f"class {label!r} is not among the labels {some(self.labels)}{alike}")
+        if self.different and len(set(positions)) < len(positions):
+            raise ValueError(f"expected the classes of the row, each once, got {label!r}")
         return multi_hot(positions, len(self.labels)) if multi_label else positions[0]
 
 

@@ -314,7 +314,8 @@ class Stream:
             return self._pass.read(self.source.shuffle_buffer)
         except (OSError, ValueError, ImportError, DatasetsError) as error:
             place = f"{self.source.stream.place}, shard {self._pass.shard}"
-            raise ValueError(f"dataset '{self.source.name}': {place} cannot be read on: {error}") from error
+            hint = ": .decode(False) before map and filter passes files as they are" * isinstance(error, ImportError)
+            raise ValueError(f"dataset '{self.source.name}': {place} cannot be read on: {error}{hint}") from error
 
     def _check_pass(self, end: _Mark) -> None:
         rows = end.draw - end.pass_draw
