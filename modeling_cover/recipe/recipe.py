@@ -8,6 +8,7 @@ model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
   revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
   default_head: k400                  # a dataset's name; default: the first dataset
+  lora: {r: 8}                        # train an adapter of peft's LoraConfig, and the heads; default: no adapter
   drop_path_rate: 0.1                 # any other field of CoverConfig
 clips:
   num_frames: 16                      # frames of a clip

@@ -71,6 +71,11 @@ def checked_inputs(
         raise ValueError(f"args: expected CoverTrainingArguments, got {type(args).__name__}")
     if other.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func: CoverTrainer has the co-training loss, override compute_loss instead")
+    if other.get("model_init") is not None:
+        raise ValueError(
+            "model_init: a trainer is of one run, whose output_dir it resumes in; for a search of hyperparameters make "
+            "a trainer of each trial, with a model and an output_dir of its own"
+        )
     if args.should_save:
         check_writable(args.output_dir)
     if args.n_gpu > 1:
