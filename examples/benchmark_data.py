@@ -24,10 +24,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from benchmarking import FPS, draw_frames, encode, entry, median_times, print_table
 from datasets import Dataset, interleave_datasets
 from datasets.utils import logging as datasets_logging
 from modeling_cover import CoTrainingDataset, CoverVideoProcessor, read_video
+from modeling_cover.commands.benchmarking import FPS, draw_frames, encode, entry, median_times, print_table
 from modeling_cover.data.mixture import MixtureSchedule, SampleReference
 from modeling_cover.data.samples import load_frames
 from modeling_cover.data.sources import Source, SplitOfDataset, read_sources, to_source

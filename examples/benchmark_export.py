@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from benchmarking import forward, median_times, report
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.commands.benchmarking import forward, median_times, report
 from modeling_cover.hub.exporting import onnx_runner, save_program
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from benchmarking import draw_frames, encode, entry, print_table, texture
 from modeling_cover import CoTrainingDataset, CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.commands.benchmarking import draw_frames, encode, entry, print_table, texture
 from modeling_cover.data.mixture import MixtureSchedule, SampleReference, dealt_out
 from modeling_cover.data.sources import read_sources
 from modeling_cover.dataset_tools.preparation import prepare_dataset

@@ -1,75 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look for faults in the datasets of a recipe, before training does.
+"""`cover check` from a checkout."""
 
-    python examples/check_dataset.py RECIPE.yaml [--full] [--near_duplicates] [--output outputs/check_dataset.jsonl]
-
-Reads every row once, on all cores, as training would (docs/compact_data.md has the numbers). Prints tables and
-examples of what it finds, and writes all findings as JSON lines. The exit code is 1 if there are problems (notes do
-not count), and 2 if there is nothing to check: a mistake in the recipe, or no data.
-"""
-
-import argparse
 import sys
 
-from modeling_cover import load_recipe
-from modeling_cover.data.sources.file_cache import CacheError
-from modeling_cover.dataset_tools.check_report import Report
-from modeling_cover.dataset_tools.checking import check_datasets
-from modeling_cover.dataset_tools.row_pool import usable_cores
-from modeling_cover.files import replacing
-from modeling_cover.recipe.checks import check_whole_number
-from modeling_cover.text import make_printable
-from modeling_cover.training.from_recipe import build_processor, read_recipe_sources, training_refusals
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", metavar="RECIPE.yaml")
-    parser.add_argument("--num_workers", type=int, default=usable_cores(), help="processes; default: all cores")
-    parser.add_argument("--full", action="store_true", help="decode every frame of a video")
-    parser.add_argument(
-        "--near_duplicates", action="store_true", help="also find copies that were encoded again or scaled"
-    )
-    parser.add_argument("--output", default="outputs/check_dataset.jsonl", help="the findings, as JSON lines")
-    return parser.parse_args()
-
-
-def check(arguments: argparse.Namespace) -> Report:
-    """Check the datasets and write the findings.
-
-    Raises:
-        ValueError: for a mistake in the recipe, or data that cannot be read as it says.
-        OSError: if a dataset vanishes, or the findings cannot be written.
-    """
-    check_whole_number("--num_workers", arguments.num_workers)
-    recipe = load_recipe(arguments.recipe)
-    sources, processor = read_recipe_sources(recipe), build_processor(recipe)
-    with replacing(arguments.output) as file:
-        report = check_datasets(
-            sources,
-            processor,
-            arguments.num_workers,
-            arguments.full,
-            arguments.near_duplicates,
-            training_refusals(recipe, sources),
-        )
-        file.writelines(finding.to_json() for finding in report.findings)
-    return report
-
-
-def main() -> int:
-    make_printable()
-    arguments = parse_arguments()
-    try:
-        report = check(arguments)
-    except (ValueError, OSError, CacheError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped: {arguments.output} is not written", file=sys.stderr)
-        return 130
-    print(f"\n{report.summary()}; all of them are in {arguments.output}")
-    return 1 if report.problems else 0
+from modeling_cover.commands.check import main
 
 
 if __name__ == "__main__":

@@ -1,80 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Co-train one model on the datasets of a recipe.
+"""`cover train` from a checkout; without a recipe it runs the quickstart, and first draws its data if need be."""
 
-    accelerate launch examples/cotrain.py RECIPE.yaml [--any_training_argument value]
+from functools import partial
 
-Training arguments are those of `CoverTrainingArguments`, and the command line overrides the recipe. Without a recipe,
-it runs the quickstart (examples/recipes/quickstart.yaml), and first draws its data if need be. If it is killed at any
-moment, the same command resumes from the newest checkpoint, as if nothing had happened. SIGTERM and SIGUSR1 write a
-checkpoint first, and end it with exit code 75.
-
-With `--push_to_hub --hub_model_id org/name`, each save is published during training, and the end with its model card.
-
-It leaves a checkpoint with a head for each dataset in `output_dir`, and prints a table of each head's accuracy.
-"""
-
-import sys
-from pathlib import Path
-
-from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
-from modeling_cover.hub.publishing import PublishingError
-from modeling_cover.text import make_printable, table
-from modeling_cover.training.arguments import parse_training_arguments
+from modeling_cover.commands.train import main
 from quickstart_data import QUICKSTART, QUICKSTART_DATA, draw_quickstart
-from transformers import set_seed
-
-
-METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
-
-
-def metrics_table(trainer: CoverTrainer, metrics: dict[str, float]) -> str:
-    """A line for each head that was evaluated, and their mean, with a column for each metric that one of them has."""
-    heads, sizes = trainer.model.config.heads, trainer.train_dataset.sizes
-    shown = {key: title for key, title in METRICS.items() if f"eval_mean_{key}" in metrics}
-
-    def row(name: str, classes: str = "", size: str = "") -> list[str]:
-        values = [metrics.get(f"eval_{name}_{key}") for key in shown]
-        return [name, classes, size, *("-" if value is None else f"{value:.1%}" for value in values)]
-
-    rows = [row(name, str(len(heads[name]["labels"])), str(sizes[name])) for name in sorted(trainer.eval_dataset)]
-    return table([["head", "classes", "training rows", *shown.values()], *rows, row("mean")])
-
-
-def publish_end(trainer: CoverTrainer) -> None:
-    try:
-        commit = trainer.push_to_hub()
-    except PublishingError as error:
-        print(error, file=sys.stderr)
-        return
-    if trainer.is_world_process_zero():
-        print(f"Published: {commit.commit_url}")
-
-
-def main() -> None:
-    make_printable()
-    arguments = sys.argv[1:]
-    recipe_path = arguments.pop(0) if arguments and not arguments[0].startswith("-") else QUICKSTART
-    recipe = load_recipe(recipe_path)
-    args = parse_training_arguments(recipe, arguments)
-    if Path(recipe_path).resolve() == QUICKSTART.resolve():
-        with args.main_process_first(desc="drawing the quickstart's data"):
-            draw_quickstart(QUICKSTART_DATA)
-    set_seed(args.seed)  # of the weights that are new
-    seed = args.seed if args.data_seed is None else args.data_seed
-    cotraining = prepare_cotraining(recipe, seed, args.output_dir)
-    trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
-    trainer.save_model(_internal_call=True)  # published below, with what the evaluation finds
-    if trainer.eval_dataset:
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics, combined=False)
-        if trainer.is_world_process_zero():
-            print(f"\n{metrics_table(trainer, metrics)}\n\nCheckpoint: {args.output_dir}")
-    trainer.create_model_card()
-    if args.push_to_hub:
-        publish_end(trainer)
-    trainer.end()
 
 
 if __name__ == "__main__":
-    main()
+    main(QUICKSTART, partial(draw_quickstart, QUICKSTART_DATA))

@@ -1,83 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict the classes of videos (or images) with every head of a checkpoint.
+"""`cover predict` from a checkout."""
 
-    python examples/predict.py VIDEO... --model outputs/quickstart [--head k400 ...] [--top_k 5] [--json]
-    python examples/predict.py FILM --model outputs/quickstart --window 4 [--stride 2]
-
-Prints a table for each file, or with `--json` one JSON list of `{"file": ..., "heads": {head: [{"label": ..., "score":
-...}, ...]}}`. With `--window`, each entry has its "start" and "end" in seconds. A file that cannot be read is reported
-(with `--json` as `{"file": ..., "error": ...}`). The other files are still predicted, and the exit code is 1.
-"""
-
-import argparse
-import json
 import sys
 
-import torch
-from modeling_cover import VideoDecodingError
-from modeling_cover.files import finite
-from modeling_cover.model.configuration_cover import PIPELINE_TASK
-from modeling_cover.text import make_printable, padded, printable
-from transformers import pipeline
-
-
-Predictions = dict[str, list[dict[str, str | float]]]
-
-
-def print_table(file: str, predictions: Predictions) -> None:
-    print(printable(file))
-    for head, entries in predictions.items():
-        name, shown = head, None
-        for entry in entries:
-            window = f"{entry['start']:6.1f} to {entry['end']:.1f} s" if "start" in entry else None
-            time = "" if window is None else f"{window if window != shown else '':<18}"
-            print(f"  {padded(name, 16)} {time}{100 * entry['score']:5.1f}%  {printable(entry['label'])}")
-            name, shown = "", window
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="VIDEO", help="a video or image: a path or an http(s) URL")
-    parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
-    parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
-    parser.add_argument("--head", nargs="+", help="the heads to answer; default: all")
-    parser.add_argument("--top_k", type=int, help="number of classes per head; default: 5, or 1 per window")
-    parser.add_argument("--threshold", type=float, help="only classes with at least this score, from 0 to 1")
-    parser.add_argument(
-        "--views", type=int, choices=(1, 3), help="spatial crops to average over; 3: the paper's views"
-    )
-    parser.add_argument("--num_clips", type=int, help="temporal clips to average over")
-    parser.add_argument("--window", type=float, help="seconds: classify windows of the video, one after the other")
-    parser.add_argument("--stride", type=float, help="seconds from one window to the next; default: --window")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true", help="print JSON rather than tables")
-    return parser.parse_args()
-
-
-def main() -> int:
-    make_printable()
-    arguments = parse_arguments()
-    classify = pipeline(PIPELINE_TASK, model=arguments.model, revision=arguments.revision, device=arguments.device)
-    names = ("top_k", "threshold", "views", "num_clips", "window", "stride")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    heads = arguments.head or classify.model.config.head_names
-    results, failed = [], False
-    for file in arguments.files:
-        try:
-            predictions = classify(file, head=heads, **options)
-        except VideoDecodingError as error:
-            failed = True
-            results.append({"file": file, "error": str(error)})
-            print(error, file=sys.stderr)
-            continue
-        results.append({"file": file, "heads": predictions})
-        if not arguments.json:
-            print_table(file, predictions)
-    if arguments.json:
-        # What the terminal's encoding lacks is escaped as JSON has it.
-        is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-        print(json.dumps(finite(results), indent=2, ensure_ascii=not is_unicode, allow_nan=False))
-    return int(failed)
+from modeling_cover.commands.predict import main
 
 
 if __name__ == "__main__":

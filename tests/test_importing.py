@@ -12,7 +12,7 @@ import pytest
 
 
 # From the ground up: a room knows those before it. What is in none of them, all may use but the model.
-ROOMS = ("model", "recipe", "data", "evaluation", "hub", "training", "dataset_tools")
+ROOMS = ("model", "recipe", "data", "evaluation", "hub", "training", "dataset_tools", "commands")
 
 # Of training, evaluation and their plots: a server that only answers clips has no use for them.
 HEAVY = ("datasets", "matplotlib", "pandas", "pyarrow", "modeling_cover.training")

@@ -13,7 +13,7 @@
 # limitations under the License.
 """One linear classifier for each dataset on the class token (Zhang et al., 2021, section 3.3.1)."""
 
-from collections.abc import ItemsView, Iterator
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 
 import torch
 from torch import nn
@@ -31,6 +31,12 @@ class CoverHeads(nn.Module):
 
     def items(self) -> ItemsView[str, nn.Module]:
         return self._modules.items()
+
+    def keys(self) -> KeysView[str]:
+        return self._modules.keys()
+
+    def values(self) -> ValuesView[nn.Module]:
+        return self._modules.values()
 
     def __len__(self) -> int:
         return len(self._modules)

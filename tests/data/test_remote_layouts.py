@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-import check_dataset
 import datasets
 import fsspec
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Video
 from modeling_cover import load_recipe
+from modeling_cover.commands import check as check_dataset
 from modeling_cover.data.sources import Source, StreamedSource, read_sources, remote
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.preparation import PreparationSettings, prepare_dataset

@@ -7,7 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import check_dataset
 import numpy as np
 import pytest
 from checked_datasets import (
@@ -25,6 +24,7 @@ from checked_datasets import (
 )
 from clips import write_clip
 from modeling_cover import load_recipe, prepare_cotraining, read_video
+from modeling_cover.commands import check as check_dataset
 from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.data.sources.media import Media
 from modeling_cover.dataset_tools.checking import check_datasets

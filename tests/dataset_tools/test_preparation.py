@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import prepare_dataset as example
 import pytest
 import torch
 import yaml
 from clips import frame_numbers, indexed_frames, write_clip
 from compact_clips import LENGTHS, compact, entry, patterned_frames, rows_of, sample, settings, write_clips
 from modeling_cover import CoverVideoProcessor, read_video
+from modeling_cover.commands import prepare as example
 from modeling_cover.data.quarantine import TooManyBadFilesError
 from modeling_cover.data.samples import load_frames
 from modeling_cover.data.sources import read_sources

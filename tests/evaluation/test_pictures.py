@@ -4,13 +4,13 @@
 import sys
 from pathlib import Path
 
-import explain
 import numpy as np
 import pytest
 import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverVideoProcessor
+from modeling_cover.commands import explain
 from modeling_cover.evaluation.heat_maps import overlay, shown_frames
 from modeling_cover.evaluation.metrics import confusion_matrix
 from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_of_classes

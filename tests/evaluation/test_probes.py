@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import probe
 import pytest
 import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.commands import probe
 from modeling_cover.data.samples import UNREADABLE
 from modeling_cover.data.sources import read_sources
 from modeling_cover.evaluation.feature_cache import cached_features, features_identity, without_unreadable

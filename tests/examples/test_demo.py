@@ -20,21 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import av
-import demo
 import gradio
 import modeling_cover as modeling_cover
 import numpy as np
 import pytest
-import space
 import torch
 from checkpoints import QUICKSTART_LABELS, save_quickstart
 from clips import indexed_frames, write_clip
-from demo_uploads import Uploads
 from demo_visitors import expected_answers, visit
 from gradio_client import Client, handle_file
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from huggingface_hub.utils import httpx
+from modeling_cover.commands import demo, space
+from modeling_cover.commands.demo_uploads import Uploads
 from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
 from packaging.requirements import Requirement
 from PIL import Image

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import demo
 import modeling_cover as modeling_cover
 import pytest
 import uvicorn
-from demo_guard import Connection, Guard, Limits
-from demo_uploads import Room, Uploads
 from huggingface_hub.utils import httpx
+from modeling_cover.commands import demo
+from modeling_cover.commands.demo_guard import Connection, Guard, Limits
+from modeling_cover.commands.demo_uploads import Room, Uploads
 
 
 ROOM = {"file_bytes": 100_000, "visitor_bytes": 250_000, "all_bytes": 400_000, "visitor_files": 4, "all_files": 6}

@@ -5,7 +5,7 @@ import io
 import time
 
 import pytest
-from demo_uploads import GoneError, Room, TooMuchError, Uploads
+from modeling_cover.commands.demo_uploads import GoneError, Room, TooMuchError, Uploads
 
 
 ROOM = {"file_bytes": 100_000, "visitor_bytes": 250_000, "all_bytes": 400_000, "visitor_files": 4, "all_files": 6}

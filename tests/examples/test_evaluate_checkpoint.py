@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import evaluate_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,7 @@ from modeling_cover import (
     EvaluationDataset,
     load_recipe,
 )
+from modeling_cover.commands import evaluate as evaluate_checkpoint
 from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.running import score_rows
 from modeling_cover.evaluation.views import Views, ViewsDataset, resized_processor

@@ -6,17 +6,16 @@ import json
 import sys
 from pathlib import Path
 
-import benchmark
 import benchmark_scaling
-import cotrain
 import forked_runs
 import numpy as np
-import predict
 import pytest
 import torch
 import yaml
 from clips import write_clip
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor, load_recipe
+from modeling_cover.commands import benchmark, predict
+from modeling_cover.commands import train as cotrain
 from PIL import Image
 from tiny import save_tiny
 

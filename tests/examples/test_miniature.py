@@ -10,7 +10,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import cotrain
 import forked_runs
 import numpy as np
 import paper_in_miniature
@@ -31,6 +30,7 @@ from miniature.data import (
 from miniature.plan import CPU, GPU, TINY, plan_runs
 from miniature.report import Claim, Results, compare
 from miniature.study import Study
+from modeling_cover.commands import train as cotrain
 from PIL import Image
 
 

@@ -5,14 +5,14 @@ import json
 import sys
 from pathlib import Path
 
-import check_dataset
-import cotrain
-import evaluate_checkpoint
 import numpy as np
 import pytest
 import yaml
 from clips import write_clip
 from modeling_cover import CoverTrainer, CoverTrainingArguments, load_recipe, prepare_cotraining
+from modeling_cover.commands import check as check_dataset
+from modeling_cover.commands import evaluate as evaluate_checkpoint
+from modeling_cover.commands import train as cotrain
 from tiny import ENCODER, TRAINING
 
 

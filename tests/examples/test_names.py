@@ -10,18 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_dataset
-import cotrain
-import evaluate_checkpoint
-import explain
 import numpy as np
-import predict
-import prepare_dataset
-import probe
 import pytest
-import show_batch
 import yaml
 from clips import write_clip
+from modeling_cover.commands import check as check_dataset
+from modeling_cover.commands import evaluate as evaluate_checkpoint
+from modeling_cover.commands import explain, predict, probe
+from modeling_cover.commands import prepare as prepare_dataset
+from modeling_cover.commands import show as show_batch
+from modeling_cover.commands import train as cotrain
 from modeling_cover.hub.model_card import escape_markdown
 from modeling_cover.text import printable
 from PIL import Image

@@ -6,13 +6,13 @@ import dataclasses
 import math
 from pathlib import Path
 
-import cotrain
 import numpy as np
 import pytest
 import torch
 from checkpoints import save_quickstart
 from clips import write_clip
 from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
+from modeling_cover.commands import train as cotrain
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.recipe.recipe import ClipRecipe, Recipe
 from modeling_cover.training.optimization import is_new

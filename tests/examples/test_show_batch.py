@@ -8,11 +8,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import show_batch
 import torch
 import yaml
 from clips import frame_numbers, indexed_frames, write_clip
 from modeling_cover import CoverTrainingArguments, load_recipe, prepare_cotraining
+from modeling_cover.commands import show as show_batch
 from PIL import Image, ImageFont
 from tiny import ENCODER
 

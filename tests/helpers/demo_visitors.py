@@ -47,8 +47,8 @@ import sys
 from functools import partial
 
 sys.path.insert(0, {examples!r})
-import demo
-from demo_uploads import Room, Uploads
+from modeling_cover.commands import demo
+from modeling_cover.commands.demo_uploads import Room, Uploads
 
 demo.Uploads = partial(Uploads, Room(kept_seconds={kept_seconds}))
 demo.main({arguments!r})

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import export
 import modeling_cover.hub.exporting as exporting
 import onnx
 import onnxruntime
@@ -17,6 +16,7 @@ import pytest
 import torch
 from checkpoints import perturb, save_timesformer
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.commands import export
 from modeling_cover.hub.exporting import (
     METADATA_NAME,
     export_onnx,

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import huggingface_hub
 import modeling_cover.hub.publishing as publishing
 import modeling_cover.training.checkpoints as checkpoints_module
-import publish as publish_script
 import pytest
 import torch
 from checkpoints import save_quickstart
@@ -23,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 from killed_runs import build_trainer, train, write_data
 from modeling_cover import CoverConfig, CoverForVideoClassification
+from modeling_cover.commands import publish as publish_script
 from modeling_cover.hub.publishing import (
     LAST_CHECKPOINT,
     HubRepository,

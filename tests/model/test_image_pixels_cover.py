@@ -11,11 +11,11 @@ import zlib
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
-import predict
 import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
 from modeling_cover import CoverVideoProcessor, VideoDecodingError, read_video
+from modeling_cover.commands import predict
 from modeling_cover.model.image_pixels_cover import image_kind
 from modeling_cover.model.image_reading_cover import image_to_tensor, read_image
 

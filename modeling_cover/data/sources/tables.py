@@ -221,6 +221,7 @@ class TableMedia(Sequence):
         return [names, b"".join(sizes), *self._segments.identity(), *([] if order is None else [order.tobytes()])]
 
     def __getitem__(self, row: int) -> Media:
+        row = range(len(self))[row]  # an IndexError behind the end, where iterating stops
         if self._is_nested:
             return to_media(self._table[row][self._column], self._places[row], None, column=self._column)
         # `self._table[row]` says the same in ten times as long.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a Hugging Face Space that shows a model with the page of demo.py.
+"""The folder of a Hugging Face Space that shows a model with the page of `cover demo`.
 
 It has a copy of the package, so that the Space runs the code that it was made with. `hf upload org/name-demo FOLDER
 --repo-type space` makes a Space of it.
@@ -15,14 +15,12 @@ import yaml
 from huggingface_hub.utils import validate_repo_id
 
 
-DEMO = [Path(__file__).parent / name for name in ("demo.py", "demo_guard.py", "demo_uploads.py")]
-
 # A Space's visitors come through proxies of private addresses, which tell the visitors' own.
-_APP = '''"""The page of this Space; demo.py is what it does."""
+_APP = '''"""The page of this Space; `modeling_cover.commands.demo` is what it does."""
 
 import os
 
-from demo import main
+from modeling_cover.commands.demo import main
 
 
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")
@@ -65,8 +63,6 @@ def write_space(folder: Path, model_id: str, revision: str | None = None, title:
     package = Path(modeling_cover.__file__).parent
     shutil.rmtree(folder / package.name, ignore_errors=True)
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    for script in DEMO:
-        shutil.copy(script, folder)
     arguments = ["--model", model_id, *(["--revision", revision] if revision else []), "--host", "0.0.0.0"]
     (folder / "app.py").write_text(_APP.format(arguments=arguments), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")

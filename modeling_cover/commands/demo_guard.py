@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio
-from demo_uploads import TooMuchError, Uploads
 from fastapi import FastAPI
-from modeling_cover.model.video_opening_cover import MACHINE_ERRORS
 from starlette.concurrency import iterate_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..model.video_opening_cover import MACHINE_ERRORS
+from .demo_uploads import TooMuchError, Uploads
 
 
 logger = logging.getLogger("demo")

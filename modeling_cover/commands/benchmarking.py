@@ -12,10 +12,11 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
+
+from ..recipe.dataset_recipe import DatasetRecipe
 
 
 FPS = 30

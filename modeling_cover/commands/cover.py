@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train, evaluate, publish and use CoVeR models."""
+
+import importlib
+import sys
+
+
+COMMANDS = {
+    "train": "co-train a model on the datasets of a recipe",
+    "evaluate": "evaluate a checkpoint on datasets, with views and intervals",
+    "predict": "predict the classes of videos and images with every head",
+    "check": "find bad files, empty classes and leaks in the datasets of a recipe",
+    "prepare": "keep only the frames that training samples",
+    "show": "draw a batch as the model is fed with it",
+    "explain": "draw where a model looks",
+    "probe": "fit classifiers to the features of an encoder",
+    "publish": "publish a checkpoint on the Hub, with its card",
+    "export": "export a checkpoint to ONNX or torch.export",
+    "demo": "serve a page that classifies what is dropped on it",
+    "benchmark": "compare speed and memory with transformers' TimeSformer",
+}
+
+_USAGE = """usage: cover COMMAND [ARGUMENTS]
+
+{about}
+
+{listed}
+
+`cover COMMAND --help` has its arguments. With many processes:
+accelerate launch -m modeling_cover.commands.COMMAND [ARGUMENTS]"""
+
+
+def usage() -> str:
+    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    return _USAGE.format(about=__doc__, listed=listed)
+
+
+def main() -> None:
+    """Run the subcommand that the command line names; its exit code is that of the process."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        sys.exit(f"cover: no command '{name}', expected one of {', '.join(COMMANDS)}")
+    sys.argv = [f"cover {name}", *sys.argv[2:]]
+    # Each by itself: what one needs, another may not have installed.
+    sys.exit(importlib.import_module(f"..{name}", __name__).main())
