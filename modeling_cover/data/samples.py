@@ -271,14 +271,14 @@ def _mean_color(processor: CoverVideoProcessor) -> torch.Tensor:
     return mean.round().clamp(0, 255).to(torch.uint8)[:, None, None]
 
 
-def _clip_shape(source: SplitOfDataset, processor: CoverVideoProcessor) -> tuple[int, ...]:
+def clip_shape(source: SplitOfDataset, processor: CoverVideoProcessor) -> tuple[int, ...]:
     num_frames = 1 if source.modality == "image" else processor.num_frames
     return num_frames, 3, processor.crop_size["height"], processor.crop_size["width"]
 
 
 def _checked_ready(clip: torch.Tensor, source: SplitOfDataset, processor: CoverVideoProcessor) -> torch.Tensor:
     """A clip that the model takes as it is; a `ValueError` unless it is as large as those that are made here."""
-    expected = _clip_shape(source, processor)
+    expected = clip_shape(source, processor)
     if clip.shape != expected:
         raise ValueError(f"dataset '{source.name}': {PIXEL_VALUES} of {tuple(clip.shape)}, expected {expected}")
     return clip
@@ -353,7 +353,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
         if found is None:
             classes = len(self.source.labels)
             target = np.full(classes, UNREADABLE, np.float32) if self.source.is_multi_label else UNREADABLE
-            found = torch.zeros(_clip_shape(self.source, self.processor), dtype=torch.uint8), target
+            found = torch.zeros(self._clip_shape, dtype=torch.uint8), target
         clip, target = found
         return {"pixel_values": clip, "labels": target, "head": self.source.name}
 
@@ -365,6 +365,10 @@ class EvaluationDataset(torch.utils.data.Dataset):
             return _checked_ready(frames, self.source, self.processor)
         (crop,) = spatial_crops(frames, self.processor.crop_size)
         return crop
+
+    @property
+    def _clip_shape(self) -> tuple[int, ...]:
+        return clip_shape(self.source, self.processor)
 
 
 def check_is_of_file(error: Exception, source: SplitOfDataset) -> None:
