@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer between the page of demo.py and strangers.
+"""The layer between the page of `cover demo` and strangers.
 
 Gradio has about eighty routes, and its own way of handling uploads. It writes any number of them, of any total size,
 under a name that all visitors share, and runs FFmpeg on some. Here, only the routes that the page asks for are

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage for the files that visitors of demo.py send: temporary files without names.
+"""Storage for the files that visitors of `cover demo` send: temporary files without names.
 
 No program can be told to open one, nobody else is served one, and nothing of them is left, however the server ends.
 What a visitor has at once is bounded, and so is what all visitors have. A new file takes the place of that visitor's

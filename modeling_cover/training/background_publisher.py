@@ -222,7 +222,7 @@ class RunPublisher:
 
 def _what_to_do(folder: str, repository: HubRepository) -> str:
     """The command that publishes a checkpoint as the run would have."""
-    command = ["python", "examples/publish.py", folder, repository.repo_id]
+    command = ["cover", "publish", folder, repository.repo_id]
     command += ["--private"] if repository.private else []
     command += ["--revision", repository.revision] if repository.revision else []
     return f"The checkpoint there is whole; to publish it, run: {shlex.join(command)}"

@@ -44,7 +44,7 @@ from .sharding import configure_sharding, is_in_parts, state_in_training, whole_
 from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, end_run
-from .trainer_inputs import checked_inputs, checked_weights
+from .trainer_inputs import checked_inputs, checked_weights, no_search
 from .watchdog import Watch
 from .weight_average import WeightAverage
 from .zero import visible_to_zero
@@ -78,6 +78,8 @@ class CoverTrainer(Trainer):
 
     # compute_loss divides by the rows of the whole step, accumulation steps included.
     loss_is_scaled_for_ga = True
+
+    hyperparameter_search = no_search
 
     # Private members of transformers' Trainer that are overridden, as no public one does what they do:
     #   _get_train_sampler        the mixture's order
@@ -204,7 +206,7 @@ class CoverTrainer(Trainer):
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    # ---- Data ----
+    # ---- One step and its data ----
 
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
         return self.train_sampler
@@ -221,8 +223,6 @@ class CoverTrainer(Trainer):
         rows = sum(rows_of_heads(batch, len(self.head_names)) for batch in batches).to(device)
         batches = with_equal_groups(batches, self.accelerator, self._config)
         return batches, self.accelerator.reduce(rows, reduction="sum")
-
-    # ---- One step ----
 
     def note(self, phase: str) -> None:
         """Say what this process begins to do, see [`Watchdog`]."""

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers.utils import logging
 
@@ -51,6 +51,18 @@ class TrainerInputs:
         return processor_of(self.train_dataset, self.eval_dataset) or self.other["processing_class"]
 
 
+def no_search(*args: Any, **kwargs: Any) -> NoReturn:
+    """What a search of hyperparameters is in place of transformers' own.
+
+    Raises:
+        ValueError: always; it says how to search.
+    """
+    raise ValueError(
+        "hyperparameter_search: a trainer is of one run, which resumes in its output_dir; make a trainer of each trial, "
+        "with a model and an output_dir of its own, and no model_init"
+    )
+
+
 def checked_inputs(
     config: CoverConfig,
     args: CoverTrainingArguments,
@@ -72,10 +84,7 @@ def checked_inputs(
     if other.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func: CoverTrainer has the co-training loss, override compute_loss instead")
     if other.get("model_init") is not None:
-        raise ValueError(
-            "model_init: a trainer is of one run, whose output_dir it resumes in; for a search of hyperparameters make "
-            "a trainer of each trial, with a model and an output_dir of its own"
-        )
+        no_search()
     if args.should_save:
         check_writable(args.output_dir)
     if args.n_gpu > 1:

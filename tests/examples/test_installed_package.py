@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pip install .`, and the repository left behind: what is installed trains, writes its model card, and predicts."""
+"""`pip install .`, and the repository left behind: what is installed trains, writes its model card, and predicts, in
+Python and by its commands."""
 
 import json
 import os
@@ -55,7 +56,9 @@ class TestTheInstalledPackage:
         return site
 
     def test_it_has_no_file_of_the_repository_but_the_package(self, site):
-        assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"modeling_cover"}
+        found = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
+        assert found == {"modeling_cover", "bin"}
+        assert [path.name for path in (site / "bin").iterdir()] == ["cover"]
 
     def test_it_trains_writes_a_model_card_and_predicts(self, site, tmp_path):
         for label in ("one", "two"):
@@ -78,3 +81,17 @@ class TestTheInstalledPackage:
         assert label in ("one", "two")
         card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
         assert "library_name: transformers" in card
+        for command in (
+            ["accelerate.commands.launch", "--cpu", "-m", "modeling_cover.commands.train", "recipe.yaml"],
+            ["modeling_cover.commands.predict", "clips/one/0.mp4", "--model", "run"],
+        ):
+            more = ["--output_dir", "by_command"] * ("recipe.yaml" in command)
+            finished = subprocess.run(
+                [sys.executable, "-m", *command, *more],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(site), "HF_MODULES_CACHE": str(tmp_path / "modules")},
+                capture_output=True,
+                text=True,
+            )
+            assert finished.returncode == 0, finished.stderr
+        assert (tmp_path / "by_command" / "model.safetensors").is_file()

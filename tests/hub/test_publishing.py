@@ -237,9 +237,9 @@ class TestInTheBackground:
     def test_and_not_for_ever_and_says_how_to_publish_it(self, hub, tmp_path, caplog):
         hub.go_away(60)
         assert "checkpoint-6" in self.train(tmp_path, hub_patience=0.5, hub_private_repo=True)
-        command = f"publish.py {tmp_path}/run/checkpoint-6 org/name --private"
+        command = f"publish {tmp_path}/run/checkpoint-6 org/name --private"
         assert f"{tmp_path}/run/checkpoint-6 is not published yet" in caplog.text
-        assert caplog.text.rstrip().endswith(f"to publish it, run: python examples/{command}")
+        assert caplog.text.rstrip().endswith(f"to publish it, run: cover {command}")
 
     def test_a_checkpoint_that_cannot_be_kept_for_its_upload_is_said_and_training_goes_on(
         self, hub, checkpoint, caplog, monkeypatch

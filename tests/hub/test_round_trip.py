@@ -203,10 +203,10 @@ def test_a_token_that_is_refused_is_said_at_once_and_what_to_do_at_the_end(folde
         )
         assert first < then
         assert "log in again with `hf auth login`" in finished.stderr
-        command = re.findall(r"run: python examples/(publish\.py .*)", finished.stderr)[-1]
-        assert command == f"publish.py {folder}/outputs org/name --private --revision next"
+        command = re.findall(r"run: cover (publish .*)", finished.stderr)[-1]
+        assert command == f"publish {folder}/outputs org/name --private --revision next"
         hub.recover()
-        published = run(hub, folder, *shlex.split(command))
+        published = run(hub, folder, "publish.py", *shlex.split(command)[1:])
         assert published.returncode == 0, published.stderr[-3000:]
         with pytest.raises(RepositoryNotFoundError):
             HfApi(endpoint=hub.url, token=False).model_info("org/name")

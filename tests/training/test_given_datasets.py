@@ -287,7 +287,10 @@ class TestWhatATransformersUserTriesNext:
 
     def test_a_search_of_hyperparameters_is_a_trainer_of_each_trial(self, folder, tmp_path):
         trainer = given_trainer(folder, tmp_path, {"videos": videos(folder)})
-        with pytest.raises(ValueError, match=r"model_init: a trainer is of one run, .*make a trainer of each trial"):
+        message = "hyperparameter_search: a trainer is of one run, .*; make a trainer of each trial"
+        with pytest.raises(ValueError, match=message):
+            trainer.hyperparameter_search(n_trials=2)
+        with pytest.raises(ValueError, match=message):
             CoverTrainer(trainer.model, trainer.args, model_init=lambda: trainer.model)
         for trial, rate in enumerate((1e-4, 1e-3)):
             options = {"learning_rate": rate, "max_steps": 1}

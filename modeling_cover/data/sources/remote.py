@@ -40,7 +40,7 @@ from .file_cache import CacheError, FileCache
 CACHE_FOLDER, CACHE_GIGABYTES = "MODELING_COVER_CACHE", "MODELING_COVER_CACHE_GB"
 FETCH_SECONDS = "MODELING_COVER_FETCH_SECONDS"
 _DEFAULT_GIGABYTES = 10.0
-_DEFAULT_SECONDS = 240.0  # check_dataset.py and prepare_dataset.py end a process whose row takes 300
+_DEFAULT_SECONDS = 240.0  # `cover check` and `cover prepare` end a process whose row takes 300
 
 # What the rows of a dataset, which may be a stranger's, may name. "file" is what a plain path is.
 ROW_PROTOCOLS = ("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory", "file", "local")
