@@ -2,7 +2,7 @@
 """Measure ways to fine-tune a checkpoint on another dataset: all of it, its head alone, or an adapter (LoRA).
 
     make quickstart
-    python examples/benchmark_transfer.py --model outputs/quickstart [--dataset motions] [--steps 225]
+    python examples/benchmark_transfer.py --model outputs/quickstart [--dataset shapes] [--steps 225]
 
 Each way trains a new head on a dataset of the quickstart, on the same rows, in a process of its own, one after the
 other. Prints the top-1 on the validation split, the parameters that are trained, the memory that training took beyond
@@ -17,6 +17,7 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from modeling_cover import CoverTrainer, CoverTrainingArguments, load_recipe, prepare_cotraining
@@ -88,14 +89,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/quickstart")
     parser.add_argument("--recipe", default="examples/recipes/quickstart.yaml")
-    parser.add_argument("--dataset", default="motions")
+    parser.add_argument("--dataset", default="shapes")
     parser.add_argument("--steps", type=int, default=225, help="number of steps, of 16 rows each")
     options = parser.parse_args()
     context, rows = multiprocessing.get_context("spawn"), []
     for way in WAYS:
-        with context.Pool(1) as pool:  # which ends with it: memory is measured by the process
+        with ProcessPoolExecutor(1, context) as process:  # which ends with it: memory is the process's
             arguments = way, options.model, options.recipe, options.dataset, options.steps
-            rows.append(pool.apply(measure, arguments))
+            rows.append(process.submit(measure, *arguments).result())
     head = ["trained", "top-1", "parameters", "memory", "state in a checkpoint", "a step"]
     print(table([head, *rows]))
 

@@ -25,7 +25,7 @@ from .columns import FoundColumns, columns_of_features, columns_of_row, item_of
 from .label_lists import LabelSpace, checked_labels
 from .source import source_of_rows, source_of_stream
 from .streams import Example, RowStream, SplitOfDataset
-from .tables import Columns, Places, TableRowReader, table_rows, to_media, undecoded
+from .tables import Columns, Places, TableRowReader, paths_of, table_rows, to_media, undecoded
 
 
 SHUFFLE_BUFFER = 100
@@ -148,7 +148,8 @@ def _of_table(name: str, table: datasets.Dataset, split: str, labels: list[str] 
     entry = _entry(name, "a datasets.Dataset", found)
     table, columns = undecoded(entry, table.with_format(None), "its features")
     rows = table_rows(table, columns, Places(["its rows"]))
-    rows = replace(rows, place_of=lambda row: f"column '{found.label}', row {row}")
+    media = paths_of(table, columns.media) or rows.media
+    rows = replace(rows, media=media, place_of=lambda row: f"column '{found.label}', row {row}")
     source = source_of_rows(entry, split, rows, _space(found, rows.names, labels, _CAST), is_listed=True)
     if source.class_starts is not None and len(source.classes) < len(rows.labels.codes):
         raise ValueError(f"column '{found.label}': expected the classes of each row, each once, not 0 or 1 for each")

@@ -149,10 +149,10 @@ class PathMedia(Sequence):
     string's reference count, until each worker had millions of strings of its own.
     """
 
-    def __init__(self, root: str, paths: Iterable[str], segments: Segments | None = None):
+    def __init__(self, root: str, paths: Iterable[str] | pa.Array, segments: Segments | None = None):
         self._root, self._prefix = root, None if is_address(root) else os.path.join(root, "")
         try:
-            self._paths = pa.array(paths, type=pa.large_string())
+            self._paths = paths if isinstance(paths, pa.Array) else pa.array(paths, type=pa.large_string())
         except UnicodeEncodeError as error:
             raise ValueError(f"{root}: the name {error.object!r} is not in UTF-8: rename the file") from error
         self._segments = segments or Segments()
