@@ -591,7 +591,13 @@ def test_the_private_members_of_datasets_that_are_read_are_there():
     table = Dataset.from_dict({"a": [0, 1, 2]})
     assert table._indices is None
     assert table.select([2, 0])._indices.column(0).to_pylist() == [2, 0]
-    filtered = table.to_iterable_dataset().filter(lambda row: True)._ex_iterable
+    stream = table.to_iterable_dataset()
+    assert stream._distributed is stream._formatting is None
+    assert split_dataset_by_node(stream, 0, 2)._distributed is not None
+    assert stream.with_format("numpy")._formatting is not None
+    filtered = stream.filter(lambda row: True)._ex_iterable
+    assert not filtered.with_indices
+    assert not filtered.batched
     assert type(filtered).__name__ == "FilteredExamplesIterable"
     assert filtered.ex_iterable is not None
     both = interleave_datasets([numbered(1), numbered(1)])._ex_iterable
