@@ -73,12 +73,12 @@ class AdapterState(WholeState):
         """A copy of the whole model's weights, the adapter merged into them, by their names in a model without."""
         return merged_weights(self.model)
 
-    def trained_weights(self) -> dict[str, torch.Tensor]:
+    def adapter(self) -> dict[str, torch.Tensor]:
         whole = get_model_state_dict(self.model, options=_TRAINED)
         return {name: weight.clone() for name, weight in whole.items()}
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take what [`trained_weights`] returned.
+        """Take what [`adapter`] returned.
 
         Raises:
             CheckpointError: if that was of another adapter.
@@ -91,9 +91,6 @@ class AdapterState(WholeState):
         with torch.no_grad():
             for name, weight in own.items():
                 weight.copy_(weights[name])
-
-    def adapter(self) -> dict[str, torch.Tensor]:
-        return self.trained_weights()
 
 
 def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,7 +8,6 @@ parameters sharded over processes that were not, and the other way round.
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +58,12 @@ class WholeState:
         whole = get_model_state_dict(self.model, options=_GATHERED)
         return {name: weight.clone() for name, weight in whole.items()}
 
-    def trained_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of what [`load_weights`] takes, by name."""
-        return self.weights()
-
     def adapter(self) -> dict[str, torch.Tensor]:
-        """Of a model with an adapter, the same; of others, nothing: their weights say all."""
+        """A copy of what is trained, by name, of a model with an adapter; nothing of others, whose weights say all."""
         return {}
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take what [`weights`] returned, or where there is one [`adapter`]."""
         set_model_state_dict(self.model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=True))
 
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -198,6 +194,8 @@ class RunState:
 
         Every process must call it, after `step` optimizer steps.
         """
+        # First the weights: FSDP2 gathers them, and leaves parameters as the optimizer knows them.
+        weights, adapter = self.whole.weights(), self.whole.adapter()
         optimizer_tensors, optimizer_rest = self.whole.optimizer_state()
         rng_tensors, rng_rest = joined_rng_states(gather_object([rng_state()]))
         position = step * self.sampler.step_size
@@ -220,11 +218,11 @@ class RunState:
         tensors = {"optimizer": optimizer_tensors, "rng": rng_tensors}
         if self.average is not None:
             state["average_updates"] = self.average.updates
-            tensors[TRAINED_WEIGHTS] = self.whole.trained_weights()
-        with nullcontext() if self.average is None else self.average.in_place():
-            weights = self.whole.weights()
-            if adapter := self.whole.adapter():
-                tensors[ADAPTER] = adapter
+            tensors[TRAINED_WEIGHTS] = adapter or weights
+            with self.average.in_place():
+                weights, adapter = self.whole.weights(), self.whole.adapter()
+        if adapter:
+            tensors[ADAPTER] = adapter
         return weights, state, tensors
 
     def load(self, checkpoint: str | os.PathLike) -> None:
