@@ -3,16 +3,13 @@
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
-import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
 from modeling_cover.commands import cover
 from python_server import python
-
-
-COVER = Path(sys.executable).parent / "cover"
 
 
 def run(monkeypatch, *arguments: str) -> int | str | None:
@@ -51,14 +48,16 @@ def test_training_asks_for_a_recipe(monkeypatch):
     assert run(monkeypatch, "train") == "cover train: name a recipe, a YAML file, such as `cover train RECIPE.yaml`"
 
 
-@pytest.mark.parametrize("launched", [[str(COVER), "predict"], ["examples/predict.py"]], ids=["installed", "script"])
-def test_it_predicts(tmp_path, launched):
+def test_a_script_of_the_examples_is_the_same(tmp_path):
     save_quickstart(tmp_path / "model")
     clip = write_clip(tmp_path / "clip.mp4", indexed_frames(8))
-    command = launched if launched[0] == str(COVER) else [python(), Path(__file__).parents[2] / launched[0]]
-    finished = subprocess.run(
-        [*command, clip, "--model", tmp_path / "model"], capture_output=True, text=True, timeout=600
-    )
+    command = [python(), Path(__file__).parents[2] / "examples" / "predict.py", clip, "--model", tmp_path / "model"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert finished.stdout.startswith(clip)
     assert "%" in finished.stdout
+
+
+def test_it_is_installed_under_its_name():
+    (entry,) = entry_points(group="console_scripts", name="cover")
+    assert entry.load() is cover.main
