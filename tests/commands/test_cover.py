@@ -3,7 +3,6 @@
 
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from checkpoints import save_quickstart
@@ -56,8 +55,3 @@ def test_a_script_of_the_examples_is_the_same(tmp_path):
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert finished.stdout.startswith(clip)
     assert "%" in finished.stdout
-
-
-def test_it_is_installed_under_its_name():
-    (entry,) = entry_points(group="console_scripts", name="cover")
-    assert entry.load() is cover.main
