@@ -406,8 +406,8 @@ def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"a batch for evaluation is of one head, got {sorted(heads)}")
         clips = [sample["pixel_values"] for sample in samples]
         # What cannot be read is of bytes, all 0.
-        are_floats = {clip.is_floating_point() for clip in clips if clip.is_floating_point() or clip.any()}
-        if len(are_floats) > 1:
+        is_mixed = len({clip.dtype for clip in clips}) > 1
+        if is_mixed and any(clip.any() for clip in clips if not clip.is_floating_point()):
             raise ValueError(f"dataset '{samples[0]['head']}': some rows are floats for the model, others bytes")
         return {
             "pixel_values": torch.stack(clips),

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files for datasets that are listed and not read."""
+"""Files for datasets that are listed and not read, and a few that are."""
 
+import numpy as np
+import PIL.Image
 import pytest
+from clips import indexed_frames, write_clip
 
 
 @pytest.fixture
@@ -26,3 +29,19 @@ def write(tmp_path, touch):
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[str]:
+    """The paths of three videos of 9 frames."""
+    folder = tmp_path_factory.mktemp("clips")
+    return [write_clip(folder / f"{index}.mp4", indexed_frames(9)[index:]) for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> list[str]:
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    paths = [folder / f"{index}.png" for index in range(3)]
+    for path in paths:
+        PIL.Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    return list(map(str, paths))

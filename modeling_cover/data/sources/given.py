@@ -28,7 +28,7 @@ from .streams import Example, RowStream, SplitOfDataset
 from .tables import Columns, Places, TableRowReader, paths_of, table_rows, to_media, undecoded
 
 
-SHUFFLE_BUFFER = 100
+SHUFFLE_BUFFER = DatasetRecipe.shuffle_buffer
 
 # What names classes.
 _CAST = '.cast_column("{column}", {kind})'
@@ -202,7 +202,7 @@ def _of_stream(
 
 
 def _parts(part: Any) -> list[Any]:
-    """What an iterable of `datasets` is made of. No public member says it, see tests/data/test_given.py."""
+    """What an iterable of `datasets` is made of. No public member says it, see tests/data/test_given_refused.py."""
     below = getattr(part, "ex_iterables", None) or [getattr(part, "ex_iterable", None)]
     return [part, *(found for inner in below if inner is not None for found in _parts(inner))]
 

@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetsError
 from ...model.file_access_cover import is_address, joined_file, parent, public_name
 from ...model.video_decoding_cover import VideoDecodingError
 from ...recipe.dataset_recipe import DatasetRecipe
-from .columns import LISTS
+from .columns import LISTS, item_of
 from .decoded import checked_decoded
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
@@ -102,7 +102,7 @@ def undecoded(
     is_list = isinstance(label, LISTS)
     if is_list != dataset.is_multi_label:
         raise ValueError(f"{place}: column '{names['label']}': {dataset.problem_type} does not go with {label}")
-    item = label.feature if is_list else label
+    item = item_of(label)
     listed = None
     if isinstance(item, datasets.ClassLabel):
         listed = checked_labels(list(item.names), f"{place}: column '{names['label']}'")
@@ -303,7 +303,7 @@ def paths_of(table: datasets.Dataset, column: str) -> PathMedia | None:
 def row_order(table: datasets.Dataset) -> np.ndarray | None:
     """Which of the stored rows each row is, (rows,), after `shuffle`, `select` or `filter`; None: all as they are.
 
-    `Dataset` has no public member for it, see tests/data/test_given.py.
+    `Dataset` has no public member for it, see tests/data/test_given_refused.py.
     """
     return None if table._indices is None else table._indices.column(0).to_numpy().astype(np.int64)
 
