@@ -111,7 +111,7 @@ class TestResuming:
             trainer.train(resume_from_checkpoint=True)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("processes", "workers"), [(1, 3), (2, 1)])
+    @pytest.mark.parametrize(("processes", "workers"), [(1, 1), (1, 3), (2, 1), (2, 3)])
     def test_killed_runs_end_as_one_that_was_not_stopped(self, folder, tmp_path, processes, workers):
         """It is killed with so many workers, and goes on without."""
         options = {"given": True, "processes": processes, "per_device_train_batch_size": 4 // processes}
