@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples and batches: from references to clips, and from clips to groups of one shape.
+"""Samples: from references to clips.
 
 Up to the training device, pixels are bytes: as floats they would fill four times as much of the shared memory between
 the workers and the training process. `CoverVideoProcessor.normalize_pixels` is the step that is left.
 
-Axes: B clips   T frames of a clip   C, H, W channels, height and width of a frame.
+Axes: T frames of a clip   C, H, W channels, height and width of a frame.
 """
 
 import errno
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -388,52 +387,3 @@ def check_still_there(source: SplitOfDataset) -> None:
     for root in source.roots:
         if not is_address(root) and not os.path.exists(root):
             raise FileNotFoundError(f"dataset '{source.name}': {root} was there at the start and is not any more")
-
-
-def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch that `CoverForVideoClassification` takes.
-
-    Training samples become groups of clips of one shape and type, in order of first appearance, with the `labels` and
-    `head_ids` of all rows in the order of the groups; `labels` is a dict by head where some are vectors (of a
-    multi-label head, or of mixed samples). Samples of an evaluation, all of one head, become one tensor.
-
-    Raises:
-        ValueError: if samples of an evaluation are of several heads.
-    """
-    if "head" in samples[0]:
-        heads = {sample["head"] for sample in samples}
-        if len(heads) > 1:
-            raise ValueError(f"a batch for evaluation is of one head, got {sorted(heads)}")
-        clips = [sample["pixel_values"] for sample in samples]
-        # What cannot be read is of bytes, all 0.
-        is_mixed = len({clip.dtype for clip in clips}) > 1
-        if is_mixed and any(clip.any() for clip in clips if not clip.is_floating_point()):
-            raise ValueError(f"dataset '{samples[0]['head']}': some rows are floats for the model, others bytes")
-        return {
-            "pixel_values": torch.stack(clips),
-            "labels": _stacked_labels(samples),
-            "head": samples[0]["head"],
-        }
-    groups = defaultdict(list)
-    for sample in samples:
-        clip = sample["pixel_values"]
-        groups[clip.shape, clip.dtype].append(sample)
-    rows = [sample for group in groups.values() for sample in group]
-    return {
-        "pixel_values": [torch.stack([sample["pixel_values"] for sample in group]) for group in groups.values()],
-        "labels": _mixed_labels(rows),
-        "head_ids": torch.tensor([sample["head_ids"] for sample in rows]),
-    }
-
-
-def _mixed_labels(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | dict[str, torch.Tensor]:
-    if not any(isinstance(sample["labels"], torch.Tensor) for sample in rows):
-        return _stacked_labels(rows)
-    rows_of = defaultdict(list)
-    for sample in rows:
-        rows_of[sample["dataset"]].append(sample)
-    return {name: _stacked_labels(samples) for name, samples in rows_of.items()}
-
-
-def _stacked_labels(samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    return torch.stack([torch.as_tensor(sample["labels"]) for sample in samples])

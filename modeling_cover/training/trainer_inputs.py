@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 from transformers.utils import logging
 
+from ..data.batches import collate_clips
 from ..data.mixture import MixtureSchedule
-from ..data.samples import CoTrainingDataset, EvaluationDataset, collate_clips
+from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..evaluation.metrics import TOP_K, compute_metrics, mean_metrics, metric_inputs
 from ..model.configuration_cover import CoverConfig
 from ..model.video_processing_cover import CoverVideoProcessor
