@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,8 @@ def _is_bad(quarantine: Quarantine | None, source: SplitOfDataset, name: str, sp
 class EvaluationDataset(torch.utils.data.Dataset):
     """One split of one dataset, in order: clips (T, 3, H, W) of uint8, the centre crop of each, and their targets.
 
+    It is indexed by row; where the split is a stream, by what a [`RowSampler`] yields.
+
     A file that cannot be decoded is an error; or, with a quarantine, written down there: its row has labels of
     `UNREADABLE`, which count neither for nor against the model, and the evaluation tells how many they were. There,
     and in messages, it is of `split`.
@@ -345,8 +348,12 @@ class EvaluationDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, row: int) -> Sample:
-        candidates = [_candidate(self.source, row)]
+    def __getitem__(self, reference: int | SampleReference) -> Sample:
+        is_of_stream = isinstance(reference, SampleReference)
+        if isinstance(self.source, StreamedSource) and not is_of_stream:
+            raise ValueError(f"dataset '{self.source.name}' is a stream: its rows come by RowSampler, not by index")
+        row, stored = (reference.row, reference.stored) if is_of_stream else (reference, reference)
+        candidates = [_candidate(self.source, stored)]
         decode = partial(self._decoded, row)
         found = _first_readable(self.source, candidates, decode, self.quarantine, self.split, row + 1)
         if found is None:
@@ -368,6 +375,41 @@ class EvaluationDataset(torch.utils.data.Dataset):
     @property
     def _clip_shape(self) -> tuple[int, ...]:
         return clip_shape(self.source, self.processor)
+
+
+class RowSampler(torch.utils.data.Sampler[int | SampleReference]):
+    """The rows of a split in order. Those of a stream are read here, once, and sent along undecoded.
+
+    Raises:
+        ValueError: as it is iterated, if a stream has not as many rows as is said of it.
+    """
+
+    def __init__(self, source: SplitOfDataset):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[int | SampleReference]:
+        source = self.source
+        if not isinstance(source, StreamedSource):
+            yield from source.rows()
+            return
+        rows, count = source.rows(), 0
+        for stored in islice(rows, source.size):
+            yield SampleReference(source.name, row=count, position=count, draw=count, stored=stored)
+            count += 1
+        if count < source.size or next(rows, None) is not None:
+            found = f"{count} rows, not" if count < source.size else "more rows than"
+            raise ValueError(
+                f"dataset '{source.name}': a pass over {source.stream.place} finds {found} the {source.size} that it is "
+                f"said to have: give eval_sizes={{'{source.name}': ...}}"
+            )
+
+
+def row_sampler(dataset: object) -> RowSampler | None:
+    """That of an [`EvaluationDataset`]."""
+    return RowSampler(dataset.source) if isinstance(dataset, EvaluationDataset) else None
 
 
 def check_is_of_file(error: Exception, source: SplitOfDataset) -> None:

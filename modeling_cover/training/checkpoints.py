@@ -339,6 +339,17 @@ class RunCheckpoints:
                     shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def all_kept(args: TrainingArguments) -> Iterator[None]:
+    """Trainer removes no checkpoint here. With a limit of 1, it would remove the newest if another is the best, and no
+    run could resume."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
+
+
 def check_writable(output_dir: str | os.PathLike) -> None:
     """Raise a [`CheckpointError`] if nothing can be written to a folder; it is made if need be."""
     probe = Path(output_dir) / f"{_INCOMPLETE}probe-{uuid.uuid4().hex[:8]}"

@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from ..data.mixture import MixtureSchedule
 from ..data.samples import EvaluationDataset
-from ..data.sources import SplitOfDataset, StreamedSource, to_source
+from ..data.sources import SplitOfDataset, to_source
 from ..data.sources.given import SHUFFLE_BUFFER, first_row_of
 from ..data.sources.spelling import normal_name
 from ..model.configuration_cover import CoverConfig
@@ -31,7 +31,8 @@ class DataOptions:
         mixture: "proportional" to their sizes, as the paper does, "equal" or "temperature", see [`MixtureRecipe`]; or
             the share of each dataset, relative to their sum.
         temperature, when_exhausted: see [`MixtureRecipe`].
-        sizes: rows of the streams that do not know them.
+        sizes: rows of the streams that are trained on and do not know them.
+        eval_sizes: of those that are evaluated.
         shuffle_buffer: rows of the blocks in which streams are shuffled.
         clip_sampling: "uniform", "dense" or "segments", see [`ClipRecipe`].
         augmentations: by dataset, see [`Augmentation`].
@@ -45,6 +46,7 @@ class DataOptions:
     temperature: float = 1.0
     when_exhausted: str = "repeat"
     sizes: Mapping[str, int] | None = None
+    eval_sizes: Mapping[str, int] | None = None
     shuffle_buffer: int = SHUFFLE_BUFFER
     clip_sampling: str = "uniform"
     augmentations: Mapping[str, Augmentation] | None = None
@@ -55,8 +57,9 @@ class DataOptions:
             check_choice("mixture", self.mixture, tuple(name for name in SAMPLINGS if name != "shares"))
         check_whole_number("shuffle_buffer", self.shuffle_buffer)
         check_choice("clip_sampling", self.clip_sampling, CLIP_SAMPLINGS)
-        for name, size in (self.sizes or {}).items():
-            check_whole_number(f"sizes: {name}", size)
+        for option in ("sizes", "eval_sizes"):
+            for name, size in (getattr(self, option) or {}).items():
+                check_whole_number(f"{option}: {name}", size)
         for name, share in self.shares.items():
             check_positive(f"mixture: {name}", share)
 
@@ -68,9 +71,10 @@ class DataOptions:
         return options, {name: value for name, value in kwargs.items() if name not in own}
 
     @property
-    def first_given(self) -> str:
-        """The first option that is not at its default."""
-        return next(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+    def of_training(self) -> list[str]:
+        """The options that are given, but for those of evaluations."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return [name for name in given if name != "eval_sizes"]
 
     @property
     def shares(self) -> Mapping[str, float]:
@@ -99,6 +103,8 @@ class GivenData:
         self._options = options
         self._bad_files = BadFilesRecipe(max_share=options.max_bad_share)
         self.has_begun = False  # the trainer is made
+        for name in options.eval_sizes or {}:
+            self._check_head(name, "eval_sizes")
 
     def training(self, given: Any, schedule: MixtureSchedule | None) -> tuple[Any, MixtureSchedule | None]:
         """The training samples, and what is drawn when; what is no mapping of datasets stays as it is.
@@ -109,8 +115,8 @@ class GivenData:
         """
         options = self._options
         if not isinstance(given, Mapping):
-            if given is not None and options != DataOptions():
-                raise ValueError(f"{options.first_given}: of use where train_dataset is {{name: dataset}}")
+            if given is not None and options.of_training:
+                raise ValueError(f"{options.of_training[0]}: of use where train_dataset is {{name: dataset}}")
             return given, schedule
         if schedule is not None:
             raise ValueError("schedule: of use with a CoTrainingDataset; give mixture where there are datasets")
@@ -131,7 +137,7 @@ class GivenData:
         of an evaluation already stay as they are.
 
         Raises:
-            ValueError: as above; or if a dataset is a stream.
+            ValueError: as above.
         """
         if isinstance(given, Mapping) and not isinstance(given, datasets.DatasetDict):
             return {name: self._evaluated(name, data) for name, data in given.items()}
@@ -151,12 +157,9 @@ class GivenData:
     def _evaluated(self, name: str, data: Any) -> Any:
         if data is None or isinstance(data, str) or _is_of_evaluation(data):
             return data
-        if isinstance(data, datasets.IterableDataset | StreamedSource):
-            raise ValueError(
-                f"eval_dataset: dataset '{name}' is read in order, and the rows of an evaluation by index: load it "
-                "without streaming, or make a Dataset of its rows, such as by Dataset.from_generator"
-            )
-        maker, source = self._maker(), self._source(name, data, "eval_dataset")
+        is_stream = isinstance(data, datasets.IterableDataset)
+        size = (self._options.eval_sizes or {}).get(name) if is_stream else None
+        maker, source = self._maker(), self._source(name, data, "eval_dataset", size)
         # What is evaluated later may be other rows under the names of these.
         split = "given later" if self.has_begun else "validation"
         if self.has_begun:
@@ -166,16 +169,19 @@ class GivenData:
         return maker.evaluation({name: source}, split)[name]
 
     def _source(self, name: str, data: Any, argument: str, size: int | None = None) -> SplitOfDataset:
-        if name not in self._config.heads:
-            raise ValueError(
-                f"{argument}: no head '{name}': the model's heads are {self._config.head_names}; heads_of(datasets) "
-                "describes those that it needs"
-            )
+        self._check_head(name, argument)
         split = "train" if argument == "train_dataset" else "validation"
         head = self._config.heads[name]
         source = to_source(name, data, split, head["labels"], size, self._options.shuffle_buffer)
         check_goes_with(source, head)
         return source
+
+    def _check_head(self, name: str, argument: str) -> None:
+        if name not in self._config.heads:
+            raise ValueError(
+                f"{argument}: no head '{name}': the model's heads are {self._config.head_names}; heads_of(datasets) "
+                "describes those that it needs"
+            )
 
     def _maker(self) -> DataMaker:
         config, processor = self._config, self._processor

@@ -238,9 +238,13 @@ class RunState:
             self.sampler.streams[name].load_state_dict(stream)
 
 
-def average_of_run(checkpoint: str | os.PathLike | None, whole: WholeState, decay: float) -> WeightAverage:
+def average_of_run(
+    checkpoint: str | os.PathLike | None, whole: WholeState, decay: float | None
+) -> WeightAverage | None:
     """The average of a run's weights: of those that it starts with or, in a run that resumes, as the checkpoint has
-    it."""
+    it. A run without `decay` has none."""
+    if decay is None:
+        return None
     updates = 0
     if checkpoint is not None:
         whole.load_weights(evaluated_weights(checkpoint))

@@ -12,12 +12,13 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from ..data.mixture import MixtureSampler, MixtureSchedule
-from ..data.samples import CoTrainingDataset
+from ..data.samples import CoTrainingDataset, row_sampler
 from ..evaluation.metrics import means_of_datasets
 from ..files import finite
 from ..hub.model_card import front_matter, write_model_card
@@ -28,7 +29,7 @@ from .arguments import CoverTrainingArguments
 from .background_publisher import RunPublisher
 from .batches import encoder_operations, normalized, rows_of_heads
 from .callbacks import run_callbacks
-from .checkpoints import ADAPTER, RunCheckpoints, write_model, write_trainer_state
+from .checkpoints import ADAPTER, RunCheckpoints, all_kept, write_model, write_trainer_state
 from .evaluation_loss import EvaluationLoss, forget_unreadable
 from .folder_lock import FolderLock
 from .generators import kept_generators
@@ -83,6 +84,7 @@ class CoverTrainer(Trainer):
 
     # Private members of transformers' Trainer that are overridden, as no public one does what they do:
     #   _get_train_sampler        the mixture's order
+    #   _get_eval_sampler         the rows of a stream in order
     #   _get_grad_norm            the norm by which a step is skipped, which no event is told
     #   _load_from_checkpoint     weights are loaded once, by `RunState`
     #   _prepare_for_training     where a run resumes: model and optimizer are sharded, and no step is taken yet
@@ -180,8 +182,7 @@ class CoverTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.resumed_from, self._resumed_step = checkpoint, self.state.global_step
         self.has_ended = checkpoint is not None and stays_stopped(checkpoint, self.args)
-        if self.args.ema_decay is not None:
-            self.weight_average = average_of_run(checkpoint, self.whole_state, self.args.ema_decay)
+        self.weight_average = average_of_run(checkpoint, self.whole_state, self.args.ema_decay)
         if checkpoint is not None:
             self.run_state.load(checkpoint)
             self.record.resume(checkpoint)
@@ -210,6 +211,9 @@ class CoverTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: CoTrainingDataset | None = None) -> MixtureSampler:
         return self.train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        return row_sampler(eval_dataset) or super()._get_eval_sampler(eval_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an optimizer step, and the rows of each head, (heads,), in those of all processes."""
@@ -331,7 +335,7 @@ class CoverTrainer(Trainer):
         return super().predict(self._given.prediction(test_dataset), *args, **kwargs)
 
     def evaluation_loop(
-        self, dataloader: torch.utils.data.DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         average = nullcontext() if self.weight_average is None else self.weight_average.in_place()
         with self.watch, average:
@@ -383,12 +387,8 @@ class CoverTrainer(Trainer):
             self.record.best_step = self.state.best_global_step
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # With a limit of 1, Trainer removes the newest checkpoint if another is the best: no run could resume from it.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        with all_kept(self.args):
             return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
 
     def save_state(self) -> None:
         if self.is_world_process_zero():

@@ -42,6 +42,15 @@ def test_an_address_in_a_row_that_was_filtered_out_is_no_matter():
     assert len(to_source("given", table.filter(lambda row: row["label"] == 1))) == 1
 
 
+def test_files_that_are_all_embedded_have_paths_without_a_type():
+    """As `datasets` infers it of None alone."""
+    table = Dataset.from_dict(
+        {"video": [{"bytes": b"0", "path": None}, {"bytes": b"1", "path": None}], "label": [1, 0]}
+    )
+    source = to_source("given", table, labels=LABELS)
+    assert [source.example(row).media.content for row in source.rows()] == [b"0", b"1"]
+
+
 @pytest.mark.parametrize("kind", ["table", "rows", "stream"])
 def test_a_list_of_classes_is_multi_label(images, kind):
     rows = {"image": images, "labels": [[0, 1], [], [1]]}

@@ -249,10 +249,6 @@ class TestEvaluating:
         assert trainer.evaluate(eval_dataset={"videos": good}).get("eval_videos_unreadable", 0) == 0
         assert trainer.evaluate()["eval_videos_unreadable"] == 1
 
-    def test_a_stream_is_refused(self, folder, trainer):
-        with pytest.raises(ValueError, match=r"eval_dataset: dataset 'images' is read in order, .*without streaming"):
-            trainer.evaluate(eval_dataset={"images": image_stream(folder)})
-
     def test_a_head_that_is_not_there_is_named(self, folder, trainer):
         with pytest.raises(ValueError, match="eval_dataset: no head 'audio'"):
             trainer.evaluate(eval_dataset={"audio": videos(folder)})

@@ -17,6 +17,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 # As `CoverTrainer` overrides them: in transformers 5.23 and 5.24.
 SIGNATURES = {
     "_get_train_sampler": ["self", "train_dataset"],
+    "_get_eval_sampler": ["self", "eval_dataset"],
     "_get_grad_norm": ["self", "model", "grad_norm"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],

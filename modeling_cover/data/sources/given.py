@@ -77,7 +77,7 @@ def to_source(
             split = next(iter(data), "train")
             raise ValueError(f'expected one split, got those of {type(data).__name__}: pass data["{split}"]')
         if isinstance(data, datasets.IterableDataset):
-            return _of_stream(name, data, labels, size, shuffle_buffer)
+            return _of_stream(name, data, split, labels, size, shuffle_buffer)
         if size is not None:
             raise ValueError("sizes: of use to a datasets.IterableDataset only, this dataset has its rows counted")
         if isinstance(data, SplitOfDataset):
@@ -162,7 +162,12 @@ def _undecoded_row(table: datasets.Dataset) -> Mapping[str, Any]:
 
 
 def _of_stream(
-    name: str, stream: datasets.IterableDataset, labels: list[str] | None, size: int | None, shuffle_buffer: int
+    name: str,
+    stream: datasets.IterableDataset,
+    split: str,
+    labels: list[str] | None,
+    size: int | None,
+    shuffle_buffer: int,
 ) -> SplitOfDataset:
     parts = _parts(stream._ex_iterable)
     if any(isinstance(part, iterables.BufferShuffledExamplesIterable) for part in parts):
@@ -197,7 +202,8 @@ def _of_stream(
         roots=(),
     )
     if rows.size is None:
-        raise ValueError("nothing says how many rows a pass over it has: give sizes={" + f'"{name}": ...' + "}")
+        sizes = "sizes" if split == "train" else "eval_sizes"
+        raise ValueError(f"nothing says how many rows a pass over it has: give {sizes}={{'{name}': ...}}")
     return source_of_stream(entry, rows, _space(found, columns.names, labels, how))
 
 

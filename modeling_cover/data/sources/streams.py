@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train splits that are read in order instead of by index, shuffled so that a run can stop and resume anywhere.
+"""Splits that are read in order instead of by index; to train on, shuffled so that a run can stop and resume anywhere.
 
     pass 0    shards in one order      | block | block | block |      each block permuted
     pass 1    shards in another        | block | block | block |
@@ -31,6 +31,8 @@ logger = logging.get_logger(__name__)
 
 _REMEMBERED_DRAWS = 10_000  # how far back the stream can be taken without starting from its beginning
 _DRAWS_PER_MARK = 100
+
+_SHARD_ERRORS = OSError, ValueError, ImportError, DatasetsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ class SplitOfDataset(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedSource(SplitOfDataset):
-    """A train split that is only read in order."""
+    """A split that is only read in order."""
 
     size: int  # rows of a pass, as the source or the recipe says
     shuffle_buffer: int  # rows of the blocks in which it is shuffled
@@ -126,8 +128,18 @@ class StreamedSource(SplitOfDataset):
     def rows(self) -> Iterator["StoredRow"]:
         rows = self.stream.rows
         for shard in range(rows.num_shards):
-            for row, content in enumerate(rows.shard(num_shards=rows.num_shards, index=shard)):
-                yield StoredRow(shard, row, content)
+            try:
+                for row, content in enumerate(rows.shard(num_shards=rows.num_shards, index=shard)):
+                    yield StoredRow(shard, row, content)
+            except _SHARD_ERRORS as error:
+                raise self.damaged(shard, error) from error
+
+    def damaged(self, shard: int, error: Exception) -> ValueError:
+        """What went wrong as a shard was read, with its name."""
+        hint = ": .decode(False) before map and filter passes files as they are" * isinstance(error, ImportError)
+        return ValueError(
+            f"dataset '{self.name}': {self.stream.place}, shard {shard} cannot be read on: {error}{hint}"
+        )
 
     def place(self, row: "StoredRow") -> str:
         return f"{self.stream.place}, shard {row.shard}, row {row.row}"
@@ -312,10 +324,8 @@ class Stream:
     def _read_rows(self) -> list[StoredRow]:
         try:
             return self._pass.read(self.source.shuffle_buffer)
-        except (OSError, ValueError, ImportError, DatasetsError) as error:
-            place = f"{self.source.stream.place}, shard {self._pass.shard}"
-            hint = ": .decode(False) before map and filter passes files as they are" * isinstance(error, ImportError)
-            raise ValueError(f"dataset '{self.source.name}': {place} cannot be read on: {error}{hint}") from error
+        except _SHARD_ERRORS as error:
+            raise self.source.damaged(self._pass.shard, error) from error
 
     def _check_pass(self, end: _Mark) -> None:
         rows = end.draw - end.pass_draw

@@ -334,7 +334,8 @@ def _check_addresses(table: datasets.Dataset, column: str, place: str) -> None:
     column, order = table.data.column(column), row_order(table)
     if not pa.types.is_struct(column.type):
         return
-    paths = pa.chunked_array([pc.struct_field(chunk, "path") for chunk in column.chunks])
+    # Where no row has a path, a column may be of the type null.
+    paths = pa.chunked_array([pc.struct_field(chunk, "path").cast(pa.large_string()) for chunk in column.chunks])
     is_inside = pa.chunked_array([pc.struct_field(chunk, "bytes").is_valid() for chunk in column.chunks])
     is_address = pc.fill_null(pc.and_not(pc.match_substring(paths, "://"), is_inside), False)
     rows = np.flatnonzero(is_address.to_numpy())
