@@ -12,18 +12,18 @@ quickstart: $(VENV)/base
 		--num_cpu_threads_per_process 1 examples/cotrain.py
 	$(BIN)/python examples/quickstart_report.py
 
-# As many processes as cores of the smallest machine it is meant for, of one thread each. Files are in the order of
+# Processes for the 2 cores of the smallest machine it is meant for, of one thread each. Files are in the order of
 # tests/conftest.py. Tests start many interpreters, each of which would else compile the package again.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
-# The specification.
+# The specification. One process more than cores, as some tests wait for others.
 test: $(VENV)/installed
-	$(PYTEST) 2 -m "not slow"
+	$(PYTEST) 3 -m "not slow"
 
-# What takes long for a reason: killed runs, launchers, whole matrices. `make test` has something faster of each. One
-# process more, as most wait for others or for a limit of time.
+# What takes long for a reason: killed runs, launchers, whole matrices. `make test` has something faster of each. Most
+# wait for others or for a limit of time.
 test-slow: $(VENV)/installed
-	$(PYTEST) 3 -m slow
+	$(PYTEST) 4 -m slow
 
 test-all: $(VENV)/installed
 	$(PYTEST) 2

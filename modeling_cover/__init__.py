@@ -17,7 +17,7 @@ from .model.video_processing_cover import CoverVideoProcessor
 
 
 if TYPE_CHECKING:
-    from .data.batches import collate_clips
+    from .data.collation import collate_clips
     from .data.samples import CoTrainingDataset, EvaluationDataset
     from .data.sources import heads_of
     from .recipe.recipe import Recipe, load_recipe
@@ -72,7 +72,7 @@ _MODULES = {
     "CoverTrainingArguments": "training.arguments",
     "EvaluationDataset": "data.samples",
     "Recipe": "recipe.recipe",
-    "collate_clips": "data.batches",
+    "collate_clips": "data.collation",
     "heads_of": "data.sources",
     "load_recipe": "recipe.recipe",
     "prepare_cotraining": "training.from_recipe",

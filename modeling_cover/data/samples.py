@@ -403,7 +403,7 @@ class RowSampler(torch.utils.data.Sampler[int | SampleReference]):
             found = f"{count} rows, not" if count < source.size else "more rows than"
             raise ValueError(
                 f"dataset '{source.name}': a pass over {source.stream.place} finds {found} the {source.size} that it is "
-                f"said to have: give eval_sizes={{'{source.name}': ...}}"
+                f'said to have: give eval_sizes={{"{source.name}": ...}}'
             )
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.batches import collate_clips
+from ..data.collation import collate_clips
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.pipeline_cover import head_scores
 from ..recipe.checks import check_whole_number

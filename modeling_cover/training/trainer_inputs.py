@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from transformers.utils import logging
 
-from ..data.batches import collate_clips
+from ..data.collation import collate_clips
 from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..evaluation.metrics import TOP_K, compute_metrics, mean_metrics, metric_inputs

@@ -38,19 +38,13 @@ BLOCKS = [
     )
 ]
 
-# Each of their snippets exports a model or trains the study, which another page names as well; test_exporting.py and
-# test_miniature.py have smaller ones.
-SLOW_PAGES = ("exporting", "paper_in_miniature")
-SLOW_COMMAND = "examples/paper_in_miniature.py"
+# Each of its snippets exports a model; test_exporting.py has smaller ones.
+SLOW_PAGE = "exporting"
 
 
 def blocks(*languages: str) -> list:
     return [
-        pytest.param(
-            code,
-            id=f"{page}: {code.splitlines()[0][:60]}",
-            marks=[pytest.mark.slow] * (page in SLOW_PAGES or SLOW_COMMAND in code),
-        )
+        pytest.param(code, id=f"{page}: {code.splitlines()[0][:60]}", marks=[pytest.mark.slow] * (page == SLOW_PAGE))
         for page, language, code in BLOCKS
         if language in languages
     ]
@@ -177,7 +171,7 @@ def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW_PAGES))
+        pytest.param(page, marks=[pytest.mark.slow] * (page == SLOW_PAGE))
         for page in sorted({page for page, language, _ in BLOCKS if language == "python"})
     ],
 )
@@ -204,9 +198,15 @@ def _is_of_a_stranger(code: str) -> bool:
     return "trust_remote_code" in code
 
 
-# Benchmarks take minutes, and a page is served until it is stopped: test_demo.py asks it something.
+# Benchmarks take minutes, a page is served until it is stopped: test_demo.py asks it something; and test_miniature.py
+# looks at what its study has made.
 @pytest.mark.parametrize(
-    "code", [block for block in blocks("bash") if not re.match(r".*(benchmark|/demo\.py)", block.values[0])]
+    "code",
+    [
+        block
+        for block in blocks("bash")
+        if not re.match(r".*(benchmark|/demo\.py|/paper_in_miniature\.py)", block.values[0])
+    ],
 )
 def test_a_command_runs(hub, workspace, code):
     run(hub, workspace, "bash", "-euc", code)

@@ -4,9 +4,11 @@
 import gzip
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -233,20 +235,33 @@ def test_a_difference_is_one_within_each_seed():
     )
 
 
-def arguments(output: Path, pictures_folder: Path, *more: str) -> list[str]:
-    return ["--output", str(output), "--fashion_mnist", str(pictures_folder), "--scale", "tiny", "--seeds", "1", *more]
+# As docs/paper.md says, in a folder with data/fashion-mnist.
+COMMAND = "python examples/paper_in_miniature.py --fashion_mnist data/fashion-mnist --scale tiny --seeds 1"
+OUTPUT = Path("outputs/miniature")
 
 
-def start(output: Path, pictures_folder: Path) -> forked_runs.ForkedRun:
-    """Of a process that starts others; what it prints is added to log.txt."""
-    command = arguments(output, pictures_folder, "--processes", "2")
-    return forked_runs.start_processes(forked_runs.call, 1, output / "log.txt", {}, paper_in_miniature.main, command)
+def test_the_page_has_the_command():
+    page = Path(__file__).parents[2] / "docs" / "paper.md"
+    assert f"```bash\n{COMMAND}\n```\n" in page.read_text(encoding="utf-8")
 
 
-def figures(output: Path) -> dict[str, dict]:
+def call_in(folder: Path, arguments: list[str]) -> None:
+    os.chdir(folder)
+    forked_runs.call(paper_in_miniature.main, arguments)
+
+
+def start(folder: Path, pictures_folder: Path) -> forked_runs.ForkedRun:
+    """The command in a folder, as a process that starts others; what it prints is added to log.txt."""
+    if not (folder / "data").exists():
+        (folder / "data").mkdir()
+        (folder / "data" / "fashion-mnist").symlink_to(pictures_folder)
+    return forked_runs.start_processes(call_in, 1, folder / "log.txt", {}, folder, COMMAND.split()[2:])
+
+
+def figures(folder: Path) -> dict[str, dict]:
     """What each run has measured, and a digest of its weights."""
     found = {}
-    for path in (output / "runs").rglob("metrics.json"):
+    for path in (folder / OUTPUT / "runs").rglob("metrics.json"):
         content = json.loads(path.read_text())
         weights = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
         found[path.parent.name] = {key: content[key] for key in ("top1", "reversed", "probed")} | {"weights": weights}
@@ -262,17 +277,25 @@ def wait_for(condition, seconds: float = LIMIT) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, pictures_folder) -> Path:
-    """The folder of a whole study, done at once."""
-    output = tmp_path_factory.mktemp("study")
-    code, log = start(output, pictures_folder).wait(LIMIT), (output / "log.txt").read_text()
+    """The folder in which a whole study was done at once."""
+    folder = tmp_path_factory.mktemp("study")
+    code, log = start(folder, pictures_folder).wait(LIMIT), (folder / "log.txt").read_text()
     assert code == 0, log[-3000:]
-    assert f"\nreport: {output / 'report' / 'paper_in_miniature.md'}\n" in log
-    return output
+    assert f"\nreport: {OUTPUT / 'report' / 'paper_in_miniature.md'}\n" in log
+    return folder
+
+
+@pytest.fixture
+def again(finished, monkeypatch) -> Callable[..., int]:
+    """The command once more in the folder of the finished study, with more options."""
+    monkeypatch.chdir(finished)
+    return lambda *more: paper_in_miniature.main([*COMMAND.split()[2:], "--processes", "1", *more])
 
 
 @pytest.mark.slow
 def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
-    page = (finished / "report" / "paper_in_miniature.md").read_text()
+    report = finished / OUTPUT / "report"
+    page = (report / "paper_in_miniature.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     for wanted in (
         *("Tables 3 and 5", "Table 4", "Table 6", "Table 2", "Section 3.2"),
@@ -285,40 +308,39 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert len(pictures) == 8
     for picture in pictures:
-        with Image.open(finished / "report" / picture) as image:
+        with Image.open(report / picture) as image:
             assert image.width > 600
 
 
 @pytest.mark.slow
 def test_every_run_is_a_recipe_that_trains_by_itself(finished, tmp_path, monkeypatch, capsys):
-    recipe = finished / "runs" / "seed_1" / "videos" / "recipe.yaml"
-    monkeypatch.setattr(sys, "argv", ["cotrain.py", str(recipe), "--output_dir", str(tmp_path / "again")])
+    run = OUTPUT / "runs" / "seed_1" / "videos"
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr(sys, "argv", ["cotrain.py", f"{run / 'recipe.yaml'}", "--output_dir", str(tmp_path / "again")])
     cotrain.main()
-    weights = (finished / "runs" / "seed_1" / "videos" / "model.safetensors").read_bytes()
+    weights = (run / "model.safetensors").read_bytes()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.slow
-def test_a_finished_study_does_nothing_again(finished, pictures_folder, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
-    assert paper_in_miniature.main(arguments(finished, pictures_folder, "--processes", "1")) == 0
-    assert {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()} == before
+def test_a_finished_study_does_nothing_again(again, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (OUTPUT / "runs").rglob("*") if path.is_file()}
+    assert again() == 0
+    assert {path: path.stat().st_mtime_ns for path in (OUTPUT / "runs").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow
-def test_a_report_that_cannot_be_written_is_an_error_and_no_run_is_lost(finished, pictures_folder, tmp_path, capsys):
+def test_a_report_that_cannot_be_written_is_an_error_and_no_run_is_lost(again, finished, tmp_path, capsys):
     (tmp_path / "taken").write_text("a file")
-    more = ("--processes", "1", "--report", str(tmp_path / "taken"))
-    assert paper_in_miniature.main(arguments(finished, pictures_folder, *more)) == 1
+    assert again("--report", str(tmp_path / "taken")) == 1
     assert "taken" in capsys.readouterr().err
     assert len(figures(finished)) == len(plan_runs())
 
 
 @pytest.mark.slow
-def test_other_settings_in_the_folder_of_a_study_are_refused(finished, pictures_folder, capsys):
+def test_other_settings_in_the_folder_of_a_study_are_refused(again, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    more = ("--processes", "1", "--split", "validation")
-    assert paper_in_miniature.main(arguments(finished, pictures_folder, *more)) == 1
+    assert again("--split", "validation") == 1
     assert "holds a run of other settings: name another --output" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
@@ -342,11 +364,12 @@ def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_fi
 
 
 def test_options_that_make_no_sense_are_named(pictures_folder, tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--fashion_mnist", str(pictures_folder), "--scale", "tiny"]
     for more, message in (
         (("--seeds", "2", "2"), "--seeds: expected different positive numbers, got [2, 2]"),
         (("--seeds", "0"), "--seeds: expected different positive numbers, got [0]"),
         (("--processes", "0"), "--processes must be at least 1, got 0"),
         (("--fashion_mnist", str(tmp_path / "nowhere")), "is missing: install Debian's package"),
     ):
-        assert paper_in_miniature.main([*arguments(tmp_path, pictures_folder), *more]) == 1
+        assert paper_in_miniature.main([*options, *more]) == 1
         assert message in capsys.readouterr().err

@@ -25,6 +25,19 @@ BLOCKS = re.findall(
 )
 
 
+def without_comments(code: str) -> set[str]:
+    """The lines of a block of commands."""
+    return {line.partition(" #")[0].strip() for line in code.splitlines()}
+
+
+IN_DOCS = {
+    line
+    for page in (ROOT / "docs").glob("*.md")
+    for code in re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in without_comments(code)
+}
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
     """A folder with all that the README names: checkpoints by their Hub ids, the quickstart's, and one's own files."""
@@ -113,14 +126,13 @@ def test_datasets_in_python_end_with_the_weights_of_their_recipe(workspace):
     assert finished.stdout.endswith("the same\n")
 
 
-# The two commands with `make` are run by .ci/run.
+# The two commands with `make` are run by .ci/run, and those that a page has as well by test_docs.py.
 @pytest.mark.parametrize(
     "code",
     [
-        # An export takes as long as the others together, and test_exporting.py has a smaller one.
-        pytest.param(code, marks=[pytest.mark.slow] * ("export.py" in code))
+        code
         for language, code in BLOCKS
-        if language == "bash" and not code.startswith("make ")
+        if language == "bash" and not code.startswith("make ") and not without_comments(code) <= IN_DOCS
     ],
 )
 def test_a_command_runs(workspace, code):

@@ -376,16 +376,15 @@ def run_killed(
     processes: int = 1,
     damages: bool = False,
     launch=start,
-    workers: tuple[int, ...] = (0, 2),
+    workers: tuple[int, ...] = (2, 0),
     **options,
 ) -> list[str]:
     """Start a run, kill it some times, and let it end; returns what it was doing when it was killed, and what was
-    damaged."""
+    damaged. It has so many workers in turn, and none in the end, which changes nothing."""
     output_dir.mkdir()
     moments = []
-    for _ in range(kills):
-        # The number of workers may differ: it changes nothing.
-        process = launch(folder, output_dir, processes, dataloader_num_workers=rng.choice(workers), **options)
+    for _, num_workers in zip(range(kills), itertools.cycle(workers)):
+        process = launch(folder, output_dir, processes, dataloader_num_workers=num_workers, **options)
         moments.append(stop_at_random(process, output_dir, rng))
         if process.returncode == 0:
             return moments

@@ -108,7 +108,7 @@ class TestBadInput:
         ("size", "message"),
         [
             (5, r"a pass over its rows finds more rows than the 5 that it is said to have: give eval_sizes="),
-            (8, r"finds 6 rows, not the 8 that it is said to have: give eval_sizes={'videos': \.\.\.}"),
+            (8, r"finds 6 rows, not the 8 that it is said to have: give eval_sizes={\"videos\": \.\.\.}"),
             (0, r"eval_sizes: videos must be a positive whole number, got 0"),
         ],
     )

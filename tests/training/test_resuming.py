@@ -35,7 +35,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 # Processes are forked, which cannot have workers of their own; in `make test-slow` they are started as a user starts
 # them.
 FORKED = {"launch": forked_runs.start, "workers": (0,)}
-STARTED = {"launch": start, "workers": (0, 2)}
+STARTED = {"launch": start, "workers": (2, 0)}
 
 
 @pytest.fixture(scope="module")

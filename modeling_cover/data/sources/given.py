@@ -203,7 +203,7 @@ def _of_stream(
     )
     if rows.size is None:
         sizes = "sizes" if split == "train" else "eval_sizes"
-        raise ValueError(f"nothing says how many rows a pass over it has: give {sizes}={{'{name}': ...}}")
+        raise ValueError(f'nothing says how many rows a pass over it has: give {sizes}={{"{name}": ...}}')
     return source_of_stream(entry, rows, _space(found, columns.names, labels, how))
 
 
