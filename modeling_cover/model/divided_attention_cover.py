@@ -11,20 +11,29 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Multi-head self-attention, over time or over space, through transformers' attention interface.
+"""Divided space-time attention (Bertasius et al. 2021): the layer, and its attention over time or over space.
 
-Axes: S tokens attended to (T frames, or 1 + N: a class token and the patches of a frame)   D hidden_size
+Axes, in the shapes below:
+
+    B clips   T frames of a clip   N patches of a frame   D hidden_size
+    S tokens attended to: T frames, or 1 + N, a class token and the patches of a frame
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_cover import CoverConfig
+
+
+# Tokens of a clip that go through an MLP at a time in inference: more than 16 frames of 224 x 224 pixels have.
+INFERENCE_CHUNK = 4096
 
 
 def eager_attention_forward(
@@ -108,3 +117,80 @@ class CoverAttention(nn.Module):
         value = self.v_proj(hidden_states) + nothing
         weights = value.new_ones(()).expand(hidden_states.shape[0], self.num_attention_heads, 1, 1)
         return self.o_proj(value), weights
+
+
+class CoverDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops the residual branch of whole clips in training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, residual: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return residual
+        keep = torch.rand((residual.shape[0], *[1] * (residual.ndim - 1)), device=residual.device) >= self.rate
+        return residual * keep.to(residual.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class CoverLayer(GradientCheckpointingLayer):
+    """Divided space-time attention (Bertasius et al. 2021): attention over time, over space, MLP, each pre-norm."""
+
+    def __init__(self, config: CoverConfig, layer_index: int):
+        super().__init__()
+        self.temporal_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.temporal_attention = CoverAttention(config)
+        self.temporal_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CoverAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = CoverDropPath(config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1))
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_frames: int, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        class_token = hidden_states[:, :1]  # (B, 1, D)
+        patches = hidden_states[:, 1:].unflatten(1, (num_frames, -1))  # (B, T, N, D)
+
+        patches = patches + self.drop_path(self.attend_over_time(patches, **kwargs))
+
+        update = self.drop_path(self.attend_over_space(class_token, patches, **kwargs))  # (B, T, 1 + N, D)
+        class_token = class_token + update[:, :, 0].mean(dim=1, keepdim=True)
+        hidden_states = torch.cat([class_token, (patches + update[:, :, 1:]).flatten(1, 2)], dim=1)
+        del patches, update  # in inference their memory is free for what follows, the widest part
+
+        return hidden_states + self.drop_path(self.feed_forward(hidden_states))
+
+    def attend_over_time(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Attention among the tokens of one patch position across the frames: (B, T, N, D) to the same."""
+        batch_size = patches.shape[0]
+        tracks = self.temporal_layernorm(patches).transpose(1, 2).flatten(0, 1).contiguous()  # (B * N, T, D)
+        tracks, _ = self.temporal_attention(tracks, **kwargs)
+        return self.temporal_dense(self.dropout(tracks)).unflatten(0, (batch_size, -1)).transpose(1, 2)
+
+    def attend_over_space(
+        self, class_token: torch.Tensor, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Attention among the class token, repeated for each frame, and that frame's patches: to (B, T, 1 + N, D)."""
+        batch_size, num_frames = patches.shape[:2]
+        class_tokens = class_token[:, None].expand(-1, num_frames, -1, -1)
+        frames = self.layernorm_before(torch.cat([class_tokens, patches], dim=2).flatten(0, 1))  # (B * T, 1 + N, D)
+        frames, _ = self.attention(frames, **kwargs)
+        return self.dropout(frames).unflatten(0, (batch_size, num_frames))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The MLP, token by token: (B, S, D) to the same."""
+        if not torch.is_grad_enabled() and hidden_states.shape[1] > INFERENCE_CHUNK:
+            # Nothing is kept for a backward pass, so the widest tensor need not be there for all tokens at once.
+            return torch.cat([self.feed_forward(part) for part in hidden_states.split(INFERENCE_CHUNK, dim=1)], dim=1)
+        update = self.layernorm_after(hidden_states)
+        update = self.fc1(update)
+        update = self.activation_fn(update)
+        return self.dropout(self.fc2(update))

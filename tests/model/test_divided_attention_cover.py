@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverModel
+from modeling_cover.model.divided_attention_cover import CoverDropPath
 from modeling_cover.model.embeddings_cover import resize_position_embeddings, resize_time_embeddings
-from modeling_cover.model.modeling_cover import CoverDropPath
 from torch.nn import functional as F
 from two_layers import SIZES, clips, randomise
 

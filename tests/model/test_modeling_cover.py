@@ -54,7 +54,7 @@ class TestOutputs:
     def test_a_long_clip_goes_through_the_mlps_in_parts_in_inference_with_the_same_result(self, model, monkeypatch):
         pixel_values = clips()
         expected = model(pixel_values).logits
-        monkeypatch.setattr("modeling_cover.model.modeling_cover.INFERENCE_CHUNK", 20)  # of 65 tokens
+        monkeypatch.setattr("modeling_cover.model.divided_attention_cover.INFERENCE_CHUNK", 20)  # of 65 tokens
         with torch.no_grad():
             torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-6, rtol=0)
 
