@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification,
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_cover import PIPELINE_TASK, CoverConfig
-from .model.modeling_cover import CoverForVideoClassification, CoverModel, CoverPreTrainedModel
+from .model.modeling_cover import CoverEncoderModel, CoverForVideoClassification, CoverModel, CoverPreTrainedModel
 from .model.pipeline_cover import CoverVideoClassificationPipeline
 from .model.video_decoding_cover import VideoDecodingError, read_video
 from .model.video_processing_cover import CoverVideoProcessor
@@ -38,6 +38,7 @@ CoverConfig._has_known_pipeline = True
 
 # `save_pretrained` and `push_to_hub` write the code beside the weights, so that checkpoints load without the package.
 CoverConfig.register_for_auto_class()
+CoverEncoderModel.register_for_auto_class("AutoModel")
 CoverModel.register_for_auto_class("AutoModel")
 CoverForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
 CoverVideoProcessor.register_for_auto_class()
@@ -47,6 +48,7 @@ __all__ = [
     "CoTraining",
     "CoTrainingDataset",
     "CoverConfig",
+    "CoverEncoderModel",
     "CoverForVideoClassification",
     "CoverModel",
     "CoverPreTrainedModel",

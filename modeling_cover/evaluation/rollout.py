@@ -38,8 +38,11 @@ def attention_rollout(
         label: of this head, an index or a name; by default the one with the largest logit, clip by clip.
 
     Raises:
-        ValueError: if the model has no such head, or the head no such label, or a label is given without a head.
+        ValueError: if the model has another encoder than ours, or no such head, or the head no such label, or a label
+            is given without a head.
     """
+    if (encoder := model.config.encoder) is not None:
+        raise ValueError(f"attention rollout is of this package's own encoder, got a {encoder.model_type}")
     if pixel_values.ndim != 5:
         raise ValueError(f"pixel_values: expected shape (B, T, C, H, W), got {tuple(pixel_values.shape)}")
     if head is None and label is not None:

@@ -68,6 +68,8 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
             attention.
     """
     heads = _checked_heads(model, heads)
+    if (encoder := model.config.encoder) is not None:
+        raise ValueError(f"export is of this package's own encoder, got a {encoder.model_type}")
     attention = model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise ValueError(f"attn_implementation {attention!r} cannot be exported: load the model with 'sdpa'")

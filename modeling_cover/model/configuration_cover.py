@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import auto_docstring, logging
 
 
@@ -75,17 +75,23 @@ def check_head(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
 @strict
 class CoverConfig(PreTrainedConfig):
     r"""
-    num_frames (`int`, *optional*, defaults to 8):
-        The number of frames sampled from a video, and of stored time embeddings. The model takes clips of any length;
-        the time embeddings are resized linearly.
-    image_size (`int` or `tuple[int, int]`, *optional*, defaults to 224):
-        Height and width, in pixels, for which position embeddings are stored. The model takes frames of any height and
-        width that `patch_size` divides; the position embeddings are resized bicubically.
+    num_frames (`int`, *optional*):
+        The number of frames sampled from a video, and of stored time embeddings; 8 unless an `encoder` has its own.
+        The model takes clips of any length; the time embeddings are resized linearly.
+    image_size (`int` or `tuple[int, int]`, *optional*):
+        Height and width, in pixels, for which position embeddings are stored; 224 unless an `encoder` has its own. The
+        model takes frames of any height and width that `patch_size` divides; the position embeddings are resized
+        bicubically.
     drop_path_rate (`float`, *optional*, defaults to 0.0):
         Stochastic depth: the rate of the last layer, growing linearly from 0 at the first.
     time_initializer_range (`float`, *optional*):
         The standard deviation of newly initialised time embeddings; `initializer_range` if not given. Without a
         checkpoint to start from, larger ones let motion be learnt sooner.
+    encoder (`dict` or `PreTrainedConfig`, *optional*):
+        The configuration of an encoder of transformers, such as a V-JEPA 2 or a VideoMAE, in place of ours: of a kind
+        in [`~modeling_cover.model.encoders_cover.ENCODERS`]. What is said above of an encoder is then its own.
+    encoder_pooling (`str`, *optional*):
+        How a feature is made of that encoder's tokens; by default the first way that its kind has.
     heads (`dict[str, dict]`, *optional*):
         The classification heads by name, one for each dataset: `{"labels": [...], "modality": "video" | "image",
         "problem_type": "single_label_classification" | "multi_label_classification" | "regression"}`; modality and
@@ -112,6 +118,7 @@ class CoverConfig(PreTrainedConfig):
     ```"""
 
     model_type = "cover"
+    sub_configs = {"encoder": AutoConfig}
     # Where the package is installed, transformers knows its pipeline, and must not ask for consent to run a stored
     # one.
     _has_known_pipeline = False
@@ -136,15 +143,21 @@ class CoverConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     time_initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-6
-    image_size: int | list[int] | tuple[int, int] = 224
+    image_size: int | list[int] | tuple[int, int] | None = None
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
-    num_frames: int = 8
+    num_frames: int | None = None
     qkv_bias: bool = True
+    encoder: dict[str, Any] | PreTrainedConfig | None = None
+    encoder_pooling: str | None = None
     heads: dict[str, Any] | None = None
     default_head: str | None = None
 
     def __post_init__(self, **kwargs):
+        if self.encoder is not None:
+            self._describe_encoder()
+        self.num_frames = 8 if self.num_frames is None else self.num_frames
+        self.image_size = 224 if self.image_size is None else self.image_size
         if self.heads is None:
             super().__post_init__(**kwargs)
             labels = _in_order(self.id2label)
@@ -241,9 +254,55 @@ class CoverConfig(PreTrainedConfig):
         self.problem_type = default["problem_type"]
         self.heads, self.default_head = checked, default_head
 
+    def _describe_encoder(self) -> None:
+        """Make our fields those of the encoder, and its own sizes the default ones."""
+        from .encoders_cover import encoder_adapter
+
+        if isinstance(self.encoder, dict):
+            model_type = self.encoder.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"encoder: expected a model_type of transformers, got {model_type!r}")
+            self.encoder = CONFIG_MAPPING[model_type](**self.encoder)
+        encoder, adapter = self.encoder, encoder_adapter(self.encoder)
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_channels"):
+            setattr(self, name, getattr(encoder, name, getattr(self, name)))
+        self.num_hidden_layers, self.patch_size = adapter.num_layers(encoder), list(adapter.tubelet(encoder)[1:])
+        if self.num_frames is None and adapter.num_frames is not None:
+            self.num_frames = getattr(encoder, adapter.num_frames)
+        if self.image_size is None:
+            self.image_size = list(adapter.image_size(encoder))
+
+    @property
+    def tubelet(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels that make a token."""
+        from .encoders_cover import encoder_adapter
+
+        if self.encoder is None:
+            return 1, *as_pair(self.patch_size)
+        return encoder_adapter(self.encoder).tubelet(self.encoder)
+
+    @property
+    def layer_lists(self) -> list[str]:
+        """The names, in a [`CoverForVideoClassification`], of the lists of layers, as a clip goes through them."""
+        from .encoders_cover import encoder_adapter
+
+        if self.encoder is None:
+            return ["cover.layers"]
+        return [f"cover.encoder.{name}" for name in encoder_adapter(self.encoder).layers]
+
+    @property
+    def smallest_clip(self) -> tuple[int, int, int]:
+        """Frames, height and width, in pixels, of the smallest clip that the model takes."""
+        from .encoders_cover import encoder_adapter
+
+        if self.encoder is not None and (adapter := encoder_adapter(self.encoder)).size_field is not None:
+            return 1, *adapter.image_size(self.encoder)
+        return 1, *as_pair(self.patch_size)
+
     def register_code(self) -> None:
         """Note where, in the code that is saved beside a checkpoint, the encoder and the pipeline are."""
-        self.auto_map = {**getattr(self, "auto_map", {}), "AutoModel": "modeling_cover.CoverModel"}
+        encoder = "CoverModel" if self.encoder is None else "CoverEncoderModel"
+        self.auto_map = {**getattr(self, "auto_map", {}), "AutoModel": f"modeling_cover.{encoder}"}
         self.custom_pipelines = {
             PIPELINE_TASK: {
                 "impl": "pipeline_cover.CoverVideoClassificationPipeline",
@@ -270,6 +329,10 @@ class CoverConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one number or a height and a width, got {size}")
         if any(size % patch for size, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True)):
             raise ValueError(f"image_size ({self.image_size}) is not a multiple of patch_size ({self.patch_size})")
+        if self.encoder is not None:
+            from .encoders_cover import check_size
+
+            check_size(self.encoder, self.num_frames, as_pair(self.image_size))
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
 

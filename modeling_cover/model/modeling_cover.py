@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
@@ -43,6 +43,8 @@ from .conversion_cover import (
 )
 from .divided_attention_cover import CoverAttention, CoverLayer
 from .embeddings_cover import CoverEmbeddings
+from .encoder_checkpoints_cover import head_of_classifier, is_timesformer, model_with_encoder, read_encoder
+from .encoders_cover import as_tubelets, check_size, encoder_adapter
 from .head_losses_cover import head_loss, mixed_head_losses
 from .heads_cover import CoverHeads
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
@@ -106,6 +108,10 @@ class CoverPreTrainedModel(PreTrainedModel):
 class CoverModel(CoverPreTrainedModel):
     def __init__(self, config: CoverConfig):
         super().__init__(config)
+        if config.encoder is not None:
+            raise ValueError(
+                f"a checkpoint with an encoder of type {config.encoder.model_type} is a CoverEncoderModel"
+            )
         self.embeddings = CoverEmbeddings(config)
         self.layers = nn.ModuleList([CoverLayer(config, index) for index in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -134,6 +140,49 @@ class CoverModel(CoverPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
+    An encoder of transformers in place of ours: clips to token features, and to one feature of each clip.
+    """
+)
+class CoverEncoderModel(CoverPreTrainedModel):
+    # The encoder records its own.
+    _can_record_outputs = {}
+
+    def __init__(self, config: CoverConfig):
+        super().__init__(config)
+        adapter = encoder_adapter(config.encoder)
+        self.encoder = AutoModel.from_config(config.encoder)
+        adapter.prepare(self.encoder)
+        self.pooler = adapter.new_pooler(self.encoder.config, config.encoder_pooling)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        self.encoder._init_weights(module)  # of the pooler, which is of the encoder's kind
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CoverModelOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            Clips in whole tokens of the encoder, or images, which are clips of one frame; otherwise a `ValueError` is
+            raised.
+        """
+        if kwargs.pop("attention_mask", None) is not None:
+            logger.warning_once("attention_mask is ignored: a clip has no padding")
+        config = self.encoder.config
+        adapter, clips = encoder_adapter(config), as_tubelets(pixel_values.to(self.encoder.dtype), config)
+        pixels = clips.flatten(0, 1) if adapter.takes_frames else clips
+        outputs = self.encoder(**adapter.arguments(config, pixels), **{**kwargs, "return_dict": True})
+        pooled, tokens = self.pooler(outputs), outputs.last_hidden_state
+        if adapter.takes_frames:
+            pooled = pooled.unflatten(0, clips.shape[:2]).mean(dim=1)
+            tokens = tokens.unflatten(0, clips.shape[:2]).flatten(1, 2)
+        recorded = {key: outputs[key] for key in ("hidden_states", "attentions") if outputs.get(key) is not None}
+        return CoverModelOutput(last_hidden_state=tokens, pooler_output=pooled, **recorded)
+
+
+@auto_docstring(
+    custom_intro="""
     The CoVeR encoder with one linear classification head for each dataset on its class token.
     """
 )
@@ -143,7 +192,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
 
     def __init__(self, config: CoverConfig):
         super().__init__(config)
-        self.cover = CoverModel(config)
+        self.cover = CoverModel(config) if config.encoder is None else CoverEncoderModel(config)
         self.classifiers = CoverHeads()
         for name in config.head_names:
             self.classifiers[name] = self._new_classifier(name, len(config.heads[name]["labels"]))
@@ -251,7 +300,10 @@ class CoverForVideoClassification(CoverPreTrainedModel):
 
         The model takes clips of any size all the same; this is for training on, at that size.
         """
-        self.cover.embeddings.resize(num_frames, image_size)
+        if self.config.encoder is None:
+            self.cover.embeddings.resize(num_frames, image_size)
+        else:  # which resizes them anew for each clip
+            check_size(self.config.encoder, num_frames, image_size)
         self.config.num_frames, self.config.image_size = num_frames, image_size
 
     def pipeline(self, video_processor: "CoverVideoProcessor", **kwargs: Any) -> "CoverVideoClassificationPipeline":
@@ -351,5 +403,47 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         model.classifiers[head].load_state_dict(weights.classifier)
         return model
 
+    @classmethod
+    def from_encoder(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
+        default_head: str | None = None,
+        head: str | None = None,
+        pooling: str | None = None,
+        image_size: int | None = None,
+        revision: str | None = None,
+        **kwargs,
+    ) -> "CoverForVideoClassification":
+        """Start from any encoder of transformers that there is an adapter of, see [`EncoderAdapter`]: of videos, or of
+        images, which is run on each frame. A TimeSformer becomes one of ours, see `from_timesformer`.
 
-__all__ = ["CoverForVideoClassification", "CoverModel", "CoverPreTrainedModel"]
+        Args:
+            pretrained_model_name_or_path: a folder or Hub id.
+            heads, default_head: as in [`CoverConfig`]; these heads are new.
+            head: the name of the head that the checkpoint's classifier of videos becomes; by default it is left out.
+            pooling: `encoder_pooling` of [`CoverConfig`]; by default as the checkpoint's classifier does it.
+            image_size: height and width, in pixels, if not the checkpoint's.
+            revision: of a Hub id: a branch, a tag or a commit.
+            kwargs: further fields of [`CoverConfig`], such as `num_frames`.
+
+        Raises:
+            ValueError: if there is no checkpoint, or it is damaged, lacks weights, or is of a kind without an adapter;
+                or `head` is asked for and it has no classifier of videos.
+        """
+        check_config_fields(kwargs)
+        heads, default_head = dict(heads or {}), default_head or head
+        kwargs |= {} if image_size is None else {"image_size": image_size}
+        if is_timesformer(pretrained_model_name_or_path, revision):
+            options = {"heads": heads, "default_head": default_head, "revision": revision, **kwargs}
+            return cls.from_timesformer(pretrained_model_name_or_path, head, **options)
+        stored = read_encoder(pretrained_model_name_or_path, pooling, image_size, revision)
+        if head is not None:
+            heads[head] = head_of_classifier(stored, head, heads.get(head, {}))
+        config = CoverConfig(
+            **kwargs, encoder=stored.config, encoder_pooling=stored.pooling, heads=heads, default_head=default_head
+        )
+        return model_with_encoder(cls, config, stored, head)
+
+
+__all__ = ["CoverEncoderModel", "CoverForVideoClassification", "CoverModel", "CoverPreTrainedModel"]

@@ -5,7 +5,7 @@ data_root: data                       # what relative paths start from, a folder
                                       # default: the current directory
 # extends: base.yaml                  # another recipe, of which this one says what is different: see extending.py
 model:
-  from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, or from_pretrained; none of them: random weights
+  from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, from_encoder, from_pretrained; none: random weights
   revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
   default_head: k400                  # a dataset's name; default: the first dataset
   lora: {r: 8}                        # train an adapter of peft's LoraConfig, and the heads; default: no adapter
@@ -64,7 +64,7 @@ from .extending import laid_over
 from .mixture_recipe import MixtureRecipe
 
 
-STARTING_POINTS = ("from_image_checkpoint", "from_timesformer", "from_pretrained")
+STARTING_POINTS = ("from_image_checkpoint", "from_timesformer", "from_encoder", "from_pretrained")
 CLIP_SAMPLINGS = ("uniform", "dense", "segments")
 
 

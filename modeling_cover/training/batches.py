@@ -2,11 +2,13 @@
 """Batches on their way into the model: whose rows they have, their pixels normalised, the operations that they
 take."""
 
+from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..model.modeling_cover import CoverModel
+from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 
 
@@ -35,11 +37,16 @@ def _normalized(clips: torch.Tensor, processor: object) -> torch.Tensor:
     return processor.normalize_pixels(clips)
 
 
-def encoder_operations(encoder: CoverModel, clips: torch.Tensor | list[torch.Tensor]) -> int:
-    """6 operations for each parameter of the layers and each patch: forward and backward, attention left out."""
-    rows, columns = encoder.embeddings.patch_size
-    patches = sum(
-        group.shape[0] * group.shape[1] * (group.shape[-2] // rows) * (group.shape[-1] // columns)
+def encoder_operations(model: CoverForVideoClassification, clips: torch.Tensor | list[torch.Tensor]) -> int:
+    """6 operations for each parameter of the layers and each token: forward and backward, attention left out."""
+    frames, rows, columns = model.config.tubelet
+    tokens = sum(
+        group.shape[0] * -(-group.shape[1] // frames) * (group.shape[-2] // rows) * (group.shape[-1] // columns)
         for group in (clips if isinstance(clips, list) else [clips])
     )
-    return 6 * patches * sum(parameter.numel() for parameter in encoder.layers.parameters())
+    return 6 * tokens * sum(parameter.numel() for layer in layers_of(model) for parameter in layer.parameters())
+
+
+def layers_of(model: CoverForVideoClassification) -> list[nn.Module]:
+    """The layers that a clip goes through, in order; also of a model of peft's."""
+    return [layer for name in model.config.layer_lists for layer in attrgetter(name)(model)]

@@ -200,7 +200,8 @@ def write_model(
     Args:
         weights: by default the model's.
     """
-    model.save_pretrained(folder, state_dict=weights)
+    # By the names that the model has: transformers would give some of its encoders' weights the names of older versions.
+    model.save_pretrained(folder, state_dict=weights, save_original_format=False)
     if processor is not None:
         processor.save_pretrained(folder)
     (Path(folder) / "training_args.json").write_text(args.to_json_string(), encoding="utf-8")

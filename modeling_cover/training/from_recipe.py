@@ -30,6 +30,8 @@ _SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "cli
 # What a recipe's `model` has beside fields of CoverConfig.
 _OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head", "lora"}
 
+_WITH_A_CLASSIFIER = ("from_timesformer", "from_encoder")
+
 # Fields that a starting point decides.
 SHAPES = (
     "hidden_size",
@@ -39,6 +41,7 @@ SHAPES = (
     "patch_size",
     "num_channels",
     "qkv_bias",
+    "encoder",
 )
 
 
@@ -150,8 +153,8 @@ def _check_model_fields(recipe: Recipe) -> None:
     shapes = [key for key in SHAPES if key in recipe.model]
     if shapes and any(key in recipe.model for key in STARTING_POINTS):
         raise ValueError(f"model: {', '.join(shapes)}: the starting point has its own")
-    if "head" in recipe.model and "from_timesformer" not in recipe.model:
-        raise ValueError("model: 'head' names the head of a TimeSformer, and needs from_timesformer")
+    if "head" in recipe.model and not any(key in recipe.model for key in _WITH_A_CLASSIFIER):
+        raise ValueError("model: 'head' names the head of a classifier: it needs from_timesformer or from_encoder")
 
 
 def _pinned(recipe: Recipe) -> dict[str, str]:
@@ -179,27 +182,27 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
                     f"{dataset.problem_type}"
                 )
         return {name: head["labels"] for name, head in heads.items()}
-    head, path = recipe.model.get("head"), recipe.model.get("from_timesformer")
+    head = recipe.model.get("head")
+    path = next((recipe.model[key] for key in _WITH_A_CLASSIFIER if key in recipe.model), None)
     names = [dataset.name for dataset in recipe.datasets]
     if head is not None and head not in names:
         raise ValueError(f"model: unknown head {head!r}, the datasets are {names}")
     if head is None:
         return {}
     if is_original_release(path):
-        return _unnamed_labels(recipe, head)
+        return _unnamed_labels(recipe, head, path)
     id2label = _stored_config(AutoConfig, path, recipe).id2label
     labels = [id2label[index] for index in sorted(id2label)]
     unnamed = labels == [f"LABEL_{index}" for index in range(len(labels))]
-    return _unnamed_labels(recipe, head) if unnamed else {head: labels}
+    return _unnamed_labels(recipe, head, path) if unnamed else {head: labels}
 
 
-def _unnamed_labels(recipe: Recipe, head: str) -> dict[str, list[str]]:
+def _unnamed_labels(recipe: Recipe, head: str, path: str) -> dict[str, list[str]]:
     """Where a classifier's labels have no names, the recipe must list them: an order found would be a guess."""
     dataset = next(dataset for dataset in recipe.datasets if dataset.name == head)
     if dataset.labels is None:
         raise ValueError(
-            f"dataset '{head}': {recipe.model['from_timesformer']} does not name the labels of its classifier, so list "
-            "`labels` in its order"
+            f"dataset '{head}': {path} does not name the labels of its classifier, so list `labels` in its order"
         )
     return {}
 
@@ -222,6 +225,10 @@ def _build_model(recipe: Recipe, sources: dict[str, SplitOfDataset], default_hea
         return CoverForVideoClassification.from_timesformer(
             path, head, **options, **_pinned(recipe), **sizes, **config_fields
         )
+    if path := recipe.model.get("from_encoder"):
+        pooling = config_fields.pop("encoder_pooling", None)
+        options = {"head": recipe.model.get("head"), "pooling": pooling, "heads": heads, "default_head": default_head}
+        return CoverForVideoClassification.from_encoder(path, **options, **_pinned(recipe), **sizes, **config_fields)
     if path := recipe.model.get("from_pretrained"):
         model = CoverForVideoClassification.from_pretrained(path, **_pinned(recipe), **config_fields)
         model.resize_clips(**sizes)

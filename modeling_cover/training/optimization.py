@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which parameters are trained, at which learning rate, which of them decay, and how the learning rate drops."""
 
-from collections.abc import Container
+import re
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,38 +19,65 @@ from .arguments import CoverTrainingArguments
 _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
 
 
+# Of an encoder of transformers, which has them under `cover.encoder`.
+_PRETRAINED = "cover.encoder."
+
+
+def is_of_heads(name: str) -> bool:
+    """Whether a parameter is a head's, or of the pooler that an encoder of transformers is given: both see its
+    tokens."""
+    return plain_name(name).startswith(("classifiers.", "cover.pooler."))
+
+
 def is_new(name: str) -> bool:
     """Whether an image checkpoint does not bring a parameter: those of temporal attention and of heads."""
     name = plain_name(name)
-    return name.startswith("classifiers.") or ".temporal_" in name or name.endswith(".time_embeddings")
+    is_temporal = ".temporal_" in name or name.endswith(".time_embeddings")
+    return is_of_heads(name) or (is_temporal and not name.startswith(_PRETRAINED))
 
 
 def freeze_all_but(model: CoverForVideoClassification, part: str) -> None:
-    """Leave only a part of the model to be trained, one of `TRAINED_PARTS`; what is frozen already stays so."""
+    """Leave only a part of the model to be trained, one of `TRAINED_PARTS`; what is frozen already stays so.
+
+    Raises:
+        ValueError: for temporal attention of an encoder that has none apart.
+    """
+    if part == "temporal_and_heads" and model.config.encoder is not None:
+        raise ValueError(
+            f"trained_part: the temporal attention of a {model.config.encoder.model_type} is not apart: train 'all' or "
+            "'heads'"
+        )
     for name, parameter in model.named_parameters():
-        is_head = plain_name(name).startswith("classifiers.")
-        trained = {"all": True, "heads": is_head, "temporal_and_heads": is_new(name)}[part]
+        trained = {"all": True, "heads": is_of_heads(name), "temporal_and_heads": is_new(name)}[part]
         parameter.requires_grad_(parameter.requires_grad and trained)
 
 
-def depth(name: str, num_layers: int) -> int:
-    """How far from the input a parameter is: 0 for embeddings, then 1 for the first layer; what follows the last layer
-    comes after it."""
-    if ".embeddings." in name:
-        return 0
-    if ".layers." in name:
-        return 1 + int(name.split(".layers.")[1].split(".")[0])
-    return num_layers + 1
+def depths(names: Iterable[str], layer_lists: Sequence[str]) -> dict[str, int]:
+    """How far from the input each parameter is: 0 for embeddings, then 1 for the first layer; what follows the last
+    layer comes after it. `layer_lists` is `config.layer_lists`."""
+    names, found, before = list(names), {}, 0
+    for layers in layer_lists:
+        start = f"{layers}."
+        of_list = {
+            name: int(plain[len(start) :].split(".")[0])
+            for name in names
+            if (plain := plain_name(name)).startswith(start)
+        }
+        found |= {name: 1 + before + index for name, index in of_list.items()}
+        before += 1 + max(of_list.values(), default=-1)
+    is_embedding = re.compile(r"(\.|_)embeddings?\.").search
+    others = (name for name in names if name not in found)
+    return {**found, **{name: 0 if is_embedding(plain_name(name)) else before + 1 for name in others}}
 
 
-def learning_rate(name: str, num_layers: int, args: CoverTrainingArguments) -> float:
+def learning_rate(name: str, depth: int, deepest: int, args: CoverTrainingArguments) -> float:
     """Of one parameter, at the peak of the schedule.
 
     Layer-wise decay is for what was trained before: it leaves parameters with a learning rate of their own alone.
     """
     if is_new(name) and args.new_parameters_learning_rate is not None:
         return args.new_parameters_learning_rate
-    return args.learning_rate * args.layer_decay ** (num_layers + 1 - depth(name, num_layers))
+    return args.learning_rate * args.layer_decay ** (deepest - depth)
 
 
 def parameter_groups(
@@ -65,13 +93,17 @@ def parameter_groups(
     is of zeros, and decay would eat their weights all the same.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    depth_of = depths((name for name, _ in model.named_parameters()), config.layer_lists)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         head = plain_name(name).removeprefix("classifiers.").split(".")[0]
         is_idle_head = plain_name(name).startswith("classifiers.") and head not in trained_heads
         decays = name in decaying and name.split(".")[-1] not in _EMBEDDINGS and not is_idle_head
-        key = (learning_rate(name, config.num_hidden_layers, args), args.weight_decay if decays else 0.0)
+        key = (
+            learning_rate(name, depth_of[name], config.num_hidden_layers + 1, args),
+            args.weight_decay if decays else 0.0,
+        )
         groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from ..data.samples import CoTrainingDataset
 from ..model.configuration_cover import CoverConfig
 from .arguments import MEASURING_SCHEDULES, CoverTrainingArguments
@@ -22,7 +24,7 @@ _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 # What the state in a checkpoint is made for: an optimizer's moments, the best metric so far, weights of these shapes.
 _FIXED = ("optim", "optim_args", "trained_part", "metric_for_best_model", "seed", "data_seed")
-_FIXED_IN_MODEL = (*SHAPES, "hidden_act", "layer_norm_eps", "image_size", "num_frames")
+_FIXED_IN_MODEL = (*SHAPES, "encoder_pooling", "hidden_act", "layer_norm_eps", "image_size", "num_frames")
 _FREE_IN_MODEL = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 _OF_SCHEDULE = (
@@ -50,6 +52,7 @@ def run_settings(
     settings = {
         **{name: value for name, value in arguments.items() if name not in without_effect},
         **{name: getattr(config, name) for name in (*_FIXED_IN_MODEL, *_FREE_IN_MODEL)},
+        "encoder": None if config.encoder is None else _own_fields(config.encoder),
         "clip sampling": dataset.clip_sampling,
         "frame_stride": processor.frame_stride,
         "short_side": processor.size["shortest_edge"],
@@ -59,6 +62,12 @@ def run_settings(
         **{f"augmentation of '{name}'": asdict(value) for name, value in dataset.augmentations.items()},
     }
     return json.loads(json.dumps(settings))  # as they come back from a checkpoint
+
+
+def _own_fields(encoder: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a configuration, without what says how a model was loaded."""
+    of_loading = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+    return {name: value for name, value in encoder.to_dict().items() if name not in of_loading}
 
 
 def changed_settings(was: Settings, now: Settings) -> list[str]:

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from ..model.configuration_cover import CoverConfig, as_pair
+from ..model.configuration_cover import CoverConfig
 from ..model.head_losses_cover import NO_HEAD
 from ..model.modeling_cover import CoverForVideoClassification
 from .adapters import AdapterState, has_adapter
+from .batches import layers_of
 from .run_state import WholeState
 from .zero import ZeroState, check_options, whole_parameters
 
@@ -55,7 +56,7 @@ def configure_sharding(accelerator: Accelerator, model: nn.Module, max_grad_norm
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = ["CoverLayer"]
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model)})
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
@@ -69,16 +70,16 @@ def with_equal_groups(
         return batches
     groups = torch.tensor([len(batch["pixel_values"]) for batch in batches], device=accelerator.device)
     most = accelerator.gather(groups[None]).amax(dim=0).tolist()
-    patch_size = as_pair(config.patch_size)
-    return [padded(batch, count, patch_size) for batch, count in zip(batches, most, strict=True)]
+    return [padded(batch, count, config.smallest_clip) for batch, count in zip(batches, most, strict=True)]
 
 
-def padded(batch: dict[str, Any], num_groups: int, patch_size: tuple[int, int]) -> dict[str, Any]:
-    """The batch with clips of one patch at its end, each a group of its own."""
+def padded(batch: dict[str, Any], num_groups: int, smallest_clip: tuple[int, int, int]) -> dict[str, Any]:
+    """The batch with blank clips (frames, height, width) at its end, each a group of its own."""
     clips, missing = batch["pixel_values"], num_groups - len(batch["pixel_values"])
     if missing == 0:
         return batch
-    blank = clips[0].new_zeros(1, 1, clips[0].shape[2], *patch_size)
+    num_frames, *size = smallest_clip
+    blank = clips[0].new_zeros(1, num_frames, clips[0].shape[2], *size)
     nothing = batch["head_ids"].new_full((missing,), NO_HEAD)
     labels = batch["labels"]
     if isinstance(labels, torch.Tensor):

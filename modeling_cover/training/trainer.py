@@ -263,7 +263,7 @@ class CoverTrainer(Trainer):
         return self.step_guard.grad_norm  # on which `GuardCallback` decides, before the optimizer's step
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return encoder_operations(self.model.cover, inputs["pixel_values"])
+        return encoder_operations(self.model, inputs["pixel_values"])
 
     # ---- Optimizer and schedule ----
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny encoders of transformers, of each kind that there is an adapter of, as checkpoints of their own."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from tiny import perturb
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForVideoClassification,
+    Dinov2Config,
+    DINOv3ViTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Siglip2VisionConfig,
+    SiglipVisionConfig,
+    VideoMAEConfig,
+    VideoPrismVisionConfig,
+    ViTConfig,
+    VivitConfig,
+    VJEPA2Config,
+)
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+
+LABELS = ["lift", "pull", "push"]
+_LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SIZES = {**_LAYERS, "intermediate_size": 48, "image_size": 32, "patch_size": 16}
+_PREDICTOR = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+
+VIDEO_ENCODERS: dict[str, PreTrainedConfig] = {
+    "vjepa2": VJEPA2Config(
+        **{**_LAYERS, "hidden_size": 48, "num_attention_heads": 2},
+        **_PREDICTOR,
+        crop_size=32,
+        frames_per_clip=4,
+        num_pooler_layers=1,
+    ),
+    "videomae": VideoMAEConfig(**_SIZES, num_frames=4),
+    "vivit": VivitConfig(**_LAYERS, intermediate_size=48, image_size=32, num_frames=4),
+    "videoprism_vision_model": VideoPrismVisionConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=36,
+        num_frames=4,
+        num_spatial_layers=2,
+        num_temporal_layers=1,
+    ),
+}
+
+
+class ImageEncoder(NamedTuple):
+    config: PreTrainedConfig
+    feature: Callable[
+        [nn.Module, torch.Tensor], torch.Tensor
+    ]  # of images (rows, 3, H, W), as its documentation has it
+
+
+def _of_patches(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    patches = torch.stack([convert_image_to_patches(image, 16) for image in images])
+    grid = torch.tensor([[size // 16 for size in images.shape[-2:]]] * len(images))
+    return model(patches, torch.ones(patches.shape[:2]), grid).pooler_output
+
+
+def _pooled(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model(images).pooler_output
+
+
+def _class_token(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model(images).last_hidden_state[:, 0]
+
+
+IMAGE_ENCODERS: dict[str, ImageEncoder] = {
+    "vit": ImageEncoder(ViTConfig(**_SIZES), _class_token),
+    "dinov2": ImageEncoder(Dinov2Config(**_LAYERS, image_size=28, patch_size=14), _pooled),
+    "dinov3_vit": ImageEncoder(DINOv3ViTConfig(**_SIZES), _pooled),
+    "siglip_vision_model": ImageEncoder(SiglipVisionConfig(**_SIZES), _pooled),
+    "siglip2_vision_model": ImageEncoder(
+        Siglip2VisionConfig(**_LAYERS, intermediate_size=48, num_patches=4, patch_size=16), _of_patches
+    ),
+}
+
+CONFIGS = {**VIDEO_ENCODERS, **{name: encoder.config for name, encoder in IMAGE_ENCODERS.items()}}
+
+
+def save_encoder(
+    folder: str | os.PathLike, kind: str, classifies: bool = False, labels: Sequence[str] = LABELS
+) -> PreTrainedModel:
+    """Save an encoder, or a classifier of videos that has it, and return it. Every parameter matters."""
+    torch.manual_seed(0)
+    config = type(CONFIGS[kind]).from_dict(CONFIGS[kind].to_dict())
+    if classifies:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: index for index, name in enumerate(labels)}
+    model = perturb((AutoModelForVideoClassification if classifies else AutoModel).from_config(config))
+    model.save_pretrained(folder)
+    return model
