@@ -212,6 +212,8 @@ class Demo:
             with time_limit(until - time.monotonic()):
                 answer = replace(answer, timeline=timeline(self.classify(file, head=heads, window=window)))
             yield answer
+        if self.model.config.encoder is not None:  # whose attention is not followed
+            return
         head = self.model.config.default_head if self.model.config.default_head in heads else heads[0]
         label = predictions[head][0]["label"]
         relevance = attention_rollout(self.model, clip, head, label)

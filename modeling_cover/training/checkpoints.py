@@ -200,7 +200,7 @@ def write_model(
     Args:
         weights: by default the model's.
     """
-    # By the names that the model has: transformers would give some of its encoders' weights the names of older versions.
+    # By the model's own names: transformers would give weights of some encoders the names of older versions.
     model.save_pretrained(folder, state_dict=weights, save_original_format=False)
     if processor is not None:
         processor.save_pretrained(folder)

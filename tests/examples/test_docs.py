@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
+from encoders import save_encoder
 from fashion_mnist import write_fashion_mnist
 from hub_server import HubServer
 from modeling_cover import load_recipe
@@ -25,7 +26,7 @@ from published_datasets import write_published
 from python_server import python
 from remote_servers import s3_server
 from tiny import ENCODER
-from transformers import ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel, ViTMSNConfig, ViTMSNModel
 
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,10 @@ def workspace(tmp_path_factory, hub, store) -> Path:
     save_quickstart(folder / "outputs" / "quickstart")
     write_published(folder / "org")
     ViTModel(ViTConfig(**ENCODER, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
+    save_encoder(folder / "facebook" / "vjepa2-vitl-fpc64-256", "vjepa2")
+    save_encoder(folder / "MCG-NJU" / "videomae-base", "videomae")
+    options = {**ENCODER, "num_hidden_layers": 1, "image_size": 32}
+    ViTMSNModel(ViTMSNConfig(**options)).save_pretrained(folder / "facebook" / "vit-msn-small")
     _write_layouts(folder / "my_data")
     _write_remote(store, folder / "my_data")
     write_fashion_mnist(folder / "data" / "fashion-mnist")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A saved checkpoint works where this package is not installed: its code is beside its weights."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
+from encoders import CONFIGS
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from packageless import run_without_package
 from tiny import tiny_model, tiny_processor
@@ -38,14 +40,21 @@ print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+@pytest.fixture(
+    scope="module",
+    params=["ours", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vjepa2", "videomae", "vivit", "vit"))],
+)
+def folder(request, tmp_path_factory) -> Path:
+    """A checkpoint with our encoder or another, and a clip."""
     folder = tmp_path_factory.mktemp("published")
     heads = {
         "motions": {"labels": ["left", "right", "up"]},
         "images": {"labels": ["checker", "dots"], "modality": "image"},
     }
-    tiny_model(heads, num_hidden_layers=2).save_pretrained(folder / "checkpoint")
+    encoder = (
+        {"num_hidden_layers": 2} if request.param == "ours" else {"encoder": copy.deepcopy(CONFIGS[request.param])}
+    )
+    tiny_model(heads, **encoder).save_pretrained(folder / "checkpoint")
     tiny_processor(image_std=[0.25] * 3).save_pretrained(folder / "checkpoint")
     frames = np.random.default_rng(0).integers(0, 256, (10, 48, 64, 3), dtype=np.uint8)
     write_clip(folder / "clip.mp4", frames)

@@ -435,5 +435,7 @@ class TestBadModelSections:
             prepare_cotraining(dataclasses.replace(recipe, model={5: 1}))
 
     def test_a_head_to_bring_needs_a_timesformer(self, recipe):
-        with pytest.raises(ValueError, match="'head' names the head of a classifier: it needs from_timesformer or from_encoder"):
+        with pytest.raises(
+            ValueError, match="'head' names the head of a classifier: it needs from_timesformer or from_encoder"
+        ):
             prepare(recipe, head="actions")
