@@ -15,7 +15,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification,
 from transformers.utils import logging
 
 from .configuration_cover import CoverConfig
-from .conversion_cover import Model, Weights, check_revision, is_original_release
+from .conversion_cover import EncoderWeights, Model, Weights, check_revision, is_original_release
 from .encoders_cover import EncoderAdapter, encoder_adapter, vision_part
 
 
@@ -65,15 +65,20 @@ def _where(revision: str | None) -> dict[str, Any]:
     return {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
 
 
-def head_of_classifier(stored: StoredEncoder, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def head_of_classifier(
+    stored: StoredEncoder | EncoderWeights, name: str, given: Mapping[str, Any], labels: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The head that a checkpoint's classifier becomes, of what is given of it.
+
+    Args:
+        labels: of the classifier, in order; by default those given, or else the checkpoint's.
 
     Raises:
         ValueError: if there is no classifier, or it has another number of labels.
     """
     if not stored.classifier:
         raise ValueError(f"head '{name}': {stored.source} has no classifier of videos: leave `head` out")
-    labels = list(given.get("labels", stored.labels))
+    labels = list(given.get("labels", stored.labels) if labels is None else labels)
     if len(labels) != len(stored.labels):
         raise ValueError(
             f"head '{name}': expected {len(stored.labels)} labels, as the checkpoint's classifier, got {len(labels)}"

@@ -179,10 +179,11 @@ def _without_pooler(encoder: PreTrainedModel) -> None:
 
 
 def _videomae_of_any_size(encoder: PreTrainedModel) -> None:
-    from .resized_embeddings_cover import AnySizeVideoMAEEmbeddings
+    from .resized_embeddings_cover import AnySizeVideoMAEEmbeddings, AnySizeVideoMAEPatches
 
     # The same weights, and another forward pass.
     encoder.embeddings.__class__ = AnySizeVideoMAEEmbeddings
+    encoder.embeddings.patch_embeddings.__class__ = AnySizeVideoMAEPatches
 
 
 def _vivit_of_any_size(encoder: PreTrainedModel) -> None:

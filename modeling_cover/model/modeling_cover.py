@@ -159,6 +159,9 @@ class CoverEncoderModel(CoverPreTrainedModel):
     def _init_weights(self, module: nn.Module):
         self.encoder._init_weights(module)  # of the pooler, which is of the encoder's kind
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
     @can_return_tuple
     @auto_docstring
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CoverModelOutput:
@@ -391,13 +394,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
             unused = (*weights.unused, *(f"classifier.{name}" for name in weights.classifier))
             return model_with_encoder_weights(cls, config, replace(weights, unused=unused))
-        given = heads.get(head, {})
-        labels = list(given.get("labels", weights.labels) if labels is None else labels)
-        if len(labels) != len(weights.labels):
-            raise ValueError(
-                f"head '{head}': expected {len(weights.labels)} labels, as the checkpoint's classifier, got {len(labels)}"
-            )
-        heads[head] = {**given, "labels": labels}
+        heads[head] = head_of_classifier(weights, head, heads.get(head, {}), labels)
         config = CoverConfig(**{**weights.config, **kwargs}, heads=heads, default_head=default_head)
         model = model_with_encoder_weights(cls, config, weights, classified=(head,))
         model.classifiers[head].load_state_dict(weights.classifier)

@@ -19,35 +19,42 @@ between its points.
 
 import torch
 from torch import nn
-from transformers.models.videomae.modeling_videomae import VideoMAEEmbeddings
+from transformers.models.videomae.modeling_videomae import VideoMAEEmbeddings, VideoMAEPatchEmbeddings
 from transformers.models.vivit.modeling_vivit import VivitEmbeddings
+
+
+class AnySizeVideoMAEPatches(VideoMAEPatchEmbeddings):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.projection(pixel_values.transpose(1, 2)).flatten(2).transpose(1, 2)
 
 
 class AnySizeVideoMAEEmbeddings(VideoMAEEmbeddings):
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: None = None) -> torch.Tensor:
-        patches = self.patch_embeddings
-        tokens = patches.projection(pixel_values.transpose(1, 2))  # (B, D, T, rows, columns)
-        (height, width), (rows, columns) = patches.image_size, patches.patch_size
+        tokens, patches = self.patch_embeddings(pixel_values), self.patch_embeddings
         table = self.position_embeddings.to(device=tokens.device, dtype=tokens.dtype)
-        shape = table.shape[1] * rows * columns // (height * width), height // rows, width // columns
-        return tokens.flatten(2).transpose(1, 2) + resized(table, shape, tokens.shape[2:])
+        return tokens + resized(table, pixel_values, patches.projection.kernel_size, patches.image_size)
 
 
 class AnySizeVivitEmbeddings(VivitEmbeddings):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True) -> torch.Tensor:
-        tokens = self.patch_embeddings.projection(pixel_values.transpose(1, 2))  # (B, D, T, rows, columns)
-        (height, width), (rows, columns) = self.image_size, self.patch_size
+        tokens, patches = self.patch_embeddings(pixel_values), self.patch_embeddings
         of_class, table = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
-        shape = table.shape[1] * rows * columns // (height * width), height // rows, width // columns
-        places = torch.cat([of_class, resized(table, shape, tokens.shape[2:])], dim=1)
+        table = resized(table, pixel_values, patches.projection.kernel_size, patches.image_size)
         class_tokens = self.cls_token.expand(tokens.shape[0], -1, -1)
-        return self.dropout(torch.cat([class_tokens, tokens.flatten(2).transpose(1, 2)], dim=1) + places)
+        return self.dropout(torch.cat([class_tokens, tokens], dim=1) + torch.cat([of_class, table], dim=1))
 
 
-def resized(table: torch.Tensor, shape: tuple[int, ...], wanted: tuple[int, ...]) -> torch.Tensor:
-    """Positions (1, S, D) of a grid of time, rows and columns, for another grid: linear in each of them."""
-    if tuple(shape) == tuple(wanted):
+def resized(
+    table: torch.Tensor, pixel_values: torch.Tensor, tubelet: tuple[int, ...], image_size: tuple[int, ...]
+) -> torch.Tensor:
+    """Positions (1, S, D) of the tokens of clips (B, T, C, H, W): linear in time, rows and columns between those of a
+    table for frames of `image_size`. `tubelet` is frames, rows and columns of pixels of a token."""
+    rows, columns = (size // side for size, side in zip(image_size, tubelet[1:], strict=True))
+    grid = table.shape[1] // (rows * columns), rows, columns
+    num_frames, _, height, width = pixel_values.shape[1:]
+    wanted = tuple(size // side for size, side in zip((num_frames, height, width), tubelet, strict=True))
+    if grid == wanted:
         return table
-    grid = table.transpose(1, 2).unflatten(2, shape)
-    grid = nn.functional.interpolate(grid.float(), size=tuple(wanted), mode="trilinear", align_corners=False)
-    return grid.flatten(2).transpose(1, 2).to(table.dtype)
+    places = table.transpose(1, 2).unflatten(2, grid)
+    places = nn.functional.interpolate(places.float(), size=wanted, mode="trilinear", align_corners=False)
+    return places.flatten(2).transpose(1, 2).to(table.dtype)

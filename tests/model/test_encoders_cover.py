@@ -168,6 +168,7 @@ class TestEveryKind:
         with torch.no_grad():
             outputs = model(clips_of(model), output_hidden_states=True, output_attentions=True)
         layers = model.config.num_hidden_layers
+        assert isinstance(model.get_input_embeddings(), torch.nn.Module)
         assert len(outputs.attentions) == layers
         assert len(outputs.hidden_states) >= layers
         assert all(map.shape[1] == model.config.num_attention_heads for map in outputs.attentions)
