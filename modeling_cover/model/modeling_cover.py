@@ -157,6 +157,7 @@ class CoverEncoderModel(CoverPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
         self.encoder._init_weights(module)  # of the pooler, which is of the encoder's kind
 
     def get_input_embeddings(self) -> nn.Module:
@@ -195,6 +196,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
 
     def __init__(self, config: CoverConfig):
         super().__init__(config)
+        # CODEPATH: our own encoder by default; another where `from_encoder` made the checkpoint.
         self.cover = CoverModel(config) if config.encoder is None else CoverEncoderModel(config)
         self.classifiers = CoverHeads()
         for name in config.head_names:
@@ -303,9 +305,10 @@ class CoverForVideoClassification(CoverPreTrainedModel):
 
         The model takes clips of any size all the same; this is for training on, at that size.
         """
+        # CODEPATH: our own encoder stores embeddings; another, of `from_encoder`, resizes them anew for each clip.
         if self.config.encoder is None:
             self.cover.embeddings.resize(num_frames, image_size)
-        else:  # which resizes them anew for each clip
+        else:
             check_size(self.config.encoder, num_frames, image_size)
         self.config.num_frames, self.config.image_size = num_frames, image_size
 
