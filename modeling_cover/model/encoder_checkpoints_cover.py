@@ -46,9 +46,16 @@ class StoredEncoder:
     classifier: Weights = field(default_factory=dict)
 
 
-def is_timesformer(path: str | os.PathLike, revision: str | None) -> bool:
-    """Whether a checkpoint is one that becomes an encoder of ours."""
-    return is_original_release(path) or _config(path, revision).model_type == "timesformer"
+def is_timesformer(path: str | os.PathLike, revision: str | None, pooling: str | None) -> bool:
+    """Whether a checkpoint is one that becomes an encoder of ours.
+
+    Raises:
+        ValueError: if it is, and its tokens are to be pooled.
+    """
+    is_one = is_original_release(path) or _config(path, revision).model_type == "timesformer"
+    if is_one and pooling is not None:
+        raise ValueError(f"pooling: a TimeSformer's feature is its class token, got {pooling!r}")
+    return is_one
 
 
 def _config(path: str | os.PathLike, revision: str | None) -> PreTrainedConfig:

@@ -104,6 +104,7 @@ class EncoderAdapter:
         image_size: height and width, in pixels, that it was made for.
         num_frames: the field of its configuration for the frames of a clip; None if it takes images.
         size_field: that for height and width, if it takes frames of one size alone: a square's.
+        attention: the names, in a layer, of what makes queries and values: what LoRA adapts by default.
         num_layers: how many there are in `layers`.
         prepare: changes the encoder that was built: leaves out what has no part in the feature.
         classifier: the names, in the model of its kind that classifies videos, of what is in the pooler.
@@ -119,6 +120,7 @@ class EncoderAdapter:
     image_size: Callable[[PreTrainedConfig], tuple[int, int]] = _image_size
     num_frames: str | None = "num_frames"
     size_field: str | None = None
+    attention: tuple[str, ...] = ("q_proj", "v_proj")
     num_layers: Callable[[PreTrainedConfig], int] = _num_hidden_layers
     prepare: Callable[[PreTrainedModel], None] = _as_it_is
     classifier: Mapping[str, str] = field(default_factory=dict)
@@ -129,8 +131,10 @@ class EncoderAdapter:
         return {**inputs, **self.options}
 
     def new_pooler(self, config: PreTrainedConfig, name: str | None) -> nn.Module:
-        """Raises:
-        ValueError: if there is none of this name.
+        """The pooler of this name, newly initialised; by default the first.
+
+        Raises:
+            ValueError: if there is none.
         """
         name = next(iter(self.poolers)) if name is None else name
         if name not in self.poolers:
@@ -232,12 +236,14 @@ ENCODERS: dict[str, EncoderAdapter] = {
         num_frames="frames_per_clip",
         image_size=lambda config: (config.crop_size, config.crop_size),
         size_field="crop_size",
+        attention=("query", "value"),
         prepare=_without_predictor,
         classifier={"pooler": "pooler"},
     ),
     "videomae": EncoderAdapter(
         poolers={"default": _of_videomae},
         layers=("encoder.layer",),
+        attention=("query", "value"),
         prepare=_videomae_of_any_size,
         classifier={"norm": "fc_norm"},
     ),
@@ -273,8 +279,10 @@ def register_encoder(model_type: str, adapter: EncoderAdapter) -> None:
 
 
 def encoder_adapter(config: PreTrainedConfig) -> EncoderAdapter:
-    """Raises:
-    ValueError: if the encoder is of no kind that there is an adapter of; it shows how to add one.
+    """The adapter of an encoder of this configuration.
+
+    Raises:
+        ValueError: if there is none; it shows how to add one.
     """
     if config.model_type not in ENCODERS:
         raise ValueError(

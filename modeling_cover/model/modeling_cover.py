@@ -434,7 +434,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         check_config_fields(kwargs)
         heads, default_head = dict(heads or {}), default_head or head
         kwargs |= {} if image_size is None else {"image_size": image_size}
-        if is_timesformer(pretrained_model_name_or_path, revision):
+        if is_timesformer(pretrained_model_name_or_path, revision, pooling):
             options = {"heads": heads, "default_head": default_head, "revision": revision, **kwargs}
             return cls.from_timesformer(pretrained_model_name_or_path, head, **options)
         stored = read_encoder(pretrained_model_name_or_path, pooling, image_size, revision)

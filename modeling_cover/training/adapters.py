@@ -16,15 +16,13 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ..model.encoders_cover import encoder_adapter
 from ..model.modeling_cover import CoverForVideoClassification
 from .checkpoints import CheckpointError
 from .run_state import WholeState
 
 
 ADAPTER_FOLDER = "adapter"
-
-# The heads are trained as a whole, and with them the attention of each layer, in space and in time.
-DEFAULTS = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifiers"]}
 
 _AROUND = re.compile(r"\.(?:base_layer|original_module|(?:modules_to_save|lora_\w+)\.\w+)(?=\.|$)")
 _TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -51,9 +49,19 @@ def with_lora(model: CoverForVideoClassification, options: Mapping[str, Any]) ->
     """
     peft = import_peft()
     try:
-        return peft.get_peft_model(model, peft.LoraConfig(**{**DEFAULTS, **options}))
+        return peft.get_peft_model(model, peft.LoraConfig(**{**_defaults(model), **options}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"lora: {error}") from error
+
+
+def _defaults(model: CoverForVideoClassification) -> dict[str, Any]:
+    """The heads are trained as a whole, with what pools for them, and with them the attention of each layer."""
+    if (encoder := model.config.encoder) is None:
+        return {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifiers"]}
+    pooler = ["cover.pooler"] * any(True for _ in model.cover.pooler.parameters())
+    # Not those of the pooler, which may be called the same.
+    names = "|".join(encoder_adapter(encoder).attention)
+    return {"target_modules": rf"cover\.encoder\..*\.({names})", "modules_to_save": ["classifiers", *pooler]}
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -104,6 +104,8 @@ class TestFeatures:
         assert model.config.encoder is None
         clips = torch.randn(2, 4, 3, 16, 16)
         torch.testing.assert_close(model(clips).logits, native(clips).logits, rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="pooling: a TimeSformer's feature is its class token, got 'mean'"):
+            CoverForVideoClassification.from_encoder(tmp_path, head="actions", pooling="mean")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

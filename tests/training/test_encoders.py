@@ -10,8 +10,10 @@ from encoders import CONFIGS, LABELS, save_encoder
 from killed_runs import build_recipe
 from modeling_cover import CoverForVideoClassification, Recipe, prepare_cotraining
 from modeling_cover.recipe.recipe import ClipRecipe
+from modeling_cover.training.adapters import plain_name
 from modeling_cover.training.batches import encoder_operations, layers_of
 from modeling_cover.training.optimization import depths
+from safetensors.torch import load_file
 from short_runs import final_weights, make_trainer, resumed_from
 
 
@@ -113,3 +115,32 @@ class TestRecipe:
         save_encoder(tmp_path, "videomae")
         with pytest.raises(ValueError, match="model: hidden_size: the starting point has its own"):
             prepare_cotraining(recipe_of(folder, "videomae", from_encoder=str(tmp_path), hidden_size=8))
+
+
+class TestAdapters:
+    @pytest.mark.parametrize(
+        ("kind", "pooling"),
+        [
+            ("videomae", None),
+            pytest.param("vjepa2", "attentive", marks=pytest.mark.slow),
+            pytest.param("videoprism_vision_model", "attentive", marks=pytest.mark.slow),
+            pytest.param("dinov3_vit", None, marks=pytest.mark.slow),
+        ],
+    )
+    def test_attention_is_adapted_heads_and_their_pooling_are_trained_and_a_run_resumes(
+        self, folder, tmp_path, kind, pooling
+    ):
+        encoder = CONFIGS[kind].to_dict()
+        recipe = recipe_of(folder, kind, encoder=encoder, encoder_pooling=pooling, lora={"r": 2})
+        options = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-2}
+        whole = make_trainer(folder, tmp_path / "whole", recipe, **options)
+        trained = {plain_name(name) for name, weight in whole.model.named_parameters() if weight.requires_grad}
+        assert {name.split(".")[0] for name in trained} == {"classifiers", "cover"}
+        assert all(name.startswith(("classifiers.", "cover.pooler.", "cover.encoder.")) for name in trained)
+        assert any(name.startswith("cover.pooler.") for name in trained) == (kind != "dinov3_vit")
+        whole.train()
+        resumed = resumed_from(tmp_path / "whole", 2, tmp_path / "resumed", folder, recipe, **options)
+        weights = final_weights(whole)
+        assert all(torch.equal(weight, weights[name]) for name, weight in final_weights(resumed).items())
+        merged = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+        assert merged.keys() == CoverForVideoClassification(whole.model.config).state_dict().keys()
