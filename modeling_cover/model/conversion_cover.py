@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -307,24 +307,38 @@ def _load(
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Load a whole checkpoint of `model_type` in fp32, and the names of its weights that are not used."""
-    check_revision(path, revision)
-    options = {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
-    try:
-        found = AutoConfig.from_pretrained(path, **options).model_type
-    except Exception as error:  # transformers has one for each way in which a file may be damaged
-        raise ValueError(
-            f"{path}: expected a checkpoint of transformers, and it has no configuration: {error}"
-        ) from error
+    found = stored_config(path, revision).model_type
     if found != model_type:
         raise ValueError(f"{path}: expected a checkpoint of model type '{model_type}', got '{found}'")
     try:
-        model, info = auto_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
-    except Exception as error:  # as above; and a safetensors file has its own
+        options = {"dtype": torch.float32, "output_loading_info": True, **where_stored(revision)}
+        model, info = auto_class.from_pretrained(path, **options)
+    except Exception as error:  # as of a configuration; and a safetensors file has its own
         raise ValueError(f"{path}: its weights cannot be loaded: {error}") from error
     missing = sorted(name for name in info["missing_keys"] if may_lack is None or not name.startswith(may_lack))
     if missing or info["mismatched_keys"]:
         raise ValueError(f"{path}: weights are missing or of another shape: {missing or info['mismatched_keys']}")
     return model, set(info["unexpected_keys"]), set(info["missing_keys"])
+
+
+def stored_config(path: str | os.PathLike, revision: str | None) -> PreTrainedConfig:
+    """The configuration of a checkpoint of transformers.
+
+    Raises:
+        ValueError: if there is none, or it is damaged.
+    """
+    check_revision(path, revision)
+    try:
+        return AutoConfig.from_pretrained(path, **where_stored(revision))
+    except Exception as error:  # transformers has one for each way in which a file may be damaged
+        raise ValueError(
+            f"{path}: expected a checkpoint of transformers, and it has no configuration: {error}"
+        ) from error
+
+
+def where_stored(revision: str | None) -> dict[str, Any]:
+    """What `from_pretrained` is told of where a checkpoint is; no code of it is run."""
+    return {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
 
 
 def _shared_fields(config: Any) -> dict[str, Any]:
@@ -368,9 +382,12 @@ def _check_weights(weights: EncoderWeights, expected: Weights) -> None:
     """Raise a `ValueError` unless an encoder has the names and shapes of `expected`, and all of its numbers are
     finite."""
     _check_names_and_shapes(weights.source, weights.state_dict, expected)
-    state = {**weights.state_dict, **weights.classifier}
+    check_finite(weights.source, {**weights.state_dict, **weights.classifier})
+
+
+def check_finite(source: str | os.PathLike, state: Weights) -> None:
     if names := sorted(name for name, weight in state.items() if not torch.isfinite(weight).all()):
-        raise ValueError(f"{weights.source}: weights are not finite, {names}")
+        raise ValueError(f"{source}: weights are not finite, {names}")
 
 
 def _check_names_and_shapes(source: str, state: Weights, expected: Weights) -> None:

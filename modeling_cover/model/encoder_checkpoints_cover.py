@@ -21,11 +21,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_cover import CoverConfig
-from .conversion_cover import EncoderWeights, Model, Weights, check_revision, is_original_release
+from .conversion_cover import (
+    EncoderWeights,
+    Model,
+    Weights,
+    check_finite,
+    is_original_release,
+    stored_config,
+    where_stored,
+)
 from .encoders_cover import EncoderAdapter, encoder_adapter, vision_part
 
 
@@ -52,24 +60,10 @@ def is_timesformer(path: str | os.PathLike, revision: str | None, pooling: str |
     Raises:
         ValueError: if it is, and its tokens are to be pooled.
     """
-    is_one = is_original_release(path) or _config(path, revision).model_type == "timesformer"
+    is_one = is_original_release(path) or stored_config(path, revision).model_type == "timesformer"
     if is_one and pooling is not None:
         raise ValueError(f"pooling: a TimeSformer's feature is its class token, got {pooling!r}")
     return is_one
-
-
-def _config(path: str | os.PathLike, revision: str | None) -> PreTrainedConfig:
-    check_revision(path, revision)
-    try:
-        return AutoConfig.from_pretrained(path, **_where(revision))
-    except Exception as error:  # transformers has one for each way in which a file may be damaged
-        raise ValueError(
-            f"{path}: expected a checkpoint of transformers, and it has no configuration: {error}"
-        ) from error
-
-
-def _where(revision: str | None) -> dict[str, Any]:
-    return {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
 
 
 def head_of_classifier(
@@ -94,10 +88,10 @@ def head_of_classifier(
 
 
 def read_encoder(
-    path: str | os.PathLike, pooling: str | None, image_size: int | None, revision: str | None
+    path: str | os.PathLike, pooling: str | None, image_size: int | None, revision: str | None, head: str | None
 ) -> StoredEncoder:
     """Read a checkpoint; see `CoverForVideoClassification.from_encoder`."""
-    whole = _config(path, revision)
+    whole = stored_config(path, revision)
     try:
         adapter, config = encoder_adapter(vision_part(whole)), _of_size(vision_part(whole), image_size)
     except ValueError as error:
@@ -106,12 +100,18 @@ def read_encoder(
     try:
         auto_class = AutoModelForVideoClassification if classifies else AutoModel
         native, info = auto_class.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, **_where(revision)
+            path, config=config, dtype=torch.float32, output_loading_info=True, **where_stored(revision)
         )
     except Exception as error:  # as above; and a safetensors file has its own
         raise ValueError(f"{path}: its weights cannot be loaded: {error}") from error
-    if pooling is None and classifies and adapter.classifier.get("pooler"):
-        pooling = "attentive"
+    names = list(adapter.poolers)
+    of_classifier = "attentive" if "attentive" in names else names[0]
+    if pooling is None and classifies:
+        pooling = of_classifier
+    elif head is not None and classifies and pooling != of_classifier:
+        raise ValueError(
+            f"pooling: the classifier that becomes the head '{head}' sees features by {of_classifier!r}, got {pooling!r}"
+        )
     return _parts(path, adapter, native, classifies, pooling, info)
 
 
@@ -150,7 +150,7 @@ def _parts(
     weights = {
         f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
     }
-    _check_finite(path, {**state, **weights, **classifier})
+    check_finite(path, {**state, **weights, **classifier})
     return StoredEncoder(
         source=str(path),
         config=config,
@@ -161,11 +161,6 @@ def _parts(
         labels=[config.id2label[index] for index in range(config.num_labels)] if classifies else [],
         classifier=classifier,
     )
-
-
-def _check_finite(path: str | os.PathLike, state: Weights) -> None:
-    if names := sorted(name for name, weight in state.items() if not torch.isfinite(weight).all()):
-        raise ValueError(f"{path}: weights are not finite, {names}")
 
 
 def model_with_encoder(

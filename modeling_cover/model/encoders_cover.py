@@ -200,12 +200,12 @@ def _vivit_of_any_size(encoder: PreTrainedModel) -> None:
 def _patches_in_rows(config: PreTrainedConfig, frames: torch.Tensor) -> dict[str, torch.Tensor]:
     """Patches (rows, S, C * patch * patch) as SigLIP 2 takes images of any size, the channels last."""
     patch = config.patch_size
-    grid = torch.tensor([frames.shape[-2] // patch, frames.shape[-1] // patch], device=frames.device)
+    rows, columns = frames.shape[-2] // patch, frames.shape[-1] // patch
     patches = frames.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
     return {
         "pixel_values": patches.flatten(3).flatten(1, 2),
-        "pixel_attention_mask": torch.ones(frames.shape[0], int(grid.prod()), device=frames.device),
-        "spatial_shapes": grid.expand(frames.shape[0], 2),
+        "pixel_attention_mask": torch.ones(frames.shape[0], rows * columns, device=frames.device),
+        "spatial_shapes": torch.tensor([[rows, columns]], device=frames.device).expand(frames.shape[0], 2),
     }
 
 

@@ -437,7 +437,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         if is_timesformer(pretrained_model_name_or_path, revision, pooling):
             options = {"heads": heads, "default_head": default_head, "revision": revision, **kwargs}
             return cls.from_timesformer(pretrained_model_name_or_path, head, **options)
-        stored = read_encoder(pretrained_model_name_or_path, pooling, image_size, revision)
+        stored = read_encoder(pretrained_model_name_or_path, pooling, image_size, revision, head)
         if head is not None:
             heads[head] = head_of_classifier(stored, head, heads.get(head, {}))
         config = CoverConfig(

@@ -310,6 +310,13 @@ class TestBadInput:
         ):
             CoverForVideoClassification.from_encoder(tmp_path, heads=HEADS, default_head="actions", pooling="mean")
 
+    def test_another_pooling_than_that_of_the_classifier_which_becomes_a_head(self, tmp_path):
+        save_encoder(tmp_path, "vjepa2", classifies=True)
+        with pytest.raises(ValueError, match="head 'actions' sees features by 'attentive', got 'mean'"):
+            CoverForVideoClassification.from_encoder(tmp_path, head="actions", pooling="mean")
+        model = CoverForVideoClassification.from_encoder(tmp_path, heads=HEADS, default_head="actions", pooling="mean")
+        assert model.config.encoder_pooling == "mean"
+
     def test_a_model_type_that_transformers_does_not_know(self):
         with pytest.raises(ValueError, match="encoder: expected a model_type of transformers, got 'vjepa9'"):
             CoverConfig(encoder={"model_type": "vjepa9"})
