@@ -48,7 +48,8 @@ class TestInterruptions:
                 target=prepare_dataset, args=(entry(raw), output, settings()), kwargs={"num_workers": 2}
             )
             process.start()
-        _wait_for((output / "train/train-00001.json").exists)
+        # It has begun the last shard, which is there when the one before is whole.
+        _wait_for(lambda: any((output / "train").glob(".train-00002.tar.*")))
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(process.pid, signal.SIGKILL)
         process.join()
