@@ -92,6 +92,11 @@ class CoverConfig(PreTrainedConfig):
         in [`~modeling_cover.model.encoders_cover.ENCODERS`]. What is said above of an encoder is then its own.
     encoder_pooling (`str`, *optional*):
         How a feature is made of that encoder's tokens; by default the first way that its kind has.
+    encoder_temporal_layers (`int`, *optional*, defaults to 0):
+        Of an encoder of images: layers of attention among the features of a clip's frames, before their mean.
+    encoder_normalisation (`dict`, *optional*):
+        `image_mean`, `image_std` and `rescale_factor` that the encoder's checkpoint was trained with: a processor's
+        must be the same.
     heads (`dict[str, dict]`, *optional*):
         The classification heads by name, one for each dataset: `{"labels": [...], "modality": "video" | "image",
         "problem_type": "single_label_classification" | "multi_label_classification" | "regression"}`; modality and
@@ -150,6 +155,8 @@ class CoverConfig(PreTrainedConfig):
     qkv_bias: bool = True
     encoder: dict[str, Any] | PreTrainedConfig | None = None
     encoder_pooling: str | None = None
+    encoder_temporal_layers: int = 0
+    encoder_normalisation: dict[str, Any] | None = None
     heads: dict[str, Any] | None = None
     default_head: str | None = None
 
@@ -333,8 +340,19 @@ class CoverConfig(PreTrainedConfig):
             from .encoders_cover import check_size
 
             check_size(self.encoder, self.num_frames, as_pair(self.image_size))
+        self._check_temporal_layers()
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+
+    def _check_temporal_layers(self) -> None:
+        from .encoders_cover import encoder_adapter
+
+        number = self.encoder_temporal_layers
+        if number < 0:
+            raise ValueError(f"encoder_temporal_layers must be at least 0, got {number}")
+        if number and (self.encoder is None or not encoder_adapter(self.encoder).takes_frames):
+            kind = "ours" if self.encoder is None else f"a {self.encoder.model_type}"
+            raise ValueError(f"encoder_temporal_layers: they are for encoders of images, and {kind} sees whole clips")
 
     def _replace_labels(
         self,

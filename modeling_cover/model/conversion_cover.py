@@ -20,14 +20,13 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
-from transformers.video_processing_utils import BaseVideoProcessor
 
 from .configuration_cover import CoverConfig, patch_grid
 from .embeddings_cover import resize_position_embeddings, resize_time_embeddings
@@ -82,26 +81,9 @@ ORIGINAL_NAMES = (
 )
 
 
-# What the original release normalises pixels of 0 to 1 with.
-RELEASE_MEAN, RELEASE_STD = [0.45] * 3, [0.225] * 3
-
-
 def is_original_release(path: str | os.PathLike) -> bool:
-    """Whether `path` names a file of the original TimeSformer release, rather than a folder or Hub id."""
+    """Whether `path` names a file of tensors, as the original releases have it, rather than a folder or Hub id."""
     return str(path).endswith((".pyth", ".pth", ".pt"))
-
-
-def normalisation_of(path: str | os.PathLike, revision: str | None = None) -> dict[str, Any]:
-    """Mean, deviation and scale of the pixels that a checkpoint was trained with, as a processor takes them; none
-    where it does not say it, which is logged."""
-    if is_original_release(path):
-        return {"image_mean": RELEASE_MEAN, "image_std": RELEASE_STD}
-    try:
-        stored, _ = BaseVideoProcessor.get_video_processor_dict(path, revision=revision or "main")
-    except OSError:
-        logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
-        return {}
-    return {key: stored[key] for key in ("image_mean", "image_std", "rescale_factor") if key in stored}
 
 
 # What the configuration of a model of the release is read from, and the axes of each.
@@ -195,9 +177,9 @@ def encoder_weights_from_timesformer(path: str | os.PathLike, revision: str | No
 
 def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
     """Read a `.pyth` file of the original release, whose configuration is in the shapes of its tensors."""
-    checkpoint = _load_tensors(path)
+    checkpoint = load_tensors(path)
     state = checkpoint.get("model_state", checkpoint)
-    _check_tensors(path, state)
+    check_tensors(path, state)
     state = {name.removeprefix("module.").removeprefix("model."): tensor for name, tensor in state.items()}
     if missing := [name for name in RELEASE_SHAPES if name not in state]:
         raise ValueError(f"{path}: not a TimeSformer with divided space-time attention, {missing} are missing")
@@ -229,7 +211,7 @@ def _from_original_timesformer(path: str | os.PathLike) -> EncoderWeights:
     )
 
 
-def _load_tensors(path: str | os.PathLike) -> Mapping[str, Any]:
+def load_tensors(path: str | os.PathLike) -> Mapping[str, Any]:
     """What `torch.save` has written: of tensors and plain values alone, and no larger than the file."""
     if not os.path.isfile(path):
         raise ValueError(f"{path} is not a file")
@@ -259,15 +241,16 @@ def _check_uncompressed(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: its content is compressed, expected a file of tensors as torch.save writes it")
 
 
-def _check_tensors(path: str | os.PathLike, state: Any) -> None:
+def check_tensors(path: str | os.PathLike, state: Any, integers: Container[str] = ()) -> None:
     """Raise a `ValueError` unless `state` has tensors of numbers by name, no larger than the file that they are
-    from."""
+    from. Those called `integers` need not be floats."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{path}: expected tensors by name, got {type(tensor).__name__} under {name!r}")
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        is_number = tensor.is_floating_point() or name in integers
+        if not is_number or tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise ValueError(f"{path}: {name}: expected plain numbers, got {tensor.dtype}, {tensor.layout}")
     # A tensor of any size may repeat a single number.
     taken, size = sum(tensor.nbytes for tensor in state.values()), os.path.getsize(path)
@@ -381,7 +364,7 @@ def check_revision(place: str | os.PathLike, revision: str | None) -> None:
 def _check_weights(weights: EncoderWeights, expected: Weights) -> None:
     """Raise a `ValueError` unless an encoder has the names and shapes of `expected`, and all of its numbers are
     finite."""
-    _check_names_and_shapes(weights.source, weights.state_dict, expected)
+    check_names_and_shapes(weights.source, weights.state_dict, expected)
     check_finite(weights.source, {**weights.state_dict, **weights.classifier})
 
 
@@ -390,7 +373,7 @@ def check_finite(source: str | os.PathLike, state: Weights) -> None:
         raise ValueError(f"{source}: weights are not finite, {names}")
 
 
-def _check_names_and_shapes(source: str, state: Weights, expected: Weights) -> None:
+def check_names_and_shapes(source: str, state: Weights, expected: Weights) -> None:
     """Raise a `ValueError` unless `state` has the names and shapes of `expected`."""
     wrong = {
         "missing": sorted(expected.keys() - state.keys()),
@@ -423,7 +406,7 @@ def model_with_encoder_weights(
     state["embeddings.time_embeddings"] = resize_time_embeddings(
         state["embeddings.time_embeddings"], config.num_frames
     )
-    _check_names_and_shapes(weights.source, state, model.cover.state_dict())
+    check_names_and_shapes(weights.source, state, model.cover.state_dict())
     model.cover.load_state_dict(state)
     model.to(config.dtype or torch.float32)
     new = [f"classifiers.{name}" for name in config.head_names if name not in classified]

@@ -16,7 +16,7 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,14 @@ from .conversion_cover import (
     Model,
     Weights,
     check_finite,
+    check_revision,
     is_original_release,
     stored_config,
     where_stored,
 )
 from .encoders_cover import EncoderAdapter, encoder_adapter, vision_part
+from .normalisation_cover import normalisation_of
+from .video_swin_checkpoints_cover import is_video_swin, read_video_swin
 
 
 logger = logging.get_logger(__name__)
@@ -52,6 +55,13 @@ class StoredEncoder:
     unused: tuple[str, ...]
     labels: list[str] = field(default_factory=list)  # of the classifier, in order; empty where there is none
     classifier: Weights = field(default_factory=dict)
+    normalisation: dict[str, Any] = field(default_factory=dict)  # as `normalisation_of` has it
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """Of `CoverConfig`."""
+        normalisation = self.normalisation or None
+        return {"encoder": self.config, "encoder_pooling": self.pooling, "encoder_normalisation": normalisation}
 
 
 def is_timesformer(path: str | os.PathLike, revision: str | None, pooling: str | None) -> bool:
@@ -60,7 +70,10 @@ def is_timesformer(path: str | os.PathLike, revision: str | None, pooling: str |
     Raises:
         ValueError: if it is, and its tokens are to be pooled.
     """
-    is_one = is_original_release(path) or stored_config(path, revision).model_type == "timesformer"
+    if is_original_release(path):
+        is_one = not is_video_swin(path)
+    else:
+        is_one = stored_config(path, revision).model_type == "timesformer"
     if is_one and pooling is not None:
         raise ValueError(f"pooling: a TimeSformer's feature is its class token, got {pooling!r}")
     return is_one
@@ -91,6 +104,9 @@ def read_encoder(
     path: str | os.PathLike, pooling: str | None, image_size: int | None, revision: str | None, head: str | None
 ) -> StoredEncoder:
     """Read a checkpoint; see `CoverForVideoClassification.from_encoder`."""
+    if is_original_release(path):
+        check_revision(path, revision)
+        return _video_swin(path, pooling)
     whole = stored_config(path, revision)
     try:
         adapter, config = encoder_adapter(vision_part(whole)), _of_size(vision_part(whole), image_size)
@@ -112,7 +128,24 @@ def read_encoder(
         raise ValueError(
             f"pooling: the classifier that becomes the head '{head}' sees features by {of_classifier!r}, got {pooling!r}"
         )
-    return _parts(path, adapter, native, classifies, pooling, info)
+    parts = _parts(path, adapter, native, classifies, pooling, info)
+    return replace(parts, normalisation=normalisation_of(path, revision))
+
+
+def _video_swin(path: str | os.PathLike, pooling: str | None) -> StoredEncoder:
+    stored = read_video_swin(path)
+    encoder_adapter(stored.config).new_pooler(stored.config, pooling)  # which there must be
+    return StoredEncoder(
+        source=str(path),
+        config=stored.config,
+        pooling="mean",
+        encoder=stored.encoder,
+        pooler={},
+        unused=(),
+        labels=[f"LABEL_{index}" for index in range(len(stored.classifier.get("bias", ())))],
+        classifier=stored.classifier,
+        normalisation=normalisation_of(path),
+    )
 
 
 def _of_size(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:

@@ -26,7 +26,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+)
 from transformers.utils import ModelOutput
+
+from .video_swin_cover import VideoSwinConfig
 
 
 class ClassTokenPooler(nn.Module):
@@ -96,8 +104,8 @@ class EncoderAdapter:
             have; the first is the default.
         layers: the lists of layers within the encoder, in the order in which a clip goes through them.
         input_name: the argument of its `forward` that pixels are.
-        takes_frames: whether it takes images, (rows, C, H, W): then each frame is a row, and a clip's feature the mean
-            over its frames. Otherwise it takes clips, (B, T, C, H, W).
+        takes_frames: whether it takes images, (rows, C, H, W): then each frame is a row, and a clip's feature is made
+            of theirs by a `CoverFramePooler`. Otherwise it takes clips, (B, T, C, H, W).
         inputs: arguments of its `forward` from those pixels, in place of `input_name`.
         options: further arguments of its `forward`.
         tubelet: frames, rows and columns of pixels that make a token.
@@ -108,6 +116,7 @@ class EncoderAdapter:
         num_layers: how many there are in `layers`.
         prepare: changes the encoder that was built: leaves out what has no part in the feature.
         classifier: the names, in the model of its kind that classifies videos, of what is in the pooler.
+        normalisation: what is done to pixels, as a processor of transformers says it, for checkpoints without one.
     """
 
     poolers: Mapping[str, Callable[[PreTrainedConfig], nn.Module]]
@@ -124,6 +133,7 @@ class EncoderAdapter:
     num_layers: Callable[[PreTrainedConfig], int] = _num_hidden_layers
     prepare: Callable[[PreTrainedModel], None] = _as_it_is
     classifier: Mapping[str, str] = field(default_factory=dict)
+    normalisation: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, config: PreTrainedConfig, pixels: torch.Tensor) -> dict[str, Any]:
         """Of the encoder's `forward`."""
@@ -222,6 +232,8 @@ def _adapter_of_images(**options: Any) -> EncoderAdapter:
     return EncoderAdapter(**{"takes_frames": True, "num_frames": None, **options})
 
 
+_IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+_HALF = {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD}
 _CLASS_TOKEN = {"class_token": lambda config: ClassTokenPooler()}
 _MEAN = {"mean": lambda config: MeanPooler()}
 _OWN = {"own": lambda config: OwnPooler()}
@@ -239,6 +251,7 @@ ENCODERS: dict[str, EncoderAdapter] = {
         attention=("query", "value"),
         prepare=_without_predictor,
         classifier={"pooler": "pooler"},
+        normalisation=_IMAGENET,
     ),
     "videomae": EncoderAdapter(
         poolers={"default": _of_videomae},
@@ -246,8 +259,15 @@ ENCODERS: dict[str, EncoderAdapter] = {
         attention=("query", "value"),
         prepare=_videomae_of_any_size,
         classifier={"norm": "fc_norm"},
+        normalisation=_IMAGENET,
     ),
-    "vivit": EncoderAdapter(poolers=_CLASS_TOKEN, layers=("layers",), tubelet=_tubelet, prepare=_vivit_of_any_size),
+    "vivit": EncoderAdapter(
+        poolers=_CLASS_TOKEN,
+        layers=("layers",),
+        tubelet=_tubelet,
+        prepare=_vivit_of_any_size,
+        normalisation={**_HALF, "rescale_factor": 1 / 127.5, "offset": True},
+    ),
     "videoprism_vision_model": EncoderAdapter(
         poolers={**_MEAN, "attentive": _attentive_of_videoprism},
         layers=("spatial_layers", "temporal_layers"),
@@ -256,13 +276,33 @@ ENCODERS: dict[str, EncoderAdapter] = {
         options=_RESIZING,
         tubelet=_tubelet,
         classifier={"pooler": "head", "norm": "head_layernorm"},
+        normalisation={**_HALF, "do_normalize": False},
     ),
-    "vit": _adapter_of_images(poolers=_CLASS_TOKEN, layers=("layers",), options=_RESIZING, prepare=_without_pooler),
-    "dinov2": _adapter_of_images(poolers=_CLASS_TOKEN, layers=("encoder.layer",), prepare=_without_mask_token),
-    "dinov3_vit": _adapter_of_images(poolers=_CLASS_TOKEN, layers=("model.layer",), prepare=_without_mask_token),
-    "siglip_vision_model": _adapter_of_images(poolers=_OWN, layers=("encoder.layers",), options=_RESIZING),
+    VideoSwinConfig.model_type: EncoderAdapter(
+        poolers=_MEAN,
+        layers=("layers",),
+        tubelet=lambda config: tuple(config.patch_size),
+        attention=("qkv",),
+        normalisation=_IMAGENET,
+    ),
+    "vit": _adapter_of_images(
+        poolers=_CLASS_TOKEN, layers=("layers",), options=_RESIZING, prepare=_without_pooler, normalisation=_HALF
+    ),
+    "dinov2": _adapter_of_images(
+        poolers=_CLASS_TOKEN, layers=("encoder.layer",), prepare=_without_mask_token, normalisation=_IMAGENET
+    ),
+    "dinov3_vit": _adapter_of_images(
+        poolers=_CLASS_TOKEN, layers=("model.layer",), prepare=_without_mask_token, normalisation=_IMAGENET
+    ),
+    "siglip_vision_model": _adapter_of_images(
+        poolers=_OWN, layers=("encoder.layers",), options=_RESIZING, normalisation=_HALF
+    ),
     "siglip2_vision_model": _adapter_of_images(
-        poolers=_OWN, layers=("encoder.layers",), inputs=_patches_in_rows, image_size=_size_of_patches
+        poolers=_OWN,
+        layers=("encoder.layers",),
+        inputs=_patches_in_rows,
+        image_size=_size_of_patches,
+        normalisation=_HALF,
     ),
 }
 

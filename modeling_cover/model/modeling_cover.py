@@ -45,6 +45,7 @@ from .divided_attention_cover import CoverAttention, CoverLayer
 from .embeddings_cover import CoverEmbeddings
 from .encoder_checkpoints_cover import head_of_classifier, is_timesformer, model_with_encoder, read_encoder
 from .encoders_cover import as_tubelets, check_size, encoder_adapter
+from .frame_pooling_cover import CoverFramePooler, CoverTemporalLayer
 from .head_losses_cover import head_loss, mixed_head_losses
 from .heads_cover import CoverHeads
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
@@ -152,13 +153,16 @@ class CoverEncoderModel(CoverPreTrainedModel):
         adapter = encoder_adapter(config.encoder)
         self.encoder = AutoModel.from_config(config.encoder)
         adapter.prepare(self.encoder)
-        self.pooler = adapter.new_pooler(self.encoder.config, config.encoder_pooling)
+        pooler = adapter.new_pooler(self.encoder.config, config.encoder_pooling)
+        self.pooler = CoverFramePooler(config, pooler) if adapter.takes_frames else pooler
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         self.encoder._init_weights(module)  # of the pooler, which is of the encoder's kind
+        if isinstance(module, CoverTemporalLayer):
+            module.init_as_identity()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -168,8 +172,7 @@ class CoverEncoderModel(CoverPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CoverModelOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
-            Clips in whole tokens of the encoder, or images, which are clips of one frame; otherwise a `ValueError` is
-            raised.
+            Clips in whole tokens of the encoder, or images, which are clips of one frame.
         """
         if kwargs.pop("attention_mask", None) is not None:
             logger.warning_once("attention_mask is ignored: a clip has no padding")
@@ -177,9 +180,9 @@ class CoverEncoderModel(CoverPreTrainedModel):
         adapter, clips = encoder_adapter(config), as_tubelets(pixel_values.to(self.encoder.dtype), config)
         pixels = clips.flatten(0, 1) if adapter.takes_frames else clips
         outputs = self.encoder(**adapter.arguments(config, pixels), **{**kwargs, "return_dict": True})
-        pooled, tokens = self.pooler(outputs), outputs.last_hidden_state
+        num_frames = (clips.shape[1],) if adapter.takes_frames else ()
+        pooled, tokens = self.pooler(outputs, *num_frames), outputs.last_hidden_state
         if adapter.takes_frames:
-            pooled = pooled.unflatten(0, clips.shape[:2]).mean(dim=1)
             tokens = tokens.unflatten(0, clips.shape[:2]).flatten(1, 2)
         recorded = {key: outputs[key] for key in ("hidden_states", "attentions") if outputs.get(key) is not None}
         return CoverModelOutput(last_hidden_state=tokens, pooler_output=pooled, **recorded)
@@ -236,9 +239,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             raise ValueError("pixel_values: an empty list of clip groups")
         groups = pixel_values if several_groups else [pixel_values]
         outputs = [self.cover(group, **{**kwargs, "return_dict": True}) for group in groups]
-        pooled = (
-            torch.cat([output.pooler_output for output in outputs]) if several_groups else outputs[0].pooler_output
-        )
+        features = [output.pooler_output for output in outputs]
+        pooled = torch.cat(features) if several_groups else features[0]
         head_logits = self.classifiers(pooled)
 
         head_losses = None
@@ -419,7 +421,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         images, which is run on each frame. A TimeSformer becomes one of ours, see `from_timesformer`.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub id.
+            pretrained_model_name_or_path: a folder or Hub id; or a file of torchvision's Video Swin or of its release.
             heads, default_head: as in [`CoverConfig`]; these heads are new.
             head: the name of the head that the checkpoint's classifier of videos becomes; by default it is left out.
             pooling: `encoder_pooling` of [`CoverConfig`]; by default as the checkpoint's classifier does it.
@@ -440,9 +442,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         stored = read_encoder(pretrained_model_name_or_path, pooling, image_size, revision, head)
         if head is not None:
             heads[head] = head_of_classifier(stored, head, heads.get(head, {}))
-        config = CoverConfig(
-            **kwargs, encoder=stored.config, encoder_pooling=stored.pooling, heads=heads, default_head=default_head
-        )
+        config = CoverConfig(**kwargs, **stored.config_fields, heads=heads, default_head=default_head)
         return model_with_encoder(cls, config, stored, head)
 
 

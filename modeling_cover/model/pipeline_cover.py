@@ -27,6 +27,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .configuration_cover import MULTI_LABEL, REGRESSION
+from .normalisation_cover import check_normalisation
 
 
 Scores = list[dict[str, str | float]]
@@ -94,6 +95,7 @@ class CoverVideoClassificationPipeline(Pipeline):
             raise ValueError("video_processor: expected the checkpoint's CoverVideoProcessor, got None")
         if not hasattr(self.model.config, "heads"):
             raise ValueError(f"model: expected a CoVeR model, got {type(self.model).__name__}")
+        check_normalisation(self.model.config, self.video_processor)
         self.model.eval()
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:

@@ -38,11 +38,11 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn, make_batched_metadata
 
-from .conversion_cover import normalisation_of
 from .file_access_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
 from .image_reading_cover import download, is_url, read_image_tensor, split_batch
+from .normalisation_cover import normalisation_of
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 from .video_opening_cover import name_of
 from .video_windows_cover import read_windows
@@ -115,8 +115,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
     def from_image_checkpoint(
         cls, path: str, num_frames: int = 8, image_size: int = 224, revision: str | None = None, **kwargs: Any
     ) -> "CoverVideoProcessor":
-        """A processor of such clips for a model that starts from a ViT or a TimeSformer: with its mean and deviation,
-        and a short side of 8/7 of `image_size`, as 256 is of 224, before the crop. `kwargs` come first."""
+        """A processor of such clips for a model that starts from a checkpoint, with its mean and deviation, and a
+        short side of 8/7 of `image_size`, as 256 is of 224, before the crop. `kwargs` come first."""
         sizes = {"shortest_edge": round(image_size * 8 / 7)}, {"height": image_size, "width": image_size}
         own = {"num_frames": num_frames, "size": sizes[0], "crop_size": sizes[1], **normalisation_of(path, revision)}
         return cls(**{**own, **kwargs})

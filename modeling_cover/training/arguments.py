@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
@@ -15,7 +16,7 @@ from .launching import check_processes
 
 
 LOSS_REDUCTIONS = ("per_dataset", "per_sample")
-TRAINED_PARTS = ("all", "heads", "temporal_and_heads")
+TRAINED_PARTS = ("all", "heads", "temporal_and_heads")  # beside "last_<n>_layers"
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
 BEST_METRIC = "eval_mean_score"
 # Schedules that go by what was measured: their rates are in their state, and no function of the step.
@@ -63,8 +64,8 @@ class CoverTrainingArguments(TrainingArguments):
     trained_part: str = field(
         default="all",
         metadata={
-            "help": "'all', or just 'heads' or 'temporal_and_heads'; the rest keeps its weights.",
-            "choices": TRAINED_PARTS,
+            "help": "'all', or just 'heads', 'temporal_and_heads' or, say, 'last_4_layers' with what follows them; the "
+            "rest keeps its weights.",
         },
     )
     ema_decay: float | None = field(
@@ -148,7 +149,9 @@ class CoverTrainingArguments(TrainingArguments):
 
     def _check_values(self) -> None:
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
-        check_choice("trained_part", self.trained_part, TRAINED_PARTS)
+        if self.trained_part not in TRAINED_PARTS and last_layers(self.trained_part) is None:
+            expected = f"one of {TRAINED_PARTS} or 'last_<n>_layers'"
+            raise ValueError(f"trained_part must be {expected}, got {self.trained_part!r}")
         for name in ("layer_decay", "learning_rate_drop_factor"):
             check_positive(name, getattr(self, name))
         if self.new_parameters_learning_rate is not None:
@@ -201,6 +204,12 @@ def parse_training_arguments(recipe: Recipe, arguments: Sequence[str]) -> CoverT
         raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
     parser.set_defaults(**recipe.training)
     return parser.parse_args_into_dataclasses(list(arguments))[0]
+
+
+def last_layers(part: str) -> int | None:
+    """How many layers a `trained_part` of the last ones has; None of another part."""
+    found = re.fullmatch(r"last_([1-9]\d*)_layers", str(part))
+    return None if found is None else int(found[1])
 
 
 def _check_installed(what: str, package: str) -> None:

@@ -42,6 +42,7 @@ SHAPES = (
     "num_channels",
     "qkv_bias",
     "encoder",
+    "encoder_normalisation",
 )
 
 

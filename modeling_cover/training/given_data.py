@@ -13,7 +13,7 @@ from ..data.samples import EvaluationDataset
 from ..data.sources import SplitOfDataset, to_source
 from ..data.sources.given import SHUFFLE_BUFFER, first_row_of
 from ..data.sources.spelling import normal_name
-from ..model.configuration_cover import CoverConfig
+from ..model.configuration_cover import CoverConfig, as_pair
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.augmentation_recipe import Augmentation
 from ..recipe.checks import check_choice, check_positive, check_whole_number
@@ -191,10 +191,11 @@ class GivenData:
                 f"{type(processor).__name__}"
             )
         crop = processor.crop_size["height"], processor.crop_size["width"]
-        if (processor.num_frames, *crop) != (config.num_frames, config.image_size, config.image_size):
+        size = as_pair(config.image_size)
+        if (processor.num_frames, *crop) != (config.num_frames, *size):
             raise ValueError(
                 f"processing_class makes clips of {processor.num_frames} frames of {crop[0]}x{crop[1]} (`num_frames`, "
-                f"`crop_size`), and the model takes {config.num_frames} of {config.image_size}x{config.image_size}"
+                f"`crop_size`), and the model takes {config.num_frames} of {size[0]}x{size[1]}"
             )
         return DataMaker(
             head_names=config.head_names,

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..model.configuration_cover import CoverConfig
 from ..model.modeling_cover import CoverForVideoClassification
 from .adapters import plain_name
-from .arguments import CoverTrainingArguments
+from .arguments import CoverTrainingArguments, last_layers
 
 
 # Of all clips alike, and small: decay would pull them to zero.
@@ -37,18 +37,25 @@ def is_new(name: str) -> bool:
 
 
 def freeze_all_but(model: CoverForVideoClassification, part: str) -> None:
-    """Leave only a part of the model to be trained, one of `TRAINED_PARTS`; what is frozen already stays so.
+    """Leave only a part of the model to be trained, see `CoverTrainingArguments`; what is frozen already stays so.
 
     Raises:
-        ValueError: for temporal attention of an encoder that has none apart.
+        ValueError: for temporal attention of an encoder that has none apart, or for more layers than there are.
     """
+    layers = model.config.num_hidden_layers
+    if (last := last_layers(part)) is not None and last > layers:
+        raise ValueError(f"trained_part: {part!r} of a model that has {layers} layers")
     if part == "temporal_and_heads" and model.config.encoder is not None:
         raise ValueError(
             f"trained_part: the temporal attention of a {model.config.encoder.model_type} is not apart: train 'all' or "
             "'heads'"
         )
+    depth_of = depths((name for name, _ in model.named_parameters()), model.config.layer_lists)
     for name, parameter in model.named_parameters():
-        trained = {"all": True, "heads": is_of_heads(name), "temporal_and_heads": is_new(name)}[part]
+        if last is not None:
+            trained = depth_of[name] > layers - last
+        else:
+            trained = {"all": True, "heads": is_of_heads(name), "temporal_and_heads": is_new(name)}[part]
         parameter.requires_grad_(parameter.requires_grad and trained)
 
 

@@ -12,6 +12,7 @@ from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..evaluation.metrics import TOP_K, compute_metrics, mean_metrics, metric_inputs
 from ..model.configuration_cover import CoverConfig
+from ..model.normalisation_cover import check_normalisation
 from ..model.video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
@@ -102,6 +103,8 @@ def checked_inputs(
     if isinstance(eval_dataset, Mapping) and (unknown := sorted(set(eval_dataset) - set(heads))):
         raise ValueError(f"eval_dataset: unknown datasets {unknown}: the model's heads are {heads}")
     other = _with_defaults(other, processor_of(train_dataset, eval_dataset))
+    if isinstance(processor, CoverVideoProcessor):
+        check_normalisation(config, processor)
     _check_metric(args, train_dataset, eval_dataset, other["compute_metrics"])
     return TrainerInputs(
         train_dataset=train_dataset, schedule=schedule, eval_dataset=eval_dataset, given=given, other=other

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from modeling_cover.model.video_swin_cover import VideoSwinConfig
 from tiny import perturb
 from torch import nn
 from transformers import (
@@ -50,7 +51,19 @@ VIDEO_ENCODERS: dict[str, PreTrainedConfig] = {
         num_spatial_layers=2,
         num_temporal_layers=1,
     ),
+    "video_swin": VideoSwinConfig(
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[4, 4],
+        window_size=[2, 4, 4],
+        mlp_ratio=1.5,
+        image_size=32,
+        num_frames=4,
+        drop_path_rate=0.0,
+    ),
 }
+# Of which transformers has classifiers of videos.
+CLASSIFIERS = [kind for kind in VIDEO_ENCODERS if kind != "video_swin"]
 
 
 class ImageEncoder(NamedTuple):

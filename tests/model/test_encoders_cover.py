@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from encoders import CONFIGS, IMAGE_ENCODERS, LABELS, VIDEO_ENCODERS, save_encoder
+from encoders import CLASSIFIERS, CONFIGS, IMAGE_ENCODERS, LABELS, VIDEO_ENCODERS, save_encoder
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from modeling_cover.model.configuration_cover import as_pair
@@ -48,7 +48,7 @@ def build(tmp_path):
 
 @torch.no_grad()
 class TestFeatures:
-    @pytest.mark.parametrize("kind", VIDEO_ENCODERS)
+    @pytest.mark.parametrize("kind", CLASSIFIERS)
     def test_a_classifier_of_transformers_becomes_a_head_and_gives_the_same(self, tmp_path, kind):
         native = save_encoder(tmp_path, kind, classifies=True)
         model = CoverForVideoClassification.from_encoder(tmp_path, heads={"things": HEADS["things"]}, head="actions")
@@ -226,6 +226,71 @@ class TestSizes:
         if 0 not in shape and kind != "vivit":  # whose whole patches the configuration has always asked for
             with pytest.raises(StrictDataclassClassValidationError, match=message):
                 CoverConfig(encoder=CONFIGS[kind], num_frames=num_frames, image_size=(height, width))
+
+
+class TestTemporalLayers:
+    """Of encoders of images: attention among the features of frames."""
+
+    def test_a_new_layer_leaves_the_mean_as_it_is(self):
+        torch.manual_seed(0)
+        heads = {"heads": HEADS, "default_head": "actions"}
+        config = CoverConfig(encoder=copy.deepcopy(CONFIGS["vit"]), encoder_temporal_layers=2, **heads)
+        model = CoverForVideoClassification(config).eval()
+        clips = clips_of(model)
+        with torch.no_grad():
+            frames = [model(clips[:, index : index + 1]).pooler_output for index in range(4)]
+            expected = torch.stack(frames, dim=1).mean(dim=1)
+            torch.testing.assert_close(model(clips).pooler_output, expected, rtol=0, atol=1e-4)
+
+    def test_it_is_torchs_layer(self, build):
+        model = build("vit", encoder_temporal_layers=1)
+        (layer,), width = model.cover.pooler.layers, model.config.hidden_size
+        expected = torch.nn.TransformerEncoderLayer(
+            width, 4, 48, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
+        ).eval()
+        attention = layer.attention
+        state = {
+            "self_attn.out_proj": attention.o_proj,
+            "linear1": layer.fc1,
+            "linear2": layer.fc2,
+            "norm1": layer.layernorm_before,
+            "norm2": layer.layernorm_after,
+        }
+        weights = {
+            f"{name}.{part}": getattr(module, part) for name, module in state.items() for part in ("weight", "bias")
+        }
+        for part in ("weight", "bias"):
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            weights[f"self_attn.in_proj_{part}"] = torch.cat([getattr(module, part) for module in projections])
+        expected.load_state_dict(weights)
+        features = torch.randn(2, 4, width)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(features), expected(features), rtol=0, atol=1e-5)
+
+    def test_it_sees_the_order_of_frames_and_trains_wholly(self, build, tmp_path):
+        model = build("dinov2", encoder_temporal_layers=1)
+        clips = clips_of(model)
+        features = [
+            model(group).pooler_output for group in (clips, clips.flip(1), clips[:, :1].expand(-1, 4, -1, -1, -1))
+        ]
+        assert not torch.allclose(features[0], features[1], atol=1e-3)
+        model.save_pretrained(tmp_path)
+        loaded = CoverForVideoClassification.from_pretrained(tmp_path).eval()
+        assert torch.equal(loaded(clips).pooler_output, features[0])
+        groups, head_ids = [clips, clips[:, :1]], torch.tensor([0, 0, 1, 1])
+        model(groups, labels=torch.tensor([0, 1, 1, 0]), head_ids=head_ids).loss.backward()
+        new = dict(model.cover.pooler.named_parameters())
+        assert "time_embeddings" in new
+        assert all(
+            weight.grad is not None and weight.grad.any() for name, weight in new.items() if "k_proj.bias" not in name
+        )
+
+    @pytest.mark.parametrize(("kind", "whose"), [("videomae", "a videomae"), (None, "ours")])
+    def test_an_encoder_of_clips_has_none(self, kind, whose):
+        with pytest.raises(
+            StrictDataclassClassValidationError, match=f"for encoders of images, and {whose} sees whole clips"
+        ):
+            CoverConfig(encoder=kind and CONFIGS[kind], encoder_temporal_layers=1, num_frames=4)
 
 
 class TestOnesOwn:

@@ -42,7 +42,10 @@ print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 
 @pytest.fixture(
     scope="module",
-    params=["ours", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vjepa2", "videomae", "vivit", "vit"))],
+    params=[
+        "ours",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vjepa2", "videomae", "vivit", "video_swin", "vit")),
+    ],
 )
 def folder(request, tmp_path_factory) -> Path:
     """A checkpoint with our encoder or another, and a clip."""

@@ -31,7 +31,8 @@ def recipe_of(folder, kind: str, **model) -> Recipe:
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("vjepa2", "vit"))) for kind in CONFIGS]
 )
 def test_a_run_moves_every_weight_and_one_that_resumes_ends_with_the_same_to_the_bit(folder, tmp_path, kind):
-    recipe = recipe_of(folder, kind)
+    temporal = {"encoder_temporal_layers": 1} if kind == "vit" else {}
+    recipe = recipe_of(folder, kind, encoder=CONFIGS[kind].to_dict(), **temporal)
     options = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-2, "layer_decay": 0.9}
     whole = make_trainer(folder, tmp_path / "whole", recipe, **options)
     before = copy.deepcopy(final_weights(whole))
@@ -71,6 +72,16 @@ class TestParameters:
         trainer.train()
         for name, weight in final_weights(trainer).items():
             assert torch.equal(weight, before[name]) == name.startswith("cover.encoder."), name
+
+    def test_the_last_layers_are_trained_with_what_follows_them(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, recipe_of(folder, "video_swin"), trained_part="last_2_layers")
+        trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        followed = ("classifiers.", "cover.encoder.layernorm.", "cover.encoder.layers.2.", "cover.encoder.layers.3.")
+        assert trained == {name for name, _ in trainer.model.named_parameters() if name.startswith(followed)}
+
+    def test_there_are_not_more_layers_than_the_encoder_has(self, folder, tmp_path):
+        with pytest.raises(ValueError, match="trained_part: 'last_3_layers' of a model that has 2 layers"):
+            make_trainer(folder, tmp_path, recipe_of(folder, "videomae"), trained_part="last_3_layers")
 
     def test_temporal_attention_that_is_not_apart_is_not_trained_apart(self, folder, tmp_path):
         with pytest.raises(ValueError, match="trained_part: the temporal attention of a videomae is not apart"):
@@ -125,6 +136,7 @@ class TestAdapters:
             pytest.param("vjepa2", "attentive", marks=pytest.mark.slow),
             pytest.param("videoprism_vision_model", "attentive", marks=pytest.mark.slow),
             pytest.param("dinov3_vit", None, marks=pytest.mark.slow),
+            pytest.param("video_swin", None, marks=pytest.mark.slow),
         ],
     )
     def test_attention_is_adapted_heads_and_their_pooling_are_trained_and_a_run_resumes(
@@ -137,7 +149,7 @@ class TestAdapters:
         trained = {plain_name(name) for name, weight in whole.model.named_parameters() if weight.requires_grad}
         assert {name.split(".")[0] for name in trained} == {"classifiers", "cover"}
         assert all(name.startswith(("classifiers.", "cover.pooler.", "cover.encoder.")) for name in trained)
-        assert any(name.startswith("cover.pooler.") for name in trained) == (kind != "dinov3_vit")
+        assert any(name.startswith("cover.pooler.") for name in trained) == (kind not in ("dinov3_vit", "video_swin"))
         whole.train()
         resumed = resumed_from(tmp_path / "whole", 2, tmp_path / "resumed", folder, recipe, **options)
         weights = final_weights(whole)

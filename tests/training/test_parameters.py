@@ -81,6 +81,7 @@ class TestFreezing:
         ("part", "is_trained"),
         [
             ("heads", lambda name: name.startswith("classifiers")),
+            ("last_1_layers", lambda name: "embeddings" not in name and ".layers.0." not in name),
             (
                 "temporal_and_heads",
                 lambda name: name.startswith("classifiers") or "temporal" in name or "time" in name,
