@@ -90,7 +90,7 @@ def _class_token(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 IMAGE_ENCODERS: dict[str, ImageEncoder] = {
     "vit": ImageEncoder(ViTConfig(**_SIZES), _class_token),
     "dinov2": ImageEncoder(Dinov2Config(**_LAYERS, image_size=28, patch_size=14), _pooled),
-    "dinov3_vit": ImageEncoder(DINOv3ViTConfig(**_SIZES), _pooled),
+    "dinov3_vit": ImageEncoder(DINOv3ViTConfig(**_SIZES, num_register_tokens=2), _pooled),
     "siglip_vision_model": ImageEncoder(SiglipVisionConfig(**_SIZES), _pooled),
     "siglip2_vision_model": ImageEncoder(
         Siglip2VisionConfig(**_LAYERS, intermediate_size=48, num_patches=4, patch_size=16), _of_patches
@@ -98,6 +98,11 @@ IMAGE_ENCODERS: dict[str, ImageEncoder] = {
 }
 
 CONFIGS = {**VIDEO_ENCODERS, **{name: encoder.config for name, encoder in IMAGE_ENCODERS.items()}}
+
+
+def size_of(kind: str) -> int:
+    """Height and width, in pixels, that each takes."""
+    return 36 if kind.startswith("videoprism") else 28 if kind == "dinov2" else 32
 
 
 def save_encoder(

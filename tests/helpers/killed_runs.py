@@ -175,6 +175,7 @@ def build_trainer(
     folder: Path,
     output_dir: Path,
     model: dict[str, Any] | None = None,
+    clips: dict[str, Any] | None = None,
     mixed_sizes: bool = False,
     given: bool = False,
     **options,
@@ -205,6 +206,8 @@ def build_trainer(
     set_seed(args.seed)
     recipe = build_recipe(folder)
     recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
+    if clips is not None:
+        recipe = dataclasses.replace(recipe, clips=ClipRecipe(**clips))
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     kwargs = {"data_collator": collate_mixed_sizes} if mixed_sizes else {}
     trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs, **kwargs)

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from encoders import CONFIGS, LABELS, save_encoder
-from killed_runs import build_recipe
+from encoders import CONFIGS, LABELS, save_encoder, size_of
+from forked_runs import start
+from killed_runs import build_recipe, build_trainer, kill, wait_for
 from modeling_cover import CoverForVideoClassification, Recipe, prepare_cotraining
 from modeling_cover.recipe.recipe import ClipRecipe
 from modeling_cover.training.adapters import plain_name
@@ -20,7 +21,7 @@ from short_runs import final_weights, make_trainer, resumed_from
 def recipe_of(folder, kind: str, **model) -> Recipe:
     """The recipe of the runs of these tests, on an encoder of random weights, or with what `model` says of it."""
     recipe = build_recipe(folder)
-    size = 36 if kind.startswith("videoprism") else 28 if kind == "dinov2" else 32
+    size = size_of(kind)
     clips = ClipRecipe(num_frames=4, image_size=size, short_side=size)
     default_head = {key: recipe.model[key] for key in ("default_head",) if key in recipe.model}
     model = model or {"encoder": CONFIGS[kind].to_dict()}
@@ -30,21 +31,35 @@ def recipe_of(folder, kind: str, **model) -> Recipe:
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("vjepa2", "vit"))) for kind in CONFIGS]
 )
-def test_a_run_moves_every_weight_and_one_that_resumes_ends_with_the_same_to_the_bit(folder, tmp_path, kind):
+def test_a_run_moves_every_weight_and_one_that_is_killed_ends_with_the_same_to_the_bit(folder, tmp_path, kind):
     temporal = {"encoder_temporal_layers": 1} if kind == "vit" else {}
-    recipe = recipe_of(folder, kind, encoder=CONFIGS[kind].to_dict(), **temporal)
-    options = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-2, "layer_decay": 0.9}
-    whole = make_trainer(folder, tmp_path / "whole", recipe, **options)
-    before = copy.deepcopy(final_weights(whole))
-    whole.train()
-    weights = final_weights(whole)
+    recipe = recipe_of(folder, kind)
+    options = {
+        "model": {"encoder": CONFIGS[kind].to_dict(), **temporal},
+        "clips": dataclasses.asdict(recipe.clips),
+        "max_steps": 4,
+        "save_steps": 2,
+        "layer_decay": 0.9,
+    }
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    process = start(folder, killed, **options, stalled={"step": 3, "process": 0})
+    trainer = build_trainer(folder, whole, **options)
+    before = copy.deepcopy(final_weights(trainer))
+    trainer.train()
+    weights = final_weights(trainer)
     idle = [name for name, weight in weights.items() if weight.numel() and torch.equal(weight, before[name])]
     # Positions of DINOv3's rotation; and masks of pre-training.
     assert [name for name in idle if not name.endswith(("inv_freq", "mask_token", "position_ids"))] == []
-    resumed = resumed_from(tmp_path / "whole", 2, tmp_path / "resumed", folder, recipe, **options)
+
+    assert wait_for((killed / "checkpoint-2").exists, process)
+    kill(process)
+    resumed = build_trainer(folder, killed, **options)
+    resumed.train(resume_from_checkpoint="auto")
+    assert resumed.resumed_from == str(killed / "checkpoint-2")
     for name, weight in final_weights(resumed).items():
         assert torch.equal(weight, weights[name]), name
-    loaded = CoverForVideoClassification.from_pretrained(tmp_path / "whole" / "checkpoint-4")
+    loaded = CoverForVideoClassification.from_pretrained(whole / "checkpoint-4")
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.state_dict().items())
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoders import CONFIGS as CONFIGS_OF_ENCODERS
 from forked_runs import start
 from killed_runs import finish
 from modeling_cover import CoverForVideoClassification
@@ -89,19 +88,6 @@ def assert_close(path: Path, expected: Path) -> None:
 def test_average_weights_and_optimizer_agree_with_those_of_ddp(runs, kind, step, file):
     path = f"checkpoint-{step}/{file}.safetensors"
     assert_close(runs[kind] / path, runs["ddp"] / path)
-
-
-@pytest.mark.slow
-def test_another_encoder_is_sharded_layer_by_layer_to_the_same_weights(folder):
-    encoder = CONFIGS_OF_ENCODERS["videomae"].to_dict()
-    options = {**OPTIONS, "activation_checkpointing": False, "model": {**OPTIONS["model"], "encoder": encoder}}
-    for kind in ("ddp", "fsdp"):
-        (folder / f"videomae {kind}").mkdir()
-        run = folder / f"videomae {kind}"
-        finish(start(folder, run, **{"processes": 2, **options, **KINDS[kind]}), run)
-    for file in ("checkpoint-3/training_state/optimizer", "final/model"):
-        path = f"{file}.safetensors"
-        assert_close(folder / "videomae fsdp" / path, folder / "videomae ddp" / path)
 
 
 @pytest.mark.parametrize(
