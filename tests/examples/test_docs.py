@@ -13,9 +13,10 @@ import datasets
 import fsspec
 import numpy as np
 import pytest
+import torch
 from checkpoints import save_quickstart
 from clips import indexed_frames, write_clip
-from encoders import save_encoder
+from encoders import save_encoder, torchvisions_video_swin
 from fashion_mnist import write_fashion_mnist
 from hub_server import HubServer
 from modeling_cover import load_recipe
@@ -77,6 +78,7 @@ def workspace(tmp_path_factory, hub, store) -> Path:
     ViTModel(ViTConfig(**ENCODER, image_size=32)).save_pretrained(folder / "google" / "vit-base-patch16-224-in21k")
     save_encoder(folder / "facebook" / "vjepa2-vitl-fpc64-256", "vjepa2")
     save_encoder(folder / "MCG-NJU" / "videomae-base", "videomae")
+    torch.save(torchvisions_video_swin(400).state_dict(), folder / "swin3d_t-7615ae03.pth")
     options = {**ENCODER, "num_hidden_layers": 1, "image_size": 32}
     ViTMSNModel(ViTMSNConfig(**options)).save_pretrained(folder / "facebook" / "vit-msn-small")
     _write_layouts(folder / "my_data")

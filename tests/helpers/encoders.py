@@ -9,6 +9,7 @@ import torch
 from modeling_cover.model.video_swin_cover import VideoSwinConfig
 from tiny import perturb
 from torch import nn
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 from transformers import (
     AutoModel,
     AutoModelForVideoClassification,
@@ -98,6 +99,15 @@ IMAGE_ENCODERS: dict[str, ImageEncoder] = {
 }
 
 CONFIGS = {**VIDEO_ENCODERS, **{name: encoder.config for name, encoder in IMAGE_ENCODERS.items()}}
+
+
+SWIN_SIZES = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": [4, 3, 3]}
+
+
+def torchvisions_video_swin(num_classes: int = len(LABELS)) -> nn.Module:
+    """A tiny one of torchvision's, in which every parameter matters."""
+    torch.manual_seed(0)
+    return perturb(SwinTransformer3d([2, 4, 4], num_classes=num_classes, **SWIN_SIZES))
 
 
 def size_of(kind: str) -> int:

@@ -6,22 +6,14 @@ import re
 
 import pytest
 import torch
-from encoders import LABELS
+from encoders import LABELS, SWIN_SIZES, torchvisions_video_swin
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.model.video_swin_checkpoints_cover import read_video_swin
 from modeling_cover.model.video_swin_cover import VideoSwinConfig
-from tiny import perturb
 from torchvision.models.video import swin_transformer
 
 
 HEADS = {"things": {"labels": ["cup", "fork"], "modality": "image"}}
-SIZES = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": [4, 3, 3]}
-
-
-def torchvisions(seed: int = 0, **sizes) -> swin_transformer.SwinTransformer3d:
-    """A tiny one in which every parameter matters."""
-    torch.manual_seed(seed)
-    return perturb(swin_transformer.SwinTransformer3d([2, 4, 4], num_classes=3, **{**SIZES, **sizes}))
 
 
 def as_released(name: str) -> str:
@@ -48,13 +40,13 @@ def save(path: os.PathLike, native: torch.nn.Module, layout: str) -> None:
 class TestFiles:
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
     def test_the_classifier_becomes_a_head_and_all_gives_the_same(self, tmp_path, layout, attention):
-        native = torchvisions()
+        native = torchvisions_video_swin()
         save(tmp_path / "swin.pth", native, layout)
         model = CoverForVideoClassification.from_encoder(
             tmp_path / "swin.pth", heads={**HEADS, "actions": {"labels": LABELS}}, head="actions"
         )
         model.set_attn_implementation(attention)
-        assert model.config.encoder == VideoSwinConfig(**SIZES, patch_size=[2, 4, 4])
+        assert model.config.encoder == VideoSwinConfig(**SWIN_SIZES, patch_size=[2, 4, 4])
         features = []
         native.head.register_forward_pre_hook(lambda module, arguments: features.append(arguments[0]))
         # Windows that fit; that are shifted and padded; an image; and a clip smaller than a window.
@@ -66,13 +58,13 @@ class TestFiles:
             torch.testing.assert_close(outputs.pooler_output, features.pop(), rtol=0, atol=1e-6)
 
     def test_pixels_are_normalised_as_torchvision_does_it(self, tmp_path, layout):
-        save(tmp_path / "swin.pth", torchvisions(), layout)
+        save(tmp_path / "swin.pth", torchvisions_video_swin(), layout)
         processor = CoverVideoProcessor.from_image_checkpoint(tmp_path / "swin.pth")
         transforms = swin_transformer.Swin3D_T_Weights.DEFAULT.transforms()
         assert (*processor.image_mean, *processor.image_std) == (*transforms.mean, *transforms.std)
 
     def test_a_damaged_file_is_named(self, tmp_path, layout):
-        path, native = tmp_path / "swin.pth", torchvisions()
+        path, native = tmp_path / "swin.pth", torchvisions_video_swin()
         save(path, native, layout)
         content = torch.load(path)
         state = content.get("state_dict", content)
@@ -108,20 +100,22 @@ class TestBadInput:
         ],
     )
     def test_places_in_windows_that_are_others(self, tmp_path, index, message):
-        state = torchvisions().state_dict()
+        state = torchvisions_video_swin().state_dict()
         name = "features.0.0.attn.relative_position_index"
         torch.save({**state, name: index(state[name]).clone()}, tmp_path / "swin.pth")
         with pytest.raises(ValueError, match=message):
             read_video_swin(tmp_path / "swin.pth")
 
     def test_layers_with_a_gap(self, tmp_path):
-        state = {name: weight for name, weight in torchvisions().state_dict().items() if ".0.0." not in name}
+        state = {
+            name: weight for name, weight in torchvisions_video_swin().state_dict().items() if ".0.0." not in name
+        }
         torch.save(state, tmp_path / "swin.pth")
         with pytest.raises(ValueError, match="expected layers without a gap"):
             read_video_swin(tmp_path / "swin.pth")
 
     def test_another_pooling(self, tmp_path):
-        save(tmp_path / "swin.pth", torchvisions(), "torchvision")
+        save(tmp_path / "swin.pth", torchvisions_video_swin(), "torchvision")
         with pytest.raises(ValueError, match=r"encoder_pooling: expected one of \['mean'\] of a video_swin"):
             CoverForVideoClassification.from_encoder(tmp_path / "swin.pth", head="actions", pooling="attentive")
 
@@ -137,4 +131,4 @@ class TestBadInput:
         from huggingface_hub.errors import StrictDataclassClassValidationError
 
         with pytest.raises(StrictDataclassClassValidationError, match=message):
-            VideoSwinConfig(**{**SIZES, **fields})
+            VideoSwinConfig(**{**SWIN_SIZES, **fields})
