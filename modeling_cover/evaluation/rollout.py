@@ -4,16 +4,25 @@
 Each layer mixes tokens three times over: temporal attention, spatial attention, and the residual streams around both.
 Followed backwards from the class token through all layers, they say how much of each patch of each frame reaches it.
 With divided attention that is one row vector that is multiplied by small matrices, a track or a frame at a time: the
-matrix among all 1 + T * N tokens is never made.
+matrix among all 1 + T * N tokens is never made. `encoder_rollout.py` is for other encoders than ours.
 
 Axes: B clips, T frames, N patches of a frame, S = 1 + N tokens of a frame with the class token.
 """
 
-import copy
-
 import torch
 
+from ..model.encoders_cover import encoder_adapter
 from ..model.modeling_cover import CoverForVideoClassification
+from .attention_maps import (
+    averaged,
+    check_clips,
+    label_index,
+    logits_of,
+    normalized,
+    recorded_maps,
+    with_eager_attention,
+)
+from .encoder_rollout import encoder_rollout, missing_for_rollout
 
 
 def attention_rollout(
@@ -22,13 +31,14 @@ def attention_rollout(
     head: str | None = None,
     label: int | str | None = None,
 ) -> torch.Tensor:
-    """How much of each patch of each frame reaches the class token, (B, T, H / patch, W / patch).
+    """How much of each patch of each frame reaches the feature of a clip, (B, T, H / patch, W / patch).
 
     Without a head, attention rollout ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)): attention maps
     averaged over their heads, and the residual stream counted as half of each. With a head, for one of its labels
     ([Chefer et al. 2021](https://arxiv.org/abs/2103.15679)): what counts is the positive part of each map times the
-    gradient of the label's logit. Either way the class token is followed, whose rows of spatial attention are averaged
-    over frames. Values are not negative and sum to 1 over a clip, or are all 0 where no attention speaks for the
+    gradient of the label's logit. Either way the feature is followed: our class token, whose rows of spatial attention
+    are averaged over frames, or what another encoder pools, see [`encoder_rollout`]. Frames that make one token share
+    its relevance. Values are not negative and sum to 1 over a clip, or are all 0 where no attention speaks for the
     label.
 
     Args:
@@ -38,68 +48,32 @@ def attention_rollout(
         label: of this head, an index or a name; by default the one with the largest logit, clip by clip.
 
     Raises:
-        ValueError: if the model has another encoder than ours, or no such head, or the head no such label, or a label
-            is given without a head.
+        ValueError: if the model has an encoder whose attention is not known, or no such head, or the head no such
+            label, or a label is given without a head.
     """
-    if (encoder := model.config.encoder) is not None:
-        raise ValueError(f"attention rollout is of this package's own encoder, got a {encoder.model_type}")
-    if pixel_values.ndim != 5:
-        raise ValueError(f"pixel_values: expected shape (B, T, C, H, W), got {tuple(pixel_values.shape)}")
-    if head is None and label is not None:
+    check_clips(pixel_values)
+    is_own, index = model.config.encoder is None, None
+    if head is not None:
+        index = label_index(model, head, label)
+    elif label is not None:
         raise ValueError(f"label {label!r}: which head's? give `head`, too")
-    index = None if head is None else _label_index(model, head, label)
-    eager = _with_eager_attention(model)
-    if head is None:
-        with torch.no_grad():
-            outputs = eager(pixel_values, output_attentions=True)
-        spatial = [maps.mean(dim=1) for maps in outputs.attentions]
-        temporal = [maps.mean(dim=1) for maps in outputs.temporal_attentions]
-    else:
-        spatial, temporal = _weighted_maps(eager, pixel_values, head, index)
-    relevance = _follow_class_token(spatial, temporal, pixel_values.shape[1], is_weighted=head is not None)
-    relevance = relevance / relevance.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(relevance.dtype).tiny)
-    patch_height, patch_width = model.cover.embeddings.patch_size
-    return relevance.unflatten(2, (pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width))
-
-
-def _label_index(model: CoverForVideoClassification, head: str, label: int | str | None) -> int | None:
-    labels = model.config.get_head(head)["labels"]
-    if label is None:
-        return None
-    if isinstance(label, str):
-        if label not in labels:
-            raise ValueError(f"head {head!r} has no label {label!r}, expected one such as {', '.join(labels[:5])}")
-        return labels.index(label)
-    if not 0 <= label < len(labels):
-        raise ValueError(f"label must be from 0 to {len(labels) - 1} for head {head!r}, got {label}")
-    return label
-
-
-def _with_eager_attention(model: CoverForVideoClassification) -> CoverForVideoClassification:
-    """A model of the same weights, not copies of them, so that others may use the given one at the same time."""
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"
-    with torch.device("meta"):
-        eager = type(model)(config)
-    eager.load_state_dict(model.state_dict(), assign=True)
-    return eager.requires_grad_(False).eval()
-
-
-def _weighted_maps(
-    model: CoverForVideoClassification, pixel_values: torch.Tensor, head: str, label: int | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Of each layer's maps the positive part of map times gradient, averaged over attention heads."""
-    with torch.enable_grad():
-        outputs = model(pixel_values.detach().clone().requires_grad_(), head=head, output_attentions=True)
-        best = outputs.logits.argmax(dim=-1) if label is None else torch.full_like(outputs.logits[:, 0], label).long()
-        logits = outputs.logits.gather(1, best[:, None])
-        # Of one frame, temporal attention has no choice, and its maps are no part of the graph.
-        maps = [*outputs.attentions, *(temporal for temporal in outputs.temporal_attentions if temporal.requires_grad)]
-        gradients = torch.autograd.grad(logits.sum(), maps)
-    weighted = [(a * gradient).clamp(min=0).mean(dim=1).detach() for a, gradient in zip(maps, gradients, strict=True)]
-    layers = len(outputs.attentions)
-    none = [torch.zeros_like(temporal[:, 0]) for temporal in outputs.temporal_attentions]
-    return weighted[:layers], weighted[layers:] or none
+    if not is_own and (missing := missing_for_rollout(model.cover)) is not None:
+        raise ValueError(f"attention rollout: {missing}; gradient times input is there for any encoder")
+    eager = with_eager_attention(model)
+    pooling_attention = () if is_own else encoder_adapter(model.config.encoder).pooling_attention
+    with torch.set_grad_enabled(head is not None), recorded_maps(eager.cover, pooling_attention) as pooling:
+        pixels = pixel_values.detach().clone().requires_grad_(head is not None)
+        outputs = eager(pixels, head=head, output_attentions=True)
+        logits = None if head is None else logits_of(outputs.logits, index)
+        if is_own:
+            maps = averaged([*outputs.attentions, *outputs.temporal_attentions], logits)
+            spatial, temporal = maps[: len(outputs.attentions)], maps[len(outputs.attentions) :]
+            relevance = _follow_class_token(spatial, temporal, pixels.shape[1], is_weighted=head is not None)
+            rows = pixels.shape[-2] // model.config.tubelet[1]
+            relevance = relevance.unflatten(2, (rows, -1))
+        else:
+            relevance = encoder_rollout(eager.cover, outputs.attentions, pooling, pixels, logits)
+    return normalized(relevance.detach())
 
 
 def _follow_class_token(

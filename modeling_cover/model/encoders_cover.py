@@ -91,6 +91,14 @@ def _num_hidden_layers(config: PreTrainedConfig) -> int:
     return config.num_hidden_layers
 
 
+def _none_before(config: PreTrainedConfig) -> int:
+    return 0
+
+
+def _class_token_before(config: PreTrainedConfig) -> int:
+    return 1
+
+
 def _as_it_is(encoder: PreTrainedModel) -> None:
     pass
 
@@ -117,6 +125,11 @@ class EncoderAdapter:
         prepare: changes the encoder that was built: leaves out what has no part in the feature.
         classifier: the names, in the model of its kind that classifies videos, of what is in the pooler.
         normalisation: what is done to pixels, as a processor of transformers says it, for checkpoints without one.
+        attends: for each of `layers`, the tokens among which its attention is: those of a "clip", of a "frame", or of
+            a patch's "track" through time. Attention rollout needs it.
+        tokens_before: how many tokens come before those of patches.
+        pooling_attention: how the names end, in a `CoverEncoderModel`, of what pools tokens by attention: each returns
+            its output and its maps.
     """
 
     poolers: Mapping[str, Callable[[PreTrainedConfig], nn.Module]]
@@ -134,6 +147,9 @@ class EncoderAdapter:
     prepare: Callable[[PreTrainedModel], None] = _as_it_is
     classifier: Mapping[str, str] = field(default_factory=dict)
     normalisation: Mapping[str, Any] = field(default_factory=dict)
+    attends: tuple[str, ...] = ()
+    tokens_before: Callable[[PreTrainedConfig], int] = _none_before
+    pooling_attention: tuple[str, ...] = ()
 
     def arguments(self, config: PreTrainedConfig, pixels: torch.Tensor) -> dict[str, Any]:
         """Of the encoder's `forward`."""
@@ -229,7 +245,7 @@ def _tubelet(config: PreTrainedConfig) -> tuple[int, int, int]:
 
 
 def _adapter_of_images(**options: Any) -> EncoderAdapter:
-    return EncoderAdapter(**{"takes_frames": True, "num_frames": None, **options})
+    return EncoderAdapter(**{"takes_frames": True, "num_frames": None, "attends": ("frame",), **options})
 
 
 _IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
@@ -252,6 +268,8 @@ ENCODERS: dict[str, EncoderAdapter] = {
         prepare=_without_predictor,
         classifier={"pooler": "pooler"},
         normalisation=_IMAGENET,
+        attends=("clip",),
+        pooling_attention=("self_attn", "cross_attn"),
     ),
     "videomae": EncoderAdapter(
         poolers={"default": _of_videomae},
@@ -260,6 +278,7 @@ ENCODERS: dict[str, EncoderAdapter] = {
         prepare=_videomae_of_any_size,
         classifier={"norm": "fc_norm"},
         normalisation=_IMAGENET,
+        attends=("clip",),
     ),
     "vivit": EncoderAdapter(
         poolers=_CLASS_TOKEN,
@@ -267,6 +286,8 @@ ENCODERS: dict[str, EncoderAdapter] = {
         tubelet=_tubelet,
         prepare=_vivit_of_any_size,
         normalisation={**_HALF, "rescale_factor": 1 / 127.5, "offset": True},
+        attends=("clip",),
+        tokens_before=_class_token_before,
     ),
     "videoprism_vision_model": EncoderAdapter(
         poolers={**_MEAN, "attentive": _attentive_of_videoprism},
@@ -277,6 +298,8 @@ ENCODERS: dict[str, EncoderAdapter] = {
         tubelet=_tubelet,
         classifier={"pooler": "head", "norm": "head_layernorm"},
         normalisation={**_HALF, "do_normalize": False},
+        attends=("frame", "track"),
+        pooling_attention=("pooler.pooler",),
     ),
     VideoSwinConfig.model_type: EncoderAdapter(
         poolers=_MEAN,
@@ -286,16 +309,33 @@ ENCODERS: dict[str, EncoderAdapter] = {
         normalisation=_IMAGENET,
     ),
     "vit": _adapter_of_images(
-        poolers=_CLASS_TOKEN, layers=("layers",), options=_RESIZING, prepare=_without_pooler, normalisation=_HALF
+        poolers=_CLASS_TOKEN,
+        layers=("layers",),
+        options=_RESIZING,
+        prepare=_without_pooler,
+        normalisation=_HALF,
+        tokens_before=_class_token_before,
     ),
     "dinov2": _adapter_of_images(
-        poolers=_CLASS_TOKEN, layers=("encoder.layer",), prepare=_without_mask_token, normalisation=_IMAGENET
+        poolers=_CLASS_TOKEN,
+        layers=("encoder.layer",),
+        prepare=_without_mask_token,
+        normalisation=_IMAGENET,
+        tokens_before=_class_token_before,
     ),
     "dinov3_vit": _adapter_of_images(
-        poolers=_CLASS_TOKEN, layers=("model.layer",), prepare=_without_mask_token, normalisation=_IMAGENET
+        poolers=_CLASS_TOKEN,
+        layers=("model.layer",),
+        prepare=_without_mask_token,
+        normalisation=_IMAGENET,
+        tokens_before=lambda config: 1 + config.num_register_tokens,
     ),
     "siglip_vision_model": _adapter_of_images(
-        poolers=_OWN, layers=("encoder.layers",), options=_RESIZING, normalisation=_HALF
+        poolers=_OWN,
+        layers=("encoder.layers",),
+        options=_RESIZING,
+        normalisation=_HALF,
+        pooling_attention=("encoder.head.attention",),
     ),
     "siglip2_vision_model": _adapter_of_images(
         poolers=_OWN,
@@ -303,6 +343,7 @@ ENCODERS: dict[str, EncoderAdapter] = {
         inputs=_patches_in_rows,
         image_size=_size_of_patches,
         normalisation=_HALF,
+        pooling_attention=("encoder.head.attention",),
     ),
 }
 

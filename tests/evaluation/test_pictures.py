@@ -9,12 +9,14 @@ import pytest
 import torch
 from checkpoints import save_quickstart
 from clips import write_clip
+from encoders import model_of
 from modeling_cover import CoverVideoProcessor
 from modeling_cover.commands import explain
 from modeling_cover.evaluation.heat_maps import overlay, shown_frames
 from modeling_cover.evaluation.metrics import confusion_matrix
 from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_of_classes
 from PIL import Image
+from tiny import tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,24 @@ class TestExplain:
             assert sheet.width > 8 * 224
             assert sheet.height > 2 * 224
 
+    @pytest.mark.parametrize(
+        ("options", "note"),
+        [
+            ((), "Attention rollout, weighted with the gradient of “pull”."),
+            (("--method", "gradient"), "Gradient times input, of the logit of “pull”."),
+            (("--plain",), "Attention rollout."),
+        ],
+    )
+    def test_another_encoder_and_the_note_that_says_which_method_it_is(
+        self, folder, tmp_path, monkeypatch, capsys, options, note
+    ):
+        model_of("videomae").save_pretrained(tmp_path / "model")
+        tiny_processor().save_pretrained(tmp_path / "model")
+        notes = []
+        monkeypatch.setattr(explain, "draw_explanation", lambda *arguments: notes.append(arguments[3]))
+        code, _, _ = self.run(monkeypatch, capsys, tmp_path, folder / "clip.mp4", "--label", "pull", *options)
+        assert (code, notes) == (0, [f"{note} Upper row: what the model saw."])
+
     def test_an_image_becomes_a_sheet(self, folder, monkeypatch, capsys):
         code, out, _ = self.run(monkeypatch, capsys, folder, folder / "image.png", "--head", "textures")
         assert code == 0
@@ -85,6 +105,8 @@ class TestExplain:
             (["missing.mp4"], "missing.mp4"),
             (["clip.mp4", "--head", "ssv2"], "ssv2"),
             (["clip.mp4", "--label", "jumping"], "jumping"),
+            (["clip.mp4", "--plain", "--label", "jumping"], "jumping"),
+            (["clip.mp4", "--plain", "--method", "gradient"], "--plain"),
         ],
     )
     def test_what_is_wrong_is_named(self, folder, monkeypatch, capsys, arguments, named):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny encoders of transformers, of each kind that there is an adapter of, as checkpoints of their own."""
 
+import copy
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from modeling_cover import CoverConfig, CoverForVideoClassification
 from modeling_cover.model.video_swin_cover import VideoSwinConfig
 from tiny import perturb
 from torch import nn
@@ -29,6 +31,7 @@ from transformers.models.siglip2.image_processing_siglip2 import convert_image_t
 
 
 LABELS = ["lift", "pull", "push"]
+HEADS = {"actions": {"labels": LABELS}, "things": {"labels": ["cup", "fork"], "modality": "image"}}
 _LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _SIZES = {**_LAYERS, "intermediate_size": 48, "image_size": 32, "patch_size": 16}
 _PREDICTOR = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
@@ -127,3 +130,14 @@ def save_encoder(
     model = perturb((AutoModelForVideoClassification if classifies else AutoModel).from_config(config))
     model.save_pretrained(folder)
     return model
+
+
+def model_of(kind: str, changes: dict[str, Any] | None = None, **options: Any) -> CoverForVideoClassification:
+    """A model of a kind, with two heads, in which every parameter matters; `changes` are of its encoder's
+    configuration."""
+    torch.manual_seed(0)
+    encoder = copy.deepcopy(CONFIGS[kind])
+    for name, value in (changes or {}).items():
+        setattr(encoder, name, value)
+    config = CoverConfig(encoder=encoder, **{"heads": HEADS, "default_head": "actions", "num_frames": 4, **options})
+    return perturb(CoverForVideoClassification(config))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoders of transformers in place of ours: each gives what it gives by itself, and takes images as well."""
 
-import copy
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
-from encoders import CLASSIFIERS, CONFIGS, IMAGE_ENCODERS, LABELS, VIDEO_ENCODERS, save_encoder
+from encoders import CLASSIFIERS, CONFIGS, HEADS, IMAGE_ENCODERS, LABELS, VIDEO_ENCODERS, model_of, save_encoder
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from modeling_cover.model.configuration_cover import as_pair
@@ -23,9 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, ViTMSNConfig, ViTMSNModel, WhisperConfig
 
 
-HEADS = {"actions": {"labels": LABELS}, "things": {"labels": ["cup", "fork"], "modality": "image"}}
-
-
 def clips_of(model: CoverForVideoClassification, batch_size: int = 2, num_frames: int = 4) -> torch.Tensor:
     return torch.randn(
         batch_size, num_frames, 3, *as_pair(model.config.image_size), generator=torch.Generator().manual_seed(1)
@@ -33,17 +30,8 @@ def clips_of(model: CoverForVideoClassification, batch_size: int = 2, num_frames
 
 
 @pytest.fixture
-def build(tmp_path):
-    """A model of a kind, with two heads, in which every parameter matters."""
-
-    def of_kind(kind: str, **options) -> CoverForVideoClassification:
-        torch.manual_seed(0)
-        config = CoverConfig(
-            encoder=copy.deepcopy(CONFIGS[kind]), heads=HEADS, default_head="actions", num_frames=4, **options
-        )
-        return perturb(CoverForVideoClassification(config))
-
-    return of_kind
+def build() -> Callable[..., CoverForVideoClassification]:
+    return model_of
 
 
 @torch.no_grad()
