@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import pipeline
 
 from ..evaluation.heat_maps import enlarged, overlay, shown_frames
-from ..evaluation.rollout import attention_rollout
+from ..evaluation.relevance import label_relevance
 from ..model.configuration_cover import PIPELINE_TASK
 from ..model.image_reading_cover import read_image
 from ..model.video_decoding_cover import VideoDecodingError, outline_of
@@ -212,11 +212,9 @@ class Demo:
             with time_limit(until - time.monotonic()):
                 answer = replace(answer, timeline=timeline(self.classify(file, head=heads, window=window)))
             yield answer
-        if self.model.config.encoder is not None:  # whose attention is not followed
-            return
         head = self.model.config.default_head if self.model.config.default_head in heads else heads[0]
         label = predictions[head][0]["label"]
-        relevance = attention_rollout(self.model, clip, head, label)
+        relevance = label_relevance(self.model, clip, head, label)
         where = titled(f"Where it looked for {head}: {label}", pictures(overlay(frames, relevance[0].cpu()), times))
         yield replace(answer, where=where)
 

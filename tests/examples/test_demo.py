@@ -28,6 +28,7 @@ import torch
 from checkpoints import QUICKSTART_LABELS, save_quickstart
 from clips import indexed_frames, write_clip
 from demo_visitors import expected_answers, visit
+from encoders import model_of
 from gradio_client import Client, handle_file
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
@@ -39,6 +40,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from python_server import python
+from tiny import tiny_processor
 from transformers import pipeline
 
 
@@ -328,6 +330,19 @@ class TestAnswers:
         monkeypatch.setattr(demo, "MAX_READING_SECONDS", 0.0)
         (answer,) = demo.Demo(str(folder / "model")).answer_video(clip, HEADS)
         assert f"This file cannot be used. {name} cannot be read as a video: it takes too long to read" in answer.alert
+
+    @pytest.mark.parametrize("kind", ["vjepa2", "siglip2_vision_model"])
+    def test_another_encoder_has_a_map_of_where_it_looked_too(self, folder, tmp_path, kind):
+        model_of(kind).save_pretrained(tmp_path)
+        tiny_processor().save_pretrained(tmp_path)
+        page = demo.Demo(str(tmp_path))
+        for answers, frames in (
+            (page.answer_video(str(folder / "clip.mp4"), ["actions"]), 4),
+            (page.answer_image(str(folder / "picture.png"), ["actions"]), 1),
+        ):
+            answer = list(answers)[-1]
+            assert answer.where.count("<img") == frames
+            assert "Where it looked for actions: " in answer.where
 
     def test_signs_that_nobody_sees_are_spelled_out(self):
         entries = [{"label": "a\tb\u202egnp", "score": 0.5, "start": 0.0, "end": 2.0}]
