@@ -3,9 +3,9 @@
 
     cover export --model outputs/quickstart --output outputs/quickstart.onnx [--head motions]
 
-Batch, frames, height and width stay free. The file is compared with the model on images and clips of other shapes. If
-an output differs by more than 1e-4, there is no file. An .onnx needs `pip install modeling-cover[onnx]`. How to use
-the file: docs/exporting.md.
+Batch, frames, height and width stay free, as far as the encoder has them free. The file is compared with the model on
+images and clips of other shapes. If an output differs by more than 1e-4, there is no file. An .onnx needs `pip install
+modeling-cover[onnx]`. How to use the file: docs/exporting.md.
 """
 
 import argparse

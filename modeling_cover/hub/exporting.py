@@ -2,15 +2,18 @@
 """Checkpoints as programs that run without this package: torch.export's, and ONNX.
 
 A program takes `pixel_values`, (batch, frames, channels, height, width), as the video processor makes them: any number
-of clips, of any number of frames, one included, and of any size in whole patches. It gives `<head>_logits`, (batch,
-labels), of each head, and `pooler_output`, (batch, hidden size), what the heads see. Both kinds of files tell in their
-metadata how to make the one and read the other, see [`program_metadata`].
+of clips, of any number of frames, one included, and of any size in whole patches. Where an encoder makes a token of
+several frames, it takes a multiple of them, and an image as so many frames; and where it has positions for one size,
+it takes that alone. It gives `<head>_logits`, (batch, labels), of each head, and `pooler_output`, (batch, hidden
+size), what the heads see. Both kinds of files tell in their metadata how to make the one and read the other, see
+[`program_metadata`].
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
+from ..model.configuration_cover import as_pair
+from ..model.encoders_cover import encoder_adapter
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 
@@ -26,6 +31,8 @@ from ..model.video_processing_cover import CoverVideoProcessor
 ONNX_SUFFIX, PROGRAM_SUFFIX = ".onnx", ".pt2"
 METADATA_NAME = "metadata.json"  # of the extra file in a program of torch.export
 TOLERANCE = 1e-4  # of outputs in fp32, absolute
+
+_NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 Outputs = Mapping[str, torch.Tensor]
 
@@ -36,7 +43,7 @@ class _Program(nn.Module):
     def __init__(self, model: CoverForVideoClassification, heads: Sequence[str]):
         super().__init__()
         self.cover = model.cover
-        self.patch_size = model.cover.embeddings.patch_size
+        self.tubelet = model.config.tubelet
         self.classifiers = nn.ModuleDict({head: model.classifiers[head] for head in heads})
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -46,10 +53,11 @@ class _Program(nn.Module):
 
     def in_whole_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The same pixels, by a way that fails for others: ONNX has no other means to refuse a size."""
-        height, width = pixel_values.shape[-2:]
-        rows, columns = self.patch_size
+        num_frames, _, height, width = pixel_values.shape[1:]
+        frames, rows, columns = self.tubelet
         cut = pixel_values.unflatten(-1, (width // columns, columns)).unflatten(-3, (height // rows, rows))
-        return cut.flatten(-2).flatten(-3, -2)
+        whole = cut.flatten(-2).flatten(-3, -2)
+        return whole if frames == 1 else whole.unflatten(1, (num_frames // frames, frames)).flatten(1, 2)
 
 
 def output_name(head: str) -> str:
@@ -57,7 +65,8 @@ def output_name(head: str) -> str:
 
 
 def export_program(model: CoverForVideoClassification, heads: Sequence[str] | None = None) -> ExportedProgram:
-    """A model as a program of `torch.export`, with dynamic batch, frames, height and width.
+    """A model as a program of `torch.export`, with dynamic batch, frames, height and width, as far as its encoder
+    has them, see [`program_metadata`].
 
     Args:
         model: in evaluation mode, with sdpa or eager attention.
@@ -65,25 +74,33 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
 
     Raises:
         ValueError: if there is no such head, or the model is in training mode, in part or whole, or has another
-            attention.
+            attention, or an encoder that torch cannot export.
     """
     heads = _checked_heads(model, heads)
-    if (encoder := model.config.encoder) is not None:
-        raise ValueError(f"export is of this package's own encoder, got a {encoder.model_type}")
     attention = model.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise ValueError(f"attn_implementation {attention!r} cannot be exported: load the model with 'sdpa'")
     if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode, with its dropout: call model.eval() first")
-    rows, columns = model.cover.embeddings.patch_size
-    dynamic = {0: Dim("batch"), 1: Dim("frames"), 3: rows * Dim("rows"), 4: columns * Dim("columns")}
+    frames, rows, columns = model.config.tubelet
     # Sizes that stand for all others: none of them is 1, and no two are the same.
-    example = torch.zeros(
-        2, 3, model.config.num_channels, 4 * rows, 5 * columns, device=model.device, dtype=model.dtype
-    )
-    exported = _Program(model, heads).eval()
-    with torch.no_grad():
-        program = torch.export.export(exported, (example,), dynamic_shapes={"pixel_values": dynamic})
+    shape = [2, 3 * frames, model.config.num_channels, 4 * rows, 5 * columns]
+    dynamic = {0: Dim("batch"), 1: Dim("frames") if frames == 1 else frames * Dim("tubelets")}
+    if (size := _only_size(model)) is None:
+        dynamic |= {3: rows * Dim("rows"), 4: columns * Dim("columns")}
+    else:
+        shape[3:] = size
+    example = torch.zeros(shape, device=model.device, dtype=model.dtype)
+    try:
+        with torch.no_grad(), _for_any_size():
+            program = torch.export.export(
+                _Program(model, heads).eval(), (example,), dynamic_shapes={"pixel_values": dynamic}
+            )
+    except Exception as error:  # of an encoder that somebody has registered: anything
+        if model.config.encoder is None:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"torch cannot export a {model.config.encoder.model_type}: {reason}") from error
     # Where there is an example, a program also checks what torch's tracing has assumed of its memory, and refuses one
     # frame.
     program.example_inputs = None
@@ -91,6 +108,30 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # names folders of this machine
     return program
+
+
+@contextmanager
+def _for_any_size() -> Iterator[None]:
+    """Have transformers trace an encoder for all sizes: resize positions also where they fit, which it does when
+    `torch.jit` traces, and leave out checks of values that a runtime cannot make. [`_Program`] checks sizes."""
+    is_tracing, before = torch.jit.is_tracing, os.environ.get(_NO_CHECKS)
+    torch.jit.is_tracing, os.environ[_NO_CHECKS] = lambda: True, "1"
+    try:
+        yield
+    finally:
+        torch.jit.is_tracing = is_tracing
+        if before is None:
+            del os.environ[_NO_CHECKS]
+        else:
+            os.environ[_NO_CHECKS] = before
+
+
+def _only_size(model: CoverForVideoClassification) -> tuple[int, int] | None:
+    """Height and width, in pixels, where the model takes no others."""
+    encoder = model.config.encoder
+    if encoder is None or (adapter := encoder_adapter(encoder)).size_field is None:
+        return None
+    return adapter.image_size(encoder)
 
 
 def export_onnx(
@@ -109,8 +150,9 @@ def export_onnx(
     program = export_program(model, heads)
     names = [*map(output_name, _checked_heads(model, heads)), "pooler_output"]
     onnx_program = torch.onnx.export(program, input_names=["pixel_values"], output_names=names, verbose=False)
-    batch, frames, _, height, width = onnx_program.model.graph.inputs[0].shape
-    onnx_program.rename_axes({batch: "batch", frames: "frames", height: "height", width: "width"})
+    names = "batch", "frames", "channels", "height", "width"
+    axes = zip(onnx_program.model.graph.inputs[0].shape, names, strict=True)
+    onnx_program.rename_axes({axis: name for axis, name in axes if not isinstance(axis, int)})
     for name, value in program_metadata(model, video_processor, heads).items():
         onnx_program.model.metadata_props[name] = json.dumps(value, ensure_ascii=False)
     return onnx_program
@@ -124,8 +166,9 @@ def program_metadata(
 
     `heads` has labels, modality and problem type of each head; `default_head` the name of the model's, or of the first
     where that is not exported; `patch_size` its height and width in pixels; `num_frames` those that the model was
-    trained with; `video_processor` the configuration that makes `pixel_values`, such as `image_mean`, `image_std` and
-    `crop_size`.
+    trained with; `tubelet_frames` those that make a token: a clip has a multiple of them, and an image is given so
+    often; `only_size` the height and width of frames where there are no others, or null; `video_processor` the
+    configuration that makes `pixel_values`, such as `image_mean`, `image_std` and `crop_size`.
     """
     heads = _checked_heads(model, heads)
     default = model.config.default_head
@@ -133,8 +176,10 @@ def program_metadata(
     return {
         "heads": {head: model.config.heads[head] for head in heads},
         "default_head": default if default in heads else heads[0],
-        "patch_size": list(model.cover.embeddings.patch_size),
+        "patch_size": list(model.config.tubelet[1:]),
         "num_frames": model.config.num_frames,
+        "tubelet_frames": model.config.tubelet[0],
+        "only_size": None if (size := _only_size(model)) is None else list(size),
         "video_processor": processor,
     }
 
@@ -259,20 +304,18 @@ def onnx_runner(path: str | os.PathLike) -> Callable[[torch.Tensor], Outputs]:
 def largest_difference(model: CoverForVideoClassification, run: Callable[[torch.Tensor], Outputs]) -> float:
     """Between a program's outputs and the model's: two images, a clip of the usual size, and three of an odd one."""
     config = model.config
-    rows, columns = model.cover.embeddings.patch_size
-    height, width = (grid * patch for grid, patch in zip(model.cover.embeddings.grid, (rows, columns), strict=True))
-    shapes = [
-        (2, 1, height, width),
-        (1, config.num_frames, height, width),
-        (3, config.num_frames + 1, rows, 3 * columns),
-    ]
+    frames, rows, columns = config.tubelet
+    usual = as_pair(config.image_size)
+    odd = (rows, 3 * columns) if _only_size(model) is None else usual
+    shapes = [(2, 1, *usual), (1, config.num_frames, *usual), (3, config.num_frames + frames, *odd)]
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch_size, num_frames, *size in tqdm(shapes, desc="comparing with the model", leave=False):
         clips = torch.randn(batch_size, num_frames, config.num_channels, *size, generator=generator)
         clips = clips.to(model.device, model.dtype)
         expected = model(clips, return_dict=True)
-        for name, output in run(clips).items():
+        seen = clips.expand(-1, frames, -1, -1, -1) if num_frames == 1 else clips
+        for name, output in run(seen).items():
             head = name.removesuffix("_logits")
             ours = expected.pooler_output if name == "pooler_output" else expected.head_logits[head]
             differences.append((output.to(ours) - ours).abs().max())

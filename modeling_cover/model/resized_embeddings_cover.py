@@ -53,7 +53,8 @@ def resized(
     grid = table.shape[1] // (rows * columns), rows, columns
     num_frames, _, height, width = pixel_values.shape[1:]
     wanted = tuple(size // side for size, side in zip((num_frames, height, width), tubelet, strict=True))
-    if grid == wanted:
+    # What is traced, for any size, resizes always, as in all of transformers.
+    if not torch.jit.is_tracing() and grid == wanted:
         return table
     places = table.transpose(1, 2).unflatten(2, grid)
     places = nn.functional.interpolate(places.float(), size=wanted, mode="trilinear", align_corners=False)
