@@ -7,6 +7,7 @@ nobody's but its author's: it carries no mark that fits its content, and is left
 
 import hashlib
 import html
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined, Template
+from safetensors import safe_open
 from transformers.utils import logging
 
 from ..model.configuration_cover import PIPELINE_TASK, CoverConfig
@@ -45,6 +47,7 @@ _SHOWN_ARGUMENTS = (
 )
 # What somebody chose for a generated card, and nothing else tells: it is in the next one, too.
 _KEPT = ("language", "license", "license_name", "license_link")
+_NONCOMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 _MARK = re.compile(r"\n<!-- Generated from the checkpoint's files\. sha256: ([0-9a-f]{64}) -->\n*\Z")
 
 
@@ -59,8 +62,9 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **o
             tags come on top of those that every card has.
 
     Raises:
-        ValueError: if the folder has no configuration of a CoVeR model, its record of the training is damaged, or
-            `model_id` is no id of the Hub.
+        ValueError: if the folder has no configuration of a CoVeR model, its record of the training is damaged,
+            `model_id` is no id of the Hub, or `license` allows commercial use and that of the checkpoint that the
+            training started from does not.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -72,6 +76,8 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **o
     if not metadata["eval_results"]:  # which is what the name is for
         metadata.pop("model_name", None)
     metadata["tags"] = [*_TAGS, *(tag for tag in metadata.get("tags") or [] if tag not in _TAGS)]
+    start = _checkpoint_before(summary)
+    _check_license(metadata, start)
     data = ModelCardData(**{key: value for key, value in metadata.items() if value})
     text = _template().render(
         config=config,
@@ -79,6 +85,9 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **o
         image_heads=[name for name, head in config.heads.items() if head["modality"] == "image"],
         mirrored=_mirrored(summary),
         summary=summary,
+        num_parameters=_num_parameters(folder),
+        start=start,
+        only_noncommercial=start is not None and is_noncommercial(start["license"]),
         evaluations=_evaluations(config, summary),
         shown_arguments=_SHOWN_ARGUMENTS,
         curves=CURVES_NAME if (folder / CURVES_NAME).is_file() else None,
@@ -118,6 +127,37 @@ def _digest(text: str) -> str:
 
 def _title(model_id: str | None) -> str:
     return "A CoVeR checkpoint" if model_id is None else model_id.rpartition("/")[2]
+
+
+def is_noncommercial(license: str | None) -> bool:
+    """Whether a license is one that says so by its name, such as "cc-by-nc-4.0"."""
+    return license is not None and _NONCOMMERCIAL.search(license) is not None
+
+
+def _checkpoint_before(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a run started from, if that was a checkpoint and is recorded."""
+    start = None if summary is None else summary["starting_point"]
+    return None if start is None or start["kind"] == RANDOM_WEIGHTS else start
+
+
+def _check_license(metadata: Mapping[str, Any], start: Mapping[str, Any] | None) -> None:
+    given = metadata.get("license_name") or metadata.get("license")
+    if given is None or start is None or not is_noncommercial(start["license"]) or is_noncommercial(str(given)):
+        return
+    raise ValueError(
+        f"license: {given!r} allows commercial use, which {start['license']!r} does not, the license of "
+        f"{start['hub_id'] or 'the checkpoint'} that the weights started from: give that one"
+    )
+
+
+def _num_parameters(folder: Path) -> int | None:
+    """How many numbers the encoder has in a checkpoint's files; None if there are no weights yet."""
+    files, total = list(folder.glob("*.safetensors")), 0
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            names = [name for name in [*weights.keys()] if name.startswith("cover.")]
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return total if files else None
 
 
 # ---- Front matter ----

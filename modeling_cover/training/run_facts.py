@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, metadata_load, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME
+from yaml import YAMLError
 
 from ..hub.run_record import RANDOM_WEIGHTS
 from ..recipe.dataset_recipe import DatasetRecipe
@@ -85,14 +86,36 @@ def hub_id(place: str | None) -> str | None:
 
 
 def starting_point(recipe: Recipe) -> dict[str, str | None]:
-    """What kind of checkpoint a recipe starts from, and its id and the commit that was loaded if it is on the Hub."""
+    """What kind of checkpoint a recipe starts from, its id and the commit that was loaded if it is on the Hub, and the
+    license that its own card names."""
     kind = next((key for key in STARTING_POINTS if key in recipe.model), None)
-    place = None if kind is None else hub_id(recipe.model[kind])
+    given = None if kind is None else recipe.model[kind]
+    place = hub_id(given)
+    commit = _loaded_commit(place, CONFIG_NAME, recipe.model.get("revision"), "model")
     return {
         "kind": kind or RANDOM_WEIGHTS,
         "hub_id": place,
-        "commit": _loaded_commit(place, CONFIG_NAME, recipe.model.get("revision"), "model"),
+        "commit": commit,
+        "license": None if given is None else _license_of_checkpoint(given, place, commit),
     }
+
+
+def _license_of_checkpoint(given: str, place: str | None, commit: str | None) -> str | None:
+    """That in the card of a folder, or of a commit that was loaded from the Hub; None where there is none, or it
+    cannot be read."""
+    try:
+        if place is None:
+            card = os.path.join(given, REPOCARD_NAME)
+        elif commit is not None:
+            card = hf_hub_download(place, REPOCARD_NAME, revision=commit)
+        else:
+            return None
+        metadata = metadata_load(card) or {}
+    except (OSError, ValueError, YAMLError):  # huggingface_hub's are OSError, without a network, too
+        return None
+    name = metadata.get("license_name") if metadata.get("license") == "other" else None
+    license = name or metadata.get("license")
+    return ", ".join(map(str, license)) if isinstance(license, list) else license and str(license)
 
 
 def _loaded_commit(place: str | None, file: str, revision: str | None, repo_type: str) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import QUICKSTART_LABELS, save_quickstart
 from clips import write_clip
+from encoders import model_of
 from hub_server import HubServer
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -112,6 +113,17 @@ class TestFrontMatter:
         assert "(https://huggingface.co/google/vit)" in card.text
         assert row_of(section(card, DATA), "[`videos`]")[0] == "[`videos`](https://huggingface.co/datasets/org/ucf101)"
 
+    def test_a_license_that_allows_more_than_that_of_the_start_is_refused(self, checkpoint):
+        start = {"kind": "from_encoder", "hub_id": "org/encoder", "license": "cc-by-nc-4.0"}
+        change_summary(checkpoint, starting_point=start)
+        with pytest.raises(
+            ValueError, match=r"'apache-2.0' allows commercial use, which 'cc-by-nc-4.0' .*org/encoder"
+        ):
+            build_model_card(checkpoint, license="apache-2.0")
+        assert build_model_card(checkpoint, license="cc-by-nc-sa-4.0").data.license == "cc-by-nc-sa-4.0"
+        change_summary(checkpoint, starting_point={**start, "license": "mit"})
+        assert build_model_card(checkpoint, license="apache-2.0").data.license == "apache-2.0"
+
     def test_it_survives_being_read_and_written(self, checkpoint):
         card = build_model_card(checkpoint, "org/mine", license="other", license_name="no: 'such' # license")
         again = ModelCard(str(card))
@@ -178,6 +190,27 @@ class TestText:
             "3",
             "growing, moving down, moving left",
         ]
+
+    @pytest.mark.parametrize(
+        ("license", "said"),
+        [
+            ("cc-by-nc-4.0", "cc-by-nc-4.0: it does not allow commercial use, and so neither do these weights."),
+            ("apache-2.0", "apache-2.0."),
+            (None, "not known."),
+        ],
+    )
+    def test_another_encoder_is_named_with_its_checkpoint_its_size_and_its_license(self, checkpoint, license, said):
+        model = model_of("videomae")
+        model.save_pretrained(checkpoint)
+        start = {"kind": "from_encoder", "hub_id": "org/encoder", "license": license}
+        change_summary(checkpoint, starting_point=start)
+        text = " ".join(introduction(build_model_card(checkpoint)).split())
+        size = sum(weight.numel() for weight in model.cover.parameters())
+        assert (
+            f"an encoder of transformers, `videomae`: 2 layers, 32 wide, 4 attention heads, {size:,} parameters."
+            in text
+        )
+        assert f"They started from [org/encoder](https://huggingface.co/org/encoder), whose license is {said}" in text
 
     def test_a_run_without_a_recipe_says_that_it_is_not_recorded(self, checkpoint):
         change_summary(checkpoint, recipe=None, command=None, starting_point=None)

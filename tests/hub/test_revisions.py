@@ -58,6 +58,7 @@ def hub(tmp_path_factory) -> Iterator[HubServer]:
             for version in range(2):
                 if kind == "model":
                     save_vit(folder / kind, num_hidden_layers=1 + version)
+                    (folder / kind / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
                 else:
                     write_images(folder / kind, 4 + 2 * version)
                 commit = api.upload_folder(repo_id=name, folder_path=folder / kind, repo_type=kind)
@@ -102,13 +103,15 @@ def test_what_is_pinned_is_loaded_and_the_commits_are_in_record_and_card(hub, en
     model, dataset = (
         hub.commits(name, "v1", kind)[0].id for kind, name in (("model", "org/vit"), ("dataset", "org/images"))
     )
-    assert summary["starting_point"] == {"kind": "from_image_checkpoint", "hub_id": "org/vit", "commit": model}
+    start = {"kind": "from_image_checkpoint", "hub_id": "org/vit", "commit": model, "license": "cc-by-nc-4.0"}
+    assert summary["starting_point"] == start
     (entry,) = summary["datasets"]
     assert (entry["hub_id"], entry["commit"], entry["rows"]) == ("org/images", dataset, 4)
     assert summary["recipe"]["model"]["revision"] == summary["recipe"]["datasets"][0]["revision"] == "v1"
     assert json.loads((tmp_path / "outputs" / "config.json").read_text())["num_hidden_layers"] == 1
     card = (tmp_path / "outputs" / "README.md").read_text()
     assert f"commit `{model}`" in card and f"commit `{dataset}`" in card
+    assert "whose license is cc-by-nc-4.0: it does not allow commercial use" in card
 
 
 @pytest.mark.parametrize(("model", "dataset", "named"), [("v9", None, "org/vit"), (None, "v9", "org/images")])

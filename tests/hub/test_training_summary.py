@@ -212,6 +212,28 @@ class TestGoingOn:
         assert read_summary(tmp_path)["time"] == {"seconds": None, "samples_per_second": None}
 
 
+class TestLicenseOfTheStart:
+    @pytest.mark.parametrize(
+        ("card", "license"),
+        [
+            ("---\nlicense: cc-by-nc-4.0\n---\n# V-JEPA 2", "cc-by-nc-4.0"),
+            ("---\nlicense: other\nlicense_name: dinov3-license\n---\n", "dinov3-license"),
+            ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+            ("---\ntags: [video]\n---\n", None),
+            ("---\nlicense: [\n---\n", None),
+            ("# No metadata", None),
+            (None, None),
+        ],
+    )
+    def test_it_is_the_one_that_the_checkpoints_card_names(self, tmp_path, card, license):
+        if card is not None:
+            (tmp_path / "README.md").write_text(card)
+        entry = DatasetRecipe(name="a", format="dataset", modality="image", path="org/a", splits={"train": "train"})
+        recipe = Recipe(datasets=(entry,), model={"from_encoder": str(tmp_path)})
+        start = {"kind": "from_encoder", "hub_id": None, "commit": None, "license": license}
+        assert starting_point(recipe) == start
+
+
 class TestNothingPrivate:
     def test_a_run_tells_no_path_no_name_and_no_token(self, recipe, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_environmentsecretsecret")
@@ -230,6 +252,7 @@ class TestNothingPrivate:
             "kind": "from_pretrained",
             "hub_id": None,
             "commit": None,
+            "license": None,
         }
 
     @pytest.mark.parametrize(
@@ -262,7 +285,8 @@ class TestNothingPrivate:
             splits={"train": "train", "validation": "test"},
         )
         recipe = Recipe(datasets=(entry,), model={"from_image_checkpoint": "google/vit"})
-        expected = {"kind": "from_image_checkpoint", "hub_id": "google/vit", "commit": None}  # which was never loaded
+        # Which was never loaded.
+        expected = {"kind": "from_image_checkpoint", "hub_id": "google/vit", "commit": None, "license": None}
         assert starting_point(recipe) == expected
         assert dataset_origin(entry)["hub_id"] == "org/ucf101"
         assert (dataset_origin(entry)["config_name"], dataset_origin(entry)["validation_split"]) == ("full", "test")
