@@ -12,8 +12,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from ..model.encoders_cover import ClassTokenPooler, EncoderAdapter, MeanPooler, encoder_adapter
+from ..model.frame_pooling_cover import CoverFramePooler
 from ..model.modeling_cover import CoverEncoderModel
 from .attention_maps import averaged
 
@@ -39,9 +41,16 @@ def missing_for_rollout(encoder: CoverEncoderModel) -> str | None:
             f"the adapter of {encoder.encoder.config.model_type!r} does not say what its layers attend to (`attends`)"
         )
     pools = any(name.endswith(adapter.pooling_attention) for name, _ in encoder.named_modules())
-    if not (adapter.pooling_attention and pools) and not isinstance(encoder.pooler, ClassTokenPooler | MeanPooler):
-        return f"it is not known how much of each token a {type(encoder.pooler).__name__} takes"
+    pooler = _pooler_of_tokens(encoder)
+    if not (adapter.pooling_attention and pools) and not isinstance(pooler, ClassTokenPooler | MeanPooler):
+        return f"it is not known how much of each token a {type(pooler).__name__} takes"
+    if encoder.config.encoder_temporal_layers:
+        return "attention among the features of frames is not followed"
     return None
+
+
+def _pooler_of_tokens(encoder: CoverEncoderModel) -> nn.Module:
+    return encoder.pooler.of_frame if isinstance(encoder.pooler, CoverFramePooler) else encoder.pooler
 
 
 def bytes_of_maps(encoder: CoverEncoderModel, shape: Sequence[int]) -> int:
@@ -121,7 +130,7 @@ def _weights_of_tokens(
     shape = batch_size, first.shape[0] // batch_size, first.shape[-1]
     if pooling:
         return pooling[-1].reshape(shape) / (pooling[-1].shape[0] // batch_size)
-    if isinstance(encoder.pooler, MeanPooler):
+    if isinstance(_pooler_of_tokens(encoder), MeanPooler):
         return first.new_full(shape, 1 / math.prod(shape[1:]))
     weights = first.new_zeros(shape)
     weights[:, :, 0] = 1 / shape[1]

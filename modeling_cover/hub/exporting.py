@@ -4,9 +4,9 @@
 A program takes `pixel_values`, (batch, frames, channels, height, width), as the video processor makes them: any number
 of clips, of any number of frames, one included, and of any size in whole patches. Where an encoder makes a token of
 several frames, it takes a multiple of them, and an image as so many frames; and where it has positions for one size,
-it takes that alone. It gives `<head>_logits`, (batch, labels), of each head, and `pooler_output`, (batch, hidden
-size), what the heads see. Both kinds of files tell in their metadata how to make the one and read the other, see
-[`program_metadata`].
+or cannot be traced for others, it takes that alone. It gives `<head>_logits`, (batch, labels), of each head, and
+`pooler_output`, (batch, hidden size), what the heads see. Both kinds of files tell in their metadata how to make the
+one and read the other, see [`program_metadata`].
 """
 
 import json
@@ -85,7 +85,11 @@ def export_program(model: CoverForVideoClassification, heads: Sequence[str] | No
     frames, rows, columns = model.config.tubelet
     # Sizes that stand for all others: none of them is 1, and no two are the same.
     shape = [2, 3 * frames, model.config.num_channels, 4 * rows, 5 * columns]
-    dynamic = {0: Dim("batch"), 1: Dim("frames") if frames == 1 else frames * Dim("tubelets")}
+    dynamic = {0: Dim("batch")}
+    if (only_frames := _only_frames(model)) is None:
+        dynamic[1] = Dim("frames") if frames == 1 else frames * Dim("tubelets")
+    else:
+        shape[1] = only_frames
     if (size := _only_size(model)) is None:
         dynamic |= {3: rows * Dim("rows"), 4: columns * Dim("columns")}
     else:
@@ -127,11 +131,20 @@ def _for_any_size() -> Iterator[None]:
 
 
 def _only_size(model: CoverForVideoClassification) -> tuple[int, int] | None:
-    """Height and width, in pixels, where the model takes no others."""
+    """Height and width, in pixels, where a program takes no others."""
     encoder = model.config.encoder
-    if encoder is None or (adapter := encoder_adapter(encoder)).size_field is None:
+    if encoder is None:
         return None
-    return adapter.image_size(encoder)
+    adapter = encoder_adapter(encoder)
+    if not adapter.traces_any_size:
+        return as_pair(model.config.image_size)
+    return None if adapter.size_field is None else adapter.image_size(encoder)
+
+
+def _only_frames(model: CoverForVideoClassification) -> int | None:
+    """The frames of a clip, where a program takes no others."""
+    encoder = model.config.encoder
+    return None if encoder is None or encoder_adapter(encoder).traces_any_size else model.config.num_frames
 
 
 def export_onnx(
@@ -167,8 +180,9 @@ def program_metadata(
     `heads` has labels, modality and problem type of each head; `default_head` the name of the model's, or of the first
     where that is not exported; `patch_size` its height and width in pixels; `num_frames` those that the model was
     trained with; `tubelet_frames` those that make a token: a clip has a multiple of them, and an image is given so
-    often; `only_size` the height and width of frames where there are no others, or null; `video_processor` the
-    configuration that makes `pixel_values`, such as `image_mean`, `image_std` and `crop_size`.
+    often; `only_size` the height and width of frames where there are no others, or null; `only_frames` the number of
+    frames, likewise; `video_processor` the configuration that makes `pixel_values`, such as `image_mean`, `image_std`
+    and `crop_size`.
     """
     heads = _checked_heads(model, heads)
     default = model.config.default_head
@@ -179,6 +193,7 @@ def program_metadata(
         "patch_size": list(model.config.tubelet[1:]),
         "num_frames": model.config.num_frames,
         "tubelet_frames": model.config.tubelet[0],
+        "only_frames": _only_frames(model),
         "only_size": None if (size := _only_size(model)) is None else list(size),
         "video_processor": processor,
     }
@@ -302,12 +317,15 @@ def onnx_runner(path: str | os.PathLike) -> Callable[[torch.Tensor], Outputs]:
 
 @torch.inference_mode()
 def largest_difference(model: CoverForVideoClassification, run: Callable[[torch.Tensor], Outputs]) -> float:
-    """Between a program's outputs and the model's: two images, a clip of the usual size, and three of an odd one."""
+    """Between a program's outputs and the model's: two images, a clip of the usual size, and three of an odd one;
+    or clips of the usual size alone, where it takes no others."""
     config = model.config
     frames, rows, columns = config.tubelet
     usual = as_pair(config.image_size)
     odd = (rows, 3 * columns) if _only_size(model) is None else usual
-    shapes = [(2, 1, *usual), (1, config.num_frames, *usual), (3, config.num_frames + frames, *odd)]
+    shapes = [(1, config.num_frames, *usual), (3, config.num_frames, *usual)]
+    if _only_frames(model) is None:
+        shapes = [(2, 1, *usual), shapes[0], (3, config.num_frames + frames, *odd)]
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch_size, num_frames, *size in tqdm(shapes, desc="comparing with the model", leave=False):

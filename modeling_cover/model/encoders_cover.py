@@ -128,6 +128,7 @@ class EncoderAdapter:
         attends: for each of `layers`, the tokens among which its attention is: those of a "clip", of a "frame", or of
             a patch's "track" through time. Attention rollout needs it.
         tokens_before: how many tokens come before those of patches.
+        traces_any_size: whether torch.export makes one program of it for clips of any frames and size.
         pooling_attention: how the names end, in a `CoverEncoderModel`, of what pools tokens by attention: each returns
             its output and its maps.
     """
@@ -150,6 +151,7 @@ class EncoderAdapter:
     attends: tuple[str, ...] = ()
     tokens_before: Callable[[PreTrainedConfig], int] = _none_before
     pooling_attention: tuple[str, ...] = ()
+    traces_any_size: bool = True
 
     def arguments(self, config: PreTrainedConfig, pixels: torch.Tensor) -> dict[str, Any]:
         """Of the encoder's `forward`."""
@@ -307,6 +309,7 @@ ENCODERS: dict[str, EncoderAdapter] = {
         tubelet=lambda config: tuple(config.patch_size),
         attention=("qkv",),
         normalisation=_IMAGENET,
+        traces_any_size=False,  # windows are cut to the clip
     ),
     "vit": _adapter_of_images(
         poolers=_CLASS_TOKEN,

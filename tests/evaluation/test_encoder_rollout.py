@@ -16,7 +16,12 @@ from modeling_cover.model.encoders_cover import ENCODERS
 FRAMES = 4
 BEFORE = {"vivit": 1, "vit": 1, "dinov2": 1, "dinov3_vit": 5}  # a class token, and four registers
 CLASS_TOKEN = {*BEFORE, "class_token"}
-CASES = [*CONFIGS, "vjepa2 attentive", "videoprism_vision_model attentive", "videomae class_token"]
+CASES = [
+    *(kind for kind in CONFIGS if ENCODERS[kind].attends),
+    "vjepa2 attentive",
+    "videoprism_vision_model attentive",
+    "videomae class_token",
+]
 
 
 def build(case: str) -> CoverForVideoClassification:

@@ -48,9 +48,10 @@ class TestGradientTimesInput:
         (gradient,) = torch.autograd.grad(model(clips, head="things").logits[:, 1].sum(), clips)
         products = clips.detach() * gradient
         rows, columns = model.config.tubelet[1:]
-        expected = torch.zeros(2, num_frames, 2, 2)
-        for row in range(2):
-            for column in range(2):
+        grid = clips.shape[-2] // rows, clips.shape[-1] // columns
+        expected = torch.zeros(2, num_frames, *grid)
+        for row in range(grid[0]):
+            for column in range(grid[1]):
                 patch = products[..., row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
                 expected[:, :, row, column] = patch.sum(dim=(2, 3, 4))
         found = gradient_times_input(model, clips, "things", "fork", signed=True)
@@ -107,9 +108,18 @@ class TestMethod:
 
     def test_a_pooling_whose_tokens_are_not_known_has_no_rollout(self):
         model = model_of("vit")
-        model.cover.pooler = nn.Identity()
+        model.cover.pooler.of_frame = nn.Identity()
         with pytest.raises(ValueError, match="how much of each token a Identity takes"):
             attention_rollout(model, clips_of(model))
+
+    def test_windows_and_attention_among_features_of_frames_have_none(self):
+        model = model_of("vit", encoder_temporal_layers=1)
+        with pytest.raises(ValueError, match="attention among the features of frames is not followed"):
+            attention_rollout(model, clips_of(model))
+        model = model_of("video_swin")
+        with pytest.raises(ValueError, match="adapter of 'video_swin' does not say what its layers attend to"):
+            attention_rollout(model, clips_of(model))
+        assert default_method(model, clips_of(model)) == "gradient"
 
     def test_what_there_is_not_is_named(self):
         model = model_of("vit")

@@ -78,11 +78,22 @@ class TestClipsOfSeveralFramesToAToken:
 
 
 @pytest.mark.slow  # of each kind, some three seconds
-@pytest.mark.parametrize("kind", sorted({*CONFIGS} - {"videomae", *ONNX}))
+@pytest.mark.parametrize("kind", sorted({*CONFIGS} - {"videomae", "video_swin", *ONNX}))
 def test_every_kind_is_exported_for_any_size(kind):
     model = build(kind)
     assert largest_difference(model, export_program(model).module()) < 1e-5
     assert program_metadata(model, tiny_processor())["only_size"] is None
+
+
+@pytest.mark.slow
+def test_video_swin_is_exported_for_clips_of_one_shape():
+    model = build("video_swin")
+    run, metadata = export_program(model).module(), program_metadata(model, tiny_processor())
+    assert largest_difference(model, run) < 1e-5
+    assert (metadata["only_frames"], metadata["only_size"]) == (4, [32, 32])
+    for shape in ((1, 2, 3, 32, 32), (1, 4, 3, 32, 64)):
+        with pytest.raises(Exception, match="to be equal to"):  # torch's own class
+            run(torch.zeros(shape))
 
 
 @pytest.mark.slow  # ONNX takes some 15 seconds

@@ -222,7 +222,7 @@ class TestTemporalLayers:
     def test_a_new_layer_leaves_the_mean_as_it_is(self):
         torch.manual_seed(0)
         heads = {"heads": HEADS, "default_head": "actions"}
-        config = CoverConfig(encoder=copy.deepcopy(CONFIGS["vit"]), encoder_temporal_layers=2, **heads)
+        config = CoverConfig(encoder=CONFIGS["vit"].to_dict(), encoder_temporal_layers=2, **heads)
         model = CoverForVideoClassification(config).eval()
         clips = clips_of(model)
         with torch.no_grad():
