@@ -28,7 +28,7 @@ ONNX = ["siglip2_vision_model", "vjepa2"]  # of which each has something that no
 def build(kind: str, **changes) -> CoverForVideoClassification:
     known = CONFIGS[kind].to_dict()
     smallest = {name: value for name, value in SMALLEST.items() if name in known}
-    return model_of(kind, {**smallest, **changes}, encoder_pooling="attentive" if kind == "vjepa2" else None)
+    return model_of(kind, {**smallest, **changes})
 
 
 @pytest.fixture(scope="module")
