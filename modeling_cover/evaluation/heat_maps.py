@@ -97,7 +97,8 @@ def draw_explanation(
             ScalarMappable(cmap=_COLOURS), ax=axes, orientation="horizontal", shrink=0.3, aspect=30, anchor=(0, 0)
         )
         scale.set_ticks([0, 1], labels=["less", "more"])
-        scale.set_label("of what the patch adds to the answer; one scale for all frames", color=_GREY)
+        # From the left: it is longer than the scale under few frames.
+        scale.set_label("of what the patch adds to the answer; one scale for all frames", color=_GREY, loc="left")
         figure.savefig(path)
 
 
