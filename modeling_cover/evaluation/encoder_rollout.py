@@ -105,12 +105,16 @@ def encoder_rollout(
         strict=True,
     ):
         rows = half * (rows + _THROUGH[attends](own + rows, of_layer))
-    patches = rows[:, :, adapter.tokens_before(config) :]
+    patches = rows[:, :, adapter.tokens_before(config) :].flatten(1)
     tubelet, *patch = adapter.tubelet(config)
     grid = [size // side for size, side in zip(pixel_values.shape[-2:], patch, strict=True)]
-    relevance = patches.reshape(batch_size, -1, *grid)
-    # An image is seen as often as makes one token.
-    return relevance.repeat_interleave(1 if num_frames == 1 else tubelet, dim=1)
+    tubelet = min(tubelet, num_frames)  # an image is seen as often as makes one token
+    if patches.shape[1] != (expected := num_frames // tubelet * math.prod(grid)):
+        raise ValueError(
+            f"a {config.model_type} gives {patches.shape[1]} tokens of patches, expected {expected}: see `tokens_before` "
+            "of its adapter"
+        )
+    return patches.unflatten(1, (-1, *grid)).repeat_interleave(tubelet, dim=1)
 
 
 def _attended(encoder: CoverEncoderModel, adapter: EncoderAdapter) -> list[str]:

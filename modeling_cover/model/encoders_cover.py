@@ -153,6 +153,13 @@ class EncoderAdapter:
     pooling_attention: tuple[str, ...] = ()
     traces_any_size: bool = True
 
+    def __post_init__(self):
+        if self.attends and (len(self.attends) != len(self.layers) or set(self.attends) - {"clip", "frame", "track"}):
+            raise ValueError(
+                f"attends: expected 'clip', 'frame' or 'track' for each of the layers {list(self.layers)}, got "
+                f"{list(self.attends)}"
+            )
+
     def arguments(self, config: PreTrainedConfig, pixels: torch.Tensor) -> dict[str, Any]:
         """Of the encoder's `forward`."""
         inputs = {self.input_name: pixels} if self.inputs is None else self.inputs(config, pixels)

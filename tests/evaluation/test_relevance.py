@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradient times input, against what it has to be; and which method is the default."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from encoders import CONFIGS, HEADS, model_of
@@ -105,6 +107,15 @@ class TestMethod:
         assert torch.equal(found, gradient_times_input(model, clips, "actions", "pull"))
         with pytest.raises(ValueError, match=r"adapter of 'videomae' does not say .*`attends`.*gradient times input"):
             attention_rollout(model, clips)
+
+    def test_an_adapter_that_is_wrong_about_tokens_is_named(self, monkeypatch):
+        poolers = ENCODERS["vivit"].poolers
+        with pytest.raises(ValueError, match=r"attends: expected 'clip', .* layers \['layers'\], got \['video'\]"):
+            EncoderAdapter(poolers=poolers, layers=("layers",), attends=("video",))
+        model = model_of("vivit")
+        monkeypatch.setitem(ENCODERS, "vivit", replace(ENCODERS["vivit"], tokens_before=lambda config: 0))
+        with pytest.raises(ValueError, match="a vivit gives 9 tokens of patches, expected 8: see `tokens_before`"):
+            attention_rollout(model, clips_of(model))
 
     def test_a_pooling_whose_tokens_are_not_known_has_no_rollout(self):
         model = model_of("vit")
