@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 
 KINDS = {"ddp": {}, "fsdp": {"fsdp": True, "fsdp_config": {"version": 2}, "activation_checkpointing": True}}
+TEMPORAL = {"encoder_temporal_layers": 1, "hidden_dropout_prob": 0.0}
 
 
 def train_each(folder: Path, how: str) -> None:
@@ -21,7 +22,7 @@ def train_each(folder: Path, how: str) -> None:
         trainer = killed_runs.build_trainer(
             folder,
             output_dir,
-            model={"encoder": config.to_dict()},
+            model={"encoder": config.to_dict(), **(TEMPORAL if kind == "vit" else {})},
             clips={"num_frames": 4, "image_size": size, "short_side": size},
             per_device_train_batch_size=2,
             max_steps=2,
