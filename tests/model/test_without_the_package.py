@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
-from encoders import CONFIGS
+from encoders import CONFIGS, size_of
 from modeling_cover import CoverForVideoClassification, CoverVideoProcessor
 from packageless import run_without_package
 from tiny import tiny_model, tiny_processor
@@ -40,27 +40,28 @@ print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 """
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "ours",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vjepa2", "videomae", "vivit", "video_swin", "vit")),
-    ],
-)
-def folder(request, tmp_path_factory) -> Path:
-    """A checkpoint with our encoder or another, and a clip."""
-    folder = tmp_path_factory.mktemp("published")
-    heads = {
-        "motions": {"labels": ["left", "right", "up"]},
-        "images": {"labels": ["checker", "dots"], "modality": "image"},
-    }
-    encoder = (
-        {"num_hidden_layers": 2} if request.param == "ours" else {"encoder": copy.deepcopy(CONFIGS[request.param])}
-    )
-    tiny_model(heads, **encoder).save_pretrained(folder / "checkpoint")
-    tiny_processor(image_std=[0.25] * 3).save_pretrained(folder / "checkpoint")
+HEADS = {
+    "motions": {"labels": ["left", "right", "up"]},
+    "images": {"labels": ["checker", "dots"], "modality": "image"},
+}
+
+
+def save(folder: Path, **options) -> None:
+    tiny_model(HEADS, **options).save_pretrained(folder)
+    tiny_processor(options.get("image_size", 32), image_std=[0.25] * 3).save_pretrained(folder)
+
+
+def write_a_clip(folder: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (10, 48, 64, 3), dtype=np.uint8)
     write_clip(folder / "clip.mp4", frames)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint and a clip."""
+    folder = tmp_path_factory.mktemp("published")
+    save(folder / "checkpoint", num_hidden_layers=2)
+    write_a_clip(folder)
     return folder
 
 
@@ -100,3 +101,54 @@ def test_each_class_that_auto_map_names_is_in_the_code_beside_the_weights(folder
     for reference in [*named.values(), *(task["impl"] for task in config["custom_pipelines"].values())]:
         module, name = reference.split(".")
         assert f"\nclass {name}(" in (folder / "checkpoint" / f"{module}.py").read_text()
+
+
+EACH_KIND = """
+import json
+import torch
+import transformers
+
+answers = {}
+for kind in KINDS:
+    model = transformers.AutoModelForVideoClassification.from_pretrained(kind, trust_remote_code=True).eval()
+    processor = transformers.AutoVideoProcessor.from_pretrained(kind, trust_remote_code=True)
+    clip = processor("clip.mp4", return_tensors="pt")
+    with torch.no_grad():
+        logits = {name: logits.tolist() for name, logits in model(**clip).head_logits.items()}
+        features = transformers.AutoModel.from_pretrained(kind, trust_remote_code=True).eval()(**clip).pooler_output
+    stock = transformers.pipeline("video-classification", model=kind, trust_remote_code=True)("clip.mp4", top_k=3)
+    classify = transformers.pipeline("cover-video-classification", model=kind, trust_remote_code=True)
+    answers[kind] = [logits, features.tolist(), stock, classify("clip.mp4", head="all")]
+    assert type(model.cover).__module__.startswith("transformers_modules."), type(model.cover)
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.slow
+class TestOtherEncoders:
+    @pytest.fixture(scope="class")
+    def published(self, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("published")
+        for kind, config in CONFIGS.items():
+            save(folder / kind, encoder=copy.deepcopy(config), image_size=size_of(kind))
+        write_a_clip(folder)
+        return folder
+
+    @pytest.fixture(scope="class")
+    def answers(self, published) -> dict:
+        finished = run_without_package(f"KINDS = {list(CONFIGS)}{EACH_KIND}", published)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        return json.loads(finished.stdout.splitlines()[-1])
+
+    @pytest.mark.parametrize("kind", CONFIGS)
+    def test_each_gives_what_the_package_gives_to_the_bit(self, published, answers, kind):
+        model = CoverForVideoClassification.from_pretrained(published / kind).eval()
+        clip = CoverVideoProcessor.from_pretrained(published / kind)(str(published / "clip.mp4"), return_tensors="pt")
+        with torch.no_grad():
+            output = model(**clip)
+        logits, features, stock, ours = answers[kind]
+        assert logits == {name: logits.tolist() for name, logits in output.head_logits.items()}
+        assert features == output.pooler_output.tolist()
+        classify = pipeline("cover-video-classification", model=str(published / kind), device="cpu")
+        assert ours == classify(str(published / "clip.mp4"), head="all")
+        assert [entry["label"] for entry in stock] == [entry["label"] for entry in ours["motions"]]
