@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoders of each kind learn the quickstart's datasets together, and the script that compares them."""
+
+import compare_encoders
+import numpy as np
+import pytest
+import torch
+from compare_encoders import build_model, heads_of_data, read_data, steps_of, trainer_of
+from encoder_sizes import HEADS, OURS, TINY, operations, tiny_config
+from encoders import CONFIGS
+from modeling_cover.model.encoders_cover import ENCODERS
+from transformers import set_seed
+
+
+STEPS = {"videoprism_vision_model": 180}  # it learns what is seen in 60, too, and motion later
+SEES_ORDER = [OURS, *(kind for kind in TINY if not ENCODERS[kind].takes_frames)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> compare_encoders.Data:
+    return read_data(tmp_path_factory.mktemp("quickstart"), scale=0.75)
+
+
+def test_there_is_a_tiny_one_of_each_kind():
+    assert TINY.keys() == CONFIGS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [OURS, *TINY])
+def test_sixty_steps_from_random_weights_beat_chance_three_times_over(kind, data, tmp_path):
+    torch.set_num_threads(1)
+    set_seed(1)
+    model = build_model(kind, "tiny", heads_of_data(data))
+    trainer = trainer_of(model, "tiny", data, STEPS.get(kind, 60), str(tmp_path))
+    trainer.train()
+    metrics = trainer.evaluate()
+    # A mean over frames is the same whichever way they are played, and each motion is another one played backwards.
+    learnt = [name for name in data if name != "motions" or kind in SEES_ORDER]
+    for name in learnt:
+        assert metrics[f"eval_{name}_top1"] >= 3 / len(data[name]["train"].classes), name
+
+
+class TestOperations:
+    def test_a_backward_pass_costs_twice_the_forward_pass_and_an_image_no_more_than_a_token_of_time(self):
+        clip, image = operations(tiny_config("videomae", heads=HEADS), 4, 40)
+        assert 2 * image <= clip < 2.2 * image
+
+    @pytest.mark.parametrize("kind", ["vit", "siglip2_vision_model"])
+    def test_encoders_of_images_take_frames_one_by_one(self, kind):
+        clip, image = operations(tiny_config(kind, heads=HEADS), 4, 40)
+        assert clip == 4 * image
+
+    def test_cheaper_encoders_take_more_steps(self):
+        heads = {name: {"labels": ["a", "b"], "modality": "video"} for name in compare_encoders.SHARES}
+        ours, videomae = (steps_of(kind, "tiny", heads, 0.1) for kind in (OURS, "videomae"))
+        assert 1 < ours < videomae
+
+
+class TestScript:
+    @pytest.mark.parametrize("kind", ["videomae", "vit"])
+    def test_a_row_has_what_an_encoder_costs_and_the_top1_of_each_head_alone_and_together(self, kind, tmp_path):
+        rng, data = np.random.default_rng(0), {}
+        for name in compare_encoders.SHARES:
+            shape = (12, 40, 40, 3) if name == "textures" else (12, 4, 40, 40, 3)
+            rows = compare_encoders.Rows(rng.integers(0, 256, shape, dtype=np.uint8), np.arange(12) % 2, ["a", "b"])
+            data[name] = {"train": rows, "validation": rows}
+        torch.save(data, tmp_path / "data.pt")
+        row = compare_encoders.compare(kind, "tiny", str(tmp_path / "data.pt"), 0.002, False)
+        assert row[0] == f"`{kind}`"
+        assert int(row[4]) >= 1
+        assert all(cell.count("%") == 2 for cell in row[-3:])
+
+    @pytest.mark.slow
+    def test_it_prints_what_each_encoder_costs_and_learns(self, tmp_path, capsys):
+        arguments = ["--kinds", "cover", "videomae", "--data", str(tmp_path / "data"), "--scale", "0.02"]
+        assert compare_encoders.main([*arguments, "--tera_operations", "0.004", "--processes", "2"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("|")[1].strip() for line in lines if line.startswith("| `")] == ["`cover`", "`videomae`"]
+        assert all(line.count(" / ") == 3 for line in lines if line.startswith("|") and "---" not in line)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--kinds", "resnet"], "--kinds: expected some of"),
+            (["--pretrained"], "there are no weights of tiny encoders"),
+        ],
+    )
+    def test_what_it_does_not_take_is_named(self, arguments, message, capsys):
+        with pytest.raises(SystemExit):
+            compare_encoders.main(arguments)
+        assert message in capsys.readouterr().err
