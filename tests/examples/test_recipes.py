@@ -11,14 +11,16 @@ import pytest
 import torch
 from checkpoints import save_quickstart
 from clips import write_clip
+from encoder_sizes import published_config
+from encoders import CONFIGS, save_encoder
 from modeling_cover import CoverTrainer, load_recipe, prepare_cotraining
 from modeling_cover.commands import train as cotrain
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.recipe.recipe import ClipRecipe, Recipe
-from modeling_cover.training.optimization import is_new
+from modeling_cover.training.optimization import is_new, is_of_heads
 from PIL import Image
 from tiny import ENCODER
-from transformers import ViTConfig, ViTModel
+from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTModel
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -26,6 +28,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 RECIPES = sorted((EXAMPLES / "recipes").rglob("*.yaml"))
 PAPER = [path for path in RECIPES if path.parent.name == "paper"]
+OF_ENCODERS = [path for path in RECIPES if path.parent.name == "encoders"]
 TRANSFERS = [path for path in RECIPES if path.stem.startswith("transfer_")]
 CLASSES = ("first", "second")
 
@@ -63,10 +66,27 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
     elif "from_pretrained" in model:
         save_quickstart(folder / "cover")
         model["from_pretrained"] = str(folder / "cover")
-    else:
+    elif "from_encoder" not in model:
         model |= ENCODER
     clips = ClipRecipe(num_frames=2, image_size=16, short_side=20, sampling=recipe.clips.sampling)
-    return dataclasses.replace(recipe, model=model, clips=clips)
+    if "from_encoder" in model:
+        clips = _small_encoder(model, clips, folder)
+    augmentation = {key: value for key, value in recipe.augmentation.items() if key != "short_side_range"}
+    return dataclasses.replace(recipe, model=model, clips=clips, augmentation=augmentation)
+
+
+def _small_encoder(model: dict, clips: ClipRecipe, folder: Path) -> ClipRecipe:
+    """Save a tiny encoder of the kind that the recipe starts from, and name it; returns clips that it takes."""
+    encoder = published_config(model["from_encoder"]).encoder
+    model["from_encoder"] = str(folder / "encoder")
+    if encoder is None:
+        config = TimesformerConfig(**ENCODER, image_size=16, num_frames=2)
+        TimesformerForVideoClassification(config).save_pretrained(folder / "encoder")
+        return clips
+    save_encoder(folder / "encoder", encoder.model_type)
+    config = CONFIGS[encoder.model_type]
+    side = getattr(config, "crop_size", None) or getattr(config, "image_size", 32)
+    return dataclasses.replace(clips, num_frames=4, image_size=side, short_side=side)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -96,8 +116,8 @@ def test_it_takes_its_first_step(path, tmp_path, monkeypatch):
     names = {dataset.name for dataset in recipe.datasets}
     assert {name for name in names if f"{name}_loss" in logged} == names
     changed = {name for name, weight in trainer.model.state_dict().items() if not torch.equal(weight, before[name])}
-    heads = {name for name in changed if name.startswith("classifiers.")}
-    assert {name.split(".")[1] for name in heads} == names
+    heads = {name for name in changed if is_of_heads(name)}
+    assert {name.split(".")[1] for name in heads if name.startswith("classifiers.")} == names
     part = recipe.training.get("trained_part", "all")
     if part == "heads":
         assert changed == heads
@@ -105,7 +125,22 @@ def test_it_takes_its_first_step(path, tmp_path, monkeypatch):
         assert all(is_new(name) for name in changed)
         assert changed > heads
     else:
-        assert any("attention" in name and not is_new(name) for name in changed)
+        assert any("att" in name and not is_new(name) for name in changed)
+
+
+@pytest.mark.parametrize("path", OF_ENCODERS, ids=lambda path: path.stem)
+def test_one_of_an_encoder_is_called_by_its_datasets_and_made_for_the_clips_that_the_encoder_takes(path):
+    recipe, text = load_recipe(path), path.read_text()
+    names = [dataset.name for dataset in recipe.datasets]
+    assert path.stem.endswith("_".join(["base" if "_base_" in path.stem else "large", *names]))
+    assert recipe.model["default_head"] == names[0]
+    sizes = {"num_frames": recipe.clips.num_frames, "image_size": recipe.clips.image_size}
+    pooling = recipe.model.get("encoder_pooling")
+    # Refuses other clips than the encoder takes.
+    config = published_config(recipe.model["from_encoder"], encoder_pooling=pooling, **sizes)
+    assert config.image_size == recipe.clips.image_size
+    assert f"examples/recipes/encoders/{path.name} " in text
+    assert "authors" in text or f"are those of {path.stem.split('_')[0]}" in text
 
 
 @pytest.mark.parametrize("path", TRANSFERS, ids=lambda path: path.stem)

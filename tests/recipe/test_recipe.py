@@ -13,7 +13,7 @@ from modeling_cover.recipe.mixture_recipe import MixtureRecipe
 from modeling_cover.recipe.recipe import BadFilesRecipe, ClipRecipe, DatasetRecipe
 
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "recipes").rglob("*.yaml"))
 KINETICS = {
     "name": "k400",
     "format": "class_folders",
