@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from modeling_cover.model.encoders_cover import ENCODERS
+from modeling_cover.model.video_swin_cover import VideoSwinConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -63,6 +64,17 @@ TINY: dict[str, Callable[[], PreTrainedConfig]] = {
         num_spatial_layers=1,
         num_temporal_layers=2,
     ),
+    "video_swin": lambda: VideoSwinConfig(
+        embed_dim=32,
+        depths=[2, 2],
+        num_heads=[4, 4],
+        window_size=[2, 5, 5],
+        mlp_ratio=2,
+        image_size=TINY_SIZE,
+        num_frames=TINY_FRAMES,
+        initializer_range=0.2,
+        drop_path_rate=0.0,
+    ),
     "vit": lambda: ViTConfig(**_FRAMES),
     "dinov2": lambda: Dinov2Config(**_LAYERS, mlp_ratio=2, image_size=TINY_SIZE, patch_size=TINY_PATCH),
     "dinov3_vit": lambda: DINOv3ViTConfig(**_FRAMES),
@@ -78,6 +90,10 @@ PUBLISHED: dict[str, Callable[[], PreTrainedConfig | None]] = {
     "MCG-NJU/videomae-base": VideoMAEConfig,
     "google/vivit-b-16x2-kinetics400": VivitConfig,
     "google/videoprism-base-f16r288": VideoPrismVisionConfig,
+    # torchvision's file: Base, which its models/video/swin_transformer.py says.
+    "swin3d_b_22k-7c6ae6fa.pth": lambda: VideoSwinConfig(
+        embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32]
+    ),
     "google/vit-base-patch16-224-in21k": ViTConfig,
     "facebook/dinov2-base": Dinov2Config,
     # By default transformers has ViT-S/16. Base is 768 wide with 12 heads, and all have 4 registers: DINOv3's
