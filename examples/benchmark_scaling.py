@@ -3,10 +3,12 @@
 
     python examples/benchmark_scaling.py measure docs/scaling.json
     python examples/benchmark_scaling.py predict docs/scaling.json
+    python examples/benchmark_scaling.py encoders docs/scaling.json examples/recipes/encoders/*.yaml
 
 `measure` times the parts of a step of the paper's largest run (16 frames of 448 x 448 pixels, bf16), the writing of a
 checkpoint, and the making of samples on one core. It also counts what two processes send to one another. It takes
-about 3 minutes on an H200. `predict` prints the tables of docs/scaling.md, which has the formulas.
+about 3 minutes on an H200. `predict` prints the tables of docs/scaling.md, which has the formulas. `encoders` predicts
+recipes on other encoders, by their operations.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from encoder_scaling import Measured, predictions
 from modeling_cover import CoTrainingDataset, CoverConfig, CoverForVideoClassification, CoverVideoProcessor
 from modeling_cover.commands.benchmarking import draw_frames, encode, entry, print_table, texture
 from modeling_cover.data.mixture import MixtureSchedule, SampleReference, dealt_out
@@ -368,15 +371,28 @@ def predict(path: Path) -> None:
     print_table(header + [f"waiting, {bandwidth:g} GB/s, ms, DDP / FSDP2" for bandwidth in BUS_BANDWIDTHS], waits)
 
 
+def predict_encoders(path: Path, recipes: list[Path]) -> None:
+    """Of recipes on encoders of transformers, from what was measured of ours."""
+    found = json.loads(path.read_text())
+    with torch.device("meta"):
+        config = build_model(found["preset"]).config
+    measured = Measured.of(found, config)
+    print(f"{found['device']}, {measured.rate / 1e12:.0f}e12 operations in a second")
+    print_table(*predictions(recipes, ROWS, measured))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("measure", "predict"))
+    parser.add_argument("action", choices=("measure", "predict", "encoders"))
     parser.add_argument("path", type=Path, help="the measurements, JSON")
+    parser.add_argument("recipes", type=Path, nargs="*", help="to be predicted by `encoders`")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="large")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if arguments.action == "measure":
         measure(arguments.path, arguments.preset, arguments.rounds)
+    elif arguments.action == "encoders":
+        predict_encoders(arguments.path, arguments.recipes)
     else:
         predict(arguments.path)
 

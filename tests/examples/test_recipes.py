@@ -141,6 +141,7 @@ def test_one_of_an_encoder_is_called_by_its_datasets_and_made_for_the_clips_that
     assert config.image_size == recipe.clips.image_size
     assert f"examples/recipes/encoders/{path.name} " in text
     assert "authors" in text or f"are those of {path.stem.split('_')[0]}" in text
+    assert f"`{path.stem}`" in (EXAMPLES.parent / "docs" / "scaling.md").read_text()
 
 
 @pytest.mark.parametrize("path", TRANSFERS, ids=lambda path: path.stem)
