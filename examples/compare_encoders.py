@@ -83,7 +83,7 @@ class Rows(torch.utils.data.Dataset):
     """Decoded clips (T, H, W, 3) or images (H, W, 3) and their labels, as a `CoverTrainer` takes them."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]):
-        self.pixels, self.labels, self.classes = pixels, labels, list(classes)
+        self.pixels, self.labels, self.classes = pixels, labels, [str(name) for name in classes]
         self.column = "image" if pixels.ndim == 4 else "video"
 
     def __len__(self) -> int:
@@ -113,6 +113,29 @@ def read_data(folder: Path, scale: float = 1.0) -> Data:
             for split, source in sources.items()
         }
     return data
+
+
+def save_data(file: str, data: Data) -> None:
+    """As arrays, which the processes that train read."""
+    arrays = {
+        f"{name}/{split}/{part}": np.asarray(getattr(rows, part))
+        for name, splits in data.items()
+        for split, rows in splits.items()
+        for part in ("pixels", "labels", "classes")
+    }
+    np.savez(file, **arrays)
+
+
+def load_data(file: str) -> Data:
+    with np.load(file) as arrays:
+        names = dict.fromkeys(key.split("/")[0] for key in arrays)
+        return {
+            name: {
+                split: Rows(*(arrays[f"{name}/{split}/{part}"] for part in ("pixels", "labels", "classes")))
+                for split in ("train", "validation")
+            }
+            for name in names
+        }
 
 
 def _read_clip(path: str) -> np.ndarray:
@@ -215,7 +238,7 @@ def trainer_of(
 def compare(kind: str, preset: str, file: str, tera_operations: float, pretrained: bool) -> list[str]:
     """A row of the table; to be called in a process of its own."""
     torch.set_num_threads(1)
-    data: Data = torch.load(file, weights_only=False)
+    data = load_data(file)
     heads = heads_of_data(data)
     steps = steps_of(kind, preset, heads, tera_operations)
     config = config_of(kind, preset, heads)
@@ -293,9 +316,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     options, began = parse_arguments(arguments), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "data.pt")
+        file = str(Path(folder) / "data.npz")
         data = read_data(options.data, options.scale)
-        torch.save(data, file)
+        save_data(file, data)
         rows = dict(tqdm(rows_of_table(options, file), total=len(options.kinds), unit="encoder"))
     header = ["encoder", "parameters", "a clip", "an image", "steps", "time", "memory"]
     print_table([*header, *(f"{name}, alone / together" for name in data)], [rows[kind] for kind in options.kinds])

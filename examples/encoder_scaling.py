@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from encoder_sizes import HEADS, operations, published_config
 from modeling_cover import CoverConfig, CoverForVideoClassification, Recipe, load_recipe
+from modeling_cover.model.video_swin_cover import VideoSwinConfig
 
 
 GPUS = 8
@@ -49,6 +50,15 @@ class Measured:
 def tokens_of(config: CoverConfig, num_frames: int, side: int) -> int:
     frames, rows, columns = config.tubelet
     return -(-num_frames // frames) * (side // rows) * (side // columns)
+
+
+def numbers_of(config: CoverConfig, num_frames: int, side: int) -> tuple[float, float]:
+    """Of a clip: those that go into all layers, and those that go into the widest."""
+    tokens = tokens_of(config, num_frames, side)
+    if isinstance(config.encoder, VideoSwinConfig):  # each stage has a quarter of the tokens, twice as wide
+        first = tokens * config.encoder.embed_dim
+        return sum(layers * first / 2**stage for stage, layers in enumerate(config.encoder.depths)), first
+    return tokens * config.hidden_size * config.num_hidden_layers, tokens * config.hidden_size
 
 
 def config_of(recipe: Recipe) -> CoverConfig:
@@ -103,13 +113,13 @@ def memory_of(recipe: Recipe, config: CoverConfig, measured: Measured) -> float:
     parameters, pooler = parameters_of(config)
     trained = parameters if training.get("trained_part", "all") == "all" else pooler
     moments = 1 if training.get("optim") == "sgd" else 2
-    numbers = tokens_of(config, recipe.clips.num_frames, recipe.clips.image_size) * config.hidden_size
+    numbers, widest = numbers_of(config, recipe.clips.num_frames, recipe.clips.image_size)
     rows = training["per_device_train_batch_size"]
     if trained == parameters:
-        of_number = FP32 * config.num_hidden_layers + measured.working
+        of_row = FP32 * numbers + measured.working * widest
     else:  # nothing of the encoder is kept, and all of the pooler, by as many layers as it has the parameters of
-        of_number = measured.working * (1 + pooler * config.num_hidden_layers / (parameters - pooler))
-    return FP32 * (parameters + trained * (1 + moments)) + rows * numbers * of_number
+        of_row = measured.working * widest * (1 + pooler * config.num_hidden_layers / (parameters - pooler))
+    return FP32 * (parameters + trained * (1 + moments)) + rows * of_row
 
 
 def prediction(path: Path, rows: Mapping[str, int], measured: Measured) -> list[str]:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoders of each kind learn the quickstart's datasets together, and the script that compares them."""
 
+import dataclasses
+
 import compare_encoders
 import numpy as np
 import pytest
 import torch
 from compare_encoders import build_model, heads_of_data, read_data, steps_of, trainer_of
-from encoder_sizes import HEADS, OURS, TINY, operations, tiny_config
+from encoder_sizes import HEADS, OURS, TINY, operations, tiny_config, tiny_encoder
 from encoders import CONFIGS
 from modeling_cover.model.encoders_cover import ENCODERS
 from transformers import set_seed
@@ -40,6 +42,20 @@ def test_sixty_steps_from_random_weights_beat_chance_three_times_over(kind, data
         assert metrics[f"eval_{name}_top1"] >= 3 / len(data[name]["train"].classes), name
 
 
+@pytest.mark.slow
+def test_with_a_layer_of_attention_over_frames_an_encoder_of_images_learns_motion(data, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    set_seed(1)
+    preset = dataclasses.replace(compare_encoders.PRESETS["tiny"], num_frames=4)
+    monkeypatch.setitem(compare_encoders.PRESETS, "tiny", preset)
+    heads = {"heads": heads_of_data(data), "default_head": "motions"}
+    model = tiny_encoder("vit", num_frames=4, encoder_temporal_layers=1, **heads)
+    trainer = trainer_of(model, "tiny", data, 180, str(tmp_path))
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert all(metrics[f"eval_{name}_top1"] >= 3 / len(data[name]["train"].classes) for name in data)
+
+
 class TestOperations:
     def test_a_backward_pass_costs_twice_the_forward_pass_and_an_image_no_more_than_a_token_of_time(self):
         clip, image = operations(tiny_config("videomae", heads=HEADS), 4, 40)
@@ -64,8 +80,8 @@ class TestScript:
             shape = (12, 40, 40, 3) if name == "textures" else (12, 4, 40, 40, 3)
             rows = compare_encoders.Rows(rng.integers(0, 256, shape, dtype=np.uint8), np.arange(12) % 2, ["a", "b"])
             data[name] = {"train": rows, "validation": rows}
-        torch.save(data, tmp_path / "data.pt")
-        row = compare_encoders.compare(kind, "tiny", str(tmp_path / "data.pt"), 0.002, False)
+        compare_encoders.save_data(str(tmp_path / "data.npz"), data)
+        row = compare_encoders.compare(kind, "tiny", str(tmp_path / "data.npz"), 0.002, False)
         assert row[0] == f"`{kind}`"
         assert int(row[4]) >= 1
         assert all(cell.count("%") == 2 for cell in row[-3:])
