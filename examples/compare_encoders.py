@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,8 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from benchmark_transfer import peak_memory
 from encoder_sizes import OURS, PUBLISHED, TINY, TINY_FRAMES, operations, published_config, tiny_config, tiny_encoder
 from modeling_cover import (
     CoverConfig,
@@ -235,6 +236,29 @@ def trainer_of(
     )
 
 
+def cost_of(trainer: CoverTrainer) -> tuple[float, float]:
+    """Of training: seconds, and the most bytes beyond what there was before. On a GPU they are what torch allocates,
+    else those of the process, looked at every few milliseconds."""
+    began, done, seen = time.perf_counter(), threading.Event(), []
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            seen.append(psutil.Process().memory_info().rss)
+
+    before, watcher = psutil.Process().memory_info().rss, threading.Thread(target=watch)
+    if on_gpu := trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    watcher.start()
+    try:
+        trainer.train()
+    finally:
+        done.set()
+        watcher.join()
+    most = torch.cuda.max_memory_allocated() if on_gpu else max(seen, default=before)
+    return time.perf_counter() - began, most - before
+
+
 def compare(kind: str, preset: str, file: str, tera_operations: float, pretrained: bool) -> list[str]:
     """A row of the table; to be called in a process of its own."""
     torch.set_num_threads(1)
@@ -245,14 +269,12 @@ def compare(kind: str, preset: str, file: str, tera_operations: float, pretraine
     clip, image = operations(config, config.num_frames, _side(config))
     scores: dict[str, list[float]] = {name: [] for name in data}
     costs = []
-    for names in (list(data), *([name] for name in data)):  # the largest first, as a process's peak does not fall
+    for names in (list(data), *([name] for name in data)):
         set_seed(1)
         model = build_model(kind, preset, {name: heads[name] for name in names}, pretrained)
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # where the log goes
             trainer = trainer_of(model, preset, {name: data[name] for name in names}, steps, folder)
-            before, began = peak_memory(), time.perf_counter()
-            trainer.train()
-            costs.append((time.perf_counter() - began, peak_memory() - before))
+            costs.append(cost_of(trainer))
             metrics = trainer.evaluate()
         for name in names:
             scores[name].append(metrics[f"eval_{name}_top1"])
@@ -281,7 +303,7 @@ def rows_of_table(options: argparse.Namespace, file: str) -> Iterator[tuple[str,
     """Each kind and its row, as soon as it is there."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes: two threads that share a core wait for one another
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, context, max_tasks_per_child=1) as pool:  # memory is the process's
+    with ProcessPoolExecutor(options.processes, context, max_tasks_per_child=1) as pool:  # each has its own memory
         arguments = options.preset, file, options.tera_operations, options.pretrained
         futures = {pool.submit(compare, kind, *arguments): kind for kind in options.kinds}
         for future in as_completed(futures):

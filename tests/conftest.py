@@ -17,11 +17,15 @@ import pytest
 # keep one process busy when the others have ended.
 LONGEST = (
     "examples/test_miniature.py",
+    "examples/test_compare_encoders.py",
     "examples/test_examples.py",
     "training/test_resuming.py",
     "hub/test_exporting.py",
     "examples/test_docs.py",
     "training/test_sharding.py",
+    "hub/test_exporting_encoders.py",
+    "training/test_encoders.py",
+    "training/test_encoders_in_processes.py",
     "training/test_watchdog.py",
     "training/test_launching.py",
     "examples/test_demo.py",

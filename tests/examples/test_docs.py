@@ -212,7 +212,7 @@ def _is_of_a_stranger(code: str) -> bool:
     [
         block
         for block in blocks("bash")
-        if not re.match(r".*(benchmark|/demo\.py|/paper_in_miniature\.py)", block.values[0])
+        if not re.match(r".*(benchmark|/compare_encoders\.py|/demo\.py|/paper_in_miniature\.py)", block.values[0])
     ],
 )
 def test_a_command_runs(hub, workspace, code):
