@@ -7,7 +7,7 @@
 
 Each encoder is trained on the quickstart's datasets together, and on each alone, where a dataset has as many rows in
 as many steps as in the mixture. So the three runs alone cost together what the one costs. A step of a cheaper encoder
-costs less, so it takes more of them. The first command takes 5 minutes on 2 CPU cores, and prints the table of
+costs less, so it takes more of them. The first command takes 7 minutes on 2 CPU cores, and prints the table of
 docs/encoders.md: parameters, operations of a forward pass of a clip and of an image, steps, the time and memory that
 training together took beyond what there was before it (on a GPU what torch allocated at most), and the top-1 of each
 head on its validation split, alone and together. It shows that each encoder trains, and what it costs. It says nothing
