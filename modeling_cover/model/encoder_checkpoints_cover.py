@@ -168,7 +168,7 @@ def _parts(
     pooling: str | None,
     info: Mapping[str, Any],
 ) -> StoredEncoder:
-    base, config = native.base_model, native.config
+    base, config = native.base_model if classifies else native, native.config
     prefix = "" if base is native else f"{native.base_model_prefix}."
     pooler = adapter.new_pooler(config, pooling)
     own = {name: adapter.classifier[name] for name, _ in pooler.named_children() if name in adapter.classifier}
