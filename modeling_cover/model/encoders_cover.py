@@ -128,6 +128,7 @@ class EncoderAdapter:
         attends: for each of `layers`, the tokens among which its attention is: those of a "clip", of a "frame", or of
             a patch's "track" through time. Attention rollout needs it.
         tokens_before: how many tokens come before those of patches.
+        patches_of_a_token: how many patches are in a token, layer by layer; None if it is one.
         traces_any_size: whether torch.export makes one program of it for clips of any frames and size.
         pooling_attention: how the names end, in a `CoverEncoderModel`, of what pools tokens by attention: each returns
             its output and its maps.
@@ -151,6 +152,7 @@ class EncoderAdapter:
     attends: tuple[str, ...] = ()
     tokens_before: Callable[[PreTrainedConfig], int] = _none_before
     pooling_attention: tuple[str, ...] = ()
+    patches_of_a_token: Callable[[PreTrainedConfig], list[int]] | None = None
     traces_any_size: bool = True
 
     def __post_init__(self):
@@ -316,6 +318,9 @@ ENCODERS: dict[str, EncoderAdapter] = {
         tubelet=lambda config: tuple(config.patch_size),
         attention=("qkv",),
         normalisation=_IMAGENET,
+        patches_of_a_token=lambda config: [
+            4**stage for stage, depth in enumerate(config.depths) for _ in range(depth)
+        ],
         traces_any_size=False,  # windows are cut to the clip
     ),
     "vit": _adapter_of_images(

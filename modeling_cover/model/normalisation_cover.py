@@ -34,15 +34,14 @@ logger = logging.get_logger(__name__)
 
 # What TimeSformer's release normalises pixels of 0 to 1 with.
 RELEASE_MEAN, RELEASE_STD = [0.45] * 3, [0.225] * 3
+# What a processor of transformers says of pixels. Only ViViT's has an offset.
+_KEYS = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "offset")
 _TOLERANCE = 1e-3
 
 
 def normalisation_of(path: str | os.PathLike, revision: str | None = None) -> dict[str, Any]:
     """Mean, deviation and scale of the pixels that a checkpoint was trained with, as a processor takes them: as its
-    own processor says, or else as its kind has them. None where neither says it, which is logged.
-
-    Raises:
-        ValueError: if there is no checkpoint.
+    own processor says, or else as its kind has them, which is logged. None where neither is known.
     """
     if is_original_release(path):
         mean, std = (VIDEO_SWIN_MEAN, VIDEO_SWIN_STD) if is_video_swin(path) else (RELEASE_MEAN, RELEASE_STD)
@@ -51,23 +50,33 @@ def normalisation_of(path: str | os.PathLike, revision: str | None = None) -> di
         stored, _ = BaseVideoProcessor.get_video_processor_dict(path, revision=revision or "main")
     except OSError:
         stored = {}
-    adapter = ENCODERS.get(vision_part(stored_config(path, revision)).model_type)
-    own = {**(adapter.normalisation if adapter else {}), **{key: stored[key] for key in _KEYS if key in stored}}
-    if "image_mean" not in own:
-        logger.warning(f"{path} says nothing of mean and deviation: normalising with CoverVideoProcessor's")
-        return {}
-    return _as_mean_and_deviation(own)
+    kind, of_kind = _of_kind(path, revision)
+    own = {**of_kind, **{key: stored[key] for key in _KEYS if key in stored}}
+    is_known = own.keys() >= {"image_mean", "image_std"}
+    if "image_mean" not in stored:
+        whose = f"as a {kind} does" if is_known else "with CoverVideoProcessor's"
+        logger.warning(f"{path} says nothing of mean and deviation: normalising {whose}")
+    return _as_mean_and_deviation(own) if is_known else {}
 
 
-# What a processor of transformers says of pixels. Only ViViT's has an offset.
-_KEYS = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "offset")
+def _of_kind(path: str | os.PathLike, revision: str | None) -> tuple[str | None, Mapping[str, Any]]:
+    """The model type of a checkpoint, and what is done to pixels for it; nothing where there is no configuration."""
+    try:
+        kind = vision_part(stored_config(path, revision)).model_type
+    except ValueError:
+        return None, {}
+    return kind, ENCODERS[kind].normalisation if kind in ENCODERS else {}
 
 
 def _as_mean_and_deviation(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The same with a scale, a mean and a deviation alone."""
-    mean, std = stored["image_mean"], stored["image_std"]
-    if not stored.get("do_normalize", True):
-        mean, std = [0.0] * len(mean), [1.0] * len(std)
+    mean, std = [0.0] * 3, [1.0] * 3
+    if stored.get("do_normalize", True):
+        # One number is for all channels.
+        mean, std = (
+            [value] * 3 if isinstance(value, int | float) else value
+            for value in (stored["image_mean"], stored["image_std"])
+        )
     if stored.get("offset", False) and stored.get("do_rescale", True):
         mean = [value + 1 for value in mean]  # pixels less 1 are what the mean is taken from
     own = {"image_mean": list(mean), "image_std": list(std)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.encoders_cover import encoder_adapter
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 
@@ -44,7 +45,11 @@ def encoder_operations(model: CoverForVideoClassification, clips: torch.Tensor |
         group.shape[0] * -(-group.shape[1] // frames) * (group.shape[-2] // rows) * (group.shape[-1] // columns)
         for group in (clips if isinstance(clips, list) else [clips])
     )
-    return 6 * tokens * sum(parameter.numel() for layer in layers_of(model) for parameter in layer.parameters())
+    layers, encoder = layers_of(model), model.config.encoder
+    of_tokens = None if encoder is None else encoder_adapter(encoder).patches_of_a_token
+    patches = [1] * len(layers) if of_tokens is None else of_tokens(encoder)
+    weights = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    return 6 * sum(tokens // merged * count for merged, count in zip(patches, weights, strict=True))
 
 
 def layers_of(model: CoverForVideoClassification) -> list[nn.Module]:

@@ -53,6 +53,8 @@ def run_settings(
         **{name: value for name, value in arguments.items() if name not in without_effect},
         **{name: getattr(config, name) for name in (*_FIXED_IN_MODEL, *_FREE_IN_MODEL)},
         "encoder": None if config.encoder is None else _own_fields(config.encoder),
+        # Of a checkpoint from before there were any, no value.
+        "encoder_temporal_layers": config.encoder_temporal_layers or None,
         "clip sampling": dataset.clip_sampling,
         "frame_stride": processor.frame_stride,
         "short_side": processor.size["shortest_edge"],
@@ -92,7 +94,7 @@ def _value(settings: Settings, name: str) -> str:
 
 def cannot_change(was: Settings, now: Settings) -> list[str]:
     """Those of the changed settings that a run cannot resume with."""
-    fixed = {*_FIXED, *_FIXED_IN_MODEL}
+    fixed = {*_FIXED, *_FIXED_IN_MODEL, "encoder_temporal_layers"}
     if {was.get("lr_scheduler_type"), now.get("lr_scheduler_type")} & set(MEASURING_SCHEDULES):
         fixed.update(_OF_SCHEDULE)
     changed = [name for name in changed_settings(was, now) if name in fixed]

@@ -89,7 +89,12 @@ def _small_encoder(model: dict, clips: ClipRecipe, folder: Path) -> ClipRecipe:
     return dataclasses.replace(clips, num_frames=4, image_size=side, short_side=side)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+# Of an encoder's recipe the one on two datasets, which extends that on four.
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RECIPES if path not in OF_ENCODERS or "_k400_" not in path.stem],
+    ids=lambda path: path.stem,
+)
 def test_it_takes_its_first_step(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(path)

@@ -44,8 +44,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 
-STEPS = 24
-STEPS_PER_CHECKPOINT = 3
+STEPS, STEPS_PER_CHECKPOINT = 24, 3
 TIME_LIMIT = 600.0  # seconds a run may take that is not killed, which is for one that hangs
 
 # Of the script's runs, in turn. An epoch has 5 steps: evaluations come with checkpoints, between them, and, at the end
@@ -205,9 +204,8 @@ def build_trainer(
         leave_out_compiled_collectives()
     set_seed(args.seed)
     recipe = build_recipe(folder)
-    recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})})
-    if clips is not None:
-        recipe = dataclasses.replace(recipe, clips=ClipRecipe(**clips))
+    clips = recipe.clips if clips is None else ClipRecipe(**clips)
+    recipe = dataclasses.replace(recipe, model={**recipe.model, **(model or {})}, clips=clips)
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     kwargs = {"data_collator": collate_mixed_sizes} if mixed_sizes else {}
     trainer = RecordingTrainer(args=args, **cotraining.trainer_kwargs, **kwargs)

@@ -49,6 +49,7 @@ def run(file) -> torch.nn.Module:
     return torch.export.load(file).module()
 
 
+@pytest.mark.slow  # which `test_exporting.py` has of our encoder
 class TestClipsOfSeveralFramesToAToken:
     @pytest.mark.parametrize("shape", [(1, 6, 32, 32), (2, 2, 16, 48), (3, 10, 48, 32)], ids=str)
     def test_any_number_of_frames_of_any_size(self, model, run, shape):

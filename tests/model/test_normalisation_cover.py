@@ -92,6 +92,12 @@ class TestContradictions:
         with pytest.raises(ValueError, match=r"otherwise than the encoder, .* was trained with"):
             loaded.pipeline(processor)
 
+    def test_one_number_is_for_all_channels(self, tmp_path):
+        CONFIGS["vit"].save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text('{"image_mean": 0.4, "image_std": 0.2}')
+        processor = CoverVideoProcessor.from_image_checkpoint(tmp_path)
+        assert (processor.image_mean, processor.image_std) == ((0.4,) * 3, (0.2,) * 3)
+
     def test_one_that_means_the_same_is_taken(self, model, tmp_path):
         same = {"rescale_factor": 1, "image_mean": [25.5, 51, 76.5], "image_std": [127.5] * 3}
         model.pipeline(CoverVideoProcessor.from_image_checkpoint(tmp_path, **same))

@@ -200,13 +200,13 @@ class TestFromAViT:
         assert (list(processor.image_mean), list(processor.image_std)) == (MEAN, STD)
         assert (processor.num_frames, processor.crop_size["height"]) == (2, 16)
 
-    def test_without_a_processor_pixels_are_normalised_as_by_default_and_a_warning_says_so(
+    def test_without_a_processor_pixels_are_normalised_as_a_vits_are_and_a_warning_says_so(
         self, recipe, tmp_path, caplog
     ):
         save_vit(tmp_path)
         processor = prepare(recipe, from_image_checkpoint=str(tmp_path)).processor
         assert list(processor.image_mean) == list(CoverVideoProcessor().image_mean)
-        assert f"{tmp_path} says nothing of mean and deviation" in caplog.text
+        assert f"{tmp_path} says nothing of mean and deviation: normalising as a vit does" in caplog.text
 
 
 class TestFromATimeSformer:

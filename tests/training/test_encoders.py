@@ -28,9 +28,7 @@ def recipe_of(folder, kind: str, **model) -> Recipe:
     return dataclasses.replace(recipe, clips=clips, model={**default_head, **model})
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("vjepa2", "vit"))) for kind in CONFIGS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "vit")) for kind in CONFIGS])
 def test_a_run_moves_every_weight_and_one_that_is_killed_ends_with_the_same_to_the_bit(folder, tmp_path, kind):
     temporal = {"encoder_temporal_layers": 1} if kind == "vit" else {}
     recipe = recipe_of(folder, kind)
@@ -107,6 +105,13 @@ class TestParameters:
         weights = sum(parameter.numel() for layer in layers_of(model) for parameter in layer.parameters())
         clips, images = torch.zeros(2, 4, 3, 32, 32), torch.zeros(3, 1, 3, 32, 32)
         assert encoder_operations(model, [clips, images]) == 6 * weights * (2 * 2 * 4 + 3 * 1 * 4)
+
+    def test_a_token_of_several_patches_is_one(self, folder):
+        model = prepare_cotraining(recipe_of(folder, "video_swin")).model
+        weights = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
+        # Two tokens of time and 8 x 8 of space; a quarter of them in the second stage's two layers.
+        expected = 6 * 2 * (128 * (weights[0] + weights[1]) + 32 * (weights[2] + weights[3]))
+        assert encoder_operations(model, torch.zeros(2, 4, 3, 32, 32)) == expected
 
 
 class TestRecipe:
