@@ -31,9 +31,8 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(summary, dict) or summary.get("version") != _VERSION:
         raise ValueError(f"{path}: expected version {_VERSION} of a training summary")
-    summary.setdefault(
-        "parts", []
-    )  # which earlier records do not have, nor commits, nor a license of where they began
+    # Earlier records have no parts, nor commits, nor the license of what a run started from.
+    summary.setdefault("parts", [])
     for origin in (summary.get("starting_point"), *summary.get("datasets", ())):
         if origin is not None:
             origin.setdefault("commit", None)

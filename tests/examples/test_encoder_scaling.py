@@ -35,6 +35,7 @@ def measured(found, config) -> Measured:
     return Measured.of(found, config)
 
 
+@pytest.mark.slow  # counts Large twice
 def test_what_was_measured_is_predicted_of_the_model_that_it_was_measured_of(found, config, measured):
     clip, _ = encoder_scaling.operations(config, config.num_frames, config.image_size)
     assert 4 * clip * 16 / measured.rate == pytest.approx(found["step"]["16"]["16"])
