@@ -156,10 +156,13 @@ def export_onnx(
 
     Raises:
         ImportError: if the packages of the extra `onnx` are not installed.
-        ValueError: as [`export_program`], and if the model is not in fp32.
+        ValueError: as [`export_program`], and if the model is not in fp32, or has an encoder of one shape of clips,
+            whose windows torch's conversion to ONNX fails at.
     """
     check_onnx_is_installed()
     _check_fp32(model)
+    if _only_frames(model) is not None:
+        raise ValueError(f"torch cannot convert a {model.config.encoder.model_type} to ONNX: export it to a .pt2 file")
     program = export_program(model, heads)
     names = [*map(output_name, _checked_heads(model, heads)), "pooler_output"]
     onnx_program = torch.onnx.export(program, input_names=["pixel_values"], output_names=names, verbose=False)

@@ -12,6 +12,7 @@ from encoders import CONFIGS, model_of
 from modeling_cover import CoverForVideoClassification
 from modeling_cover.hub.exporting import (
     METADATA_NAME,
+    export_onnx,
     export_program,
     largest_difference,
     onnx_runner,
@@ -117,6 +118,11 @@ def test_so_it_is_to_onnx_or_for_its_one_size(kind, tmp_path):
                 run(clips)
         else:
             torch.testing.assert_close(run(clips)["pooler_output"], expected, rtol=0, atol=1e-4)
+
+
+def test_video_swin_is_refused_for_onnx():
+    with pytest.raises(ValueError, match=r"torch cannot convert a video_swin to ONNX: export it to a \.pt2 file"):
+        export_onnx(build("video_swin"), tiny_processor())
 
 
 def test_what_torch_cannot_export_is_named_and_transformers_traces_as_before(monkeypatch):
