@@ -37,7 +37,7 @@ from .conversion_cover import (
 )
 from .encoders_cover import EncoderAdapter, encoder_adapter, vision_part
 from .normalisation_cover import normalisation_of
-from .video_swin_checkpoints_cover import is_video_swin, read_video_swin
+from .video_swin_checkpoints_cover import VIDEO_SWIN_MEAN, VIDEO_SWIN_STD, is_video_swin, read_video_swin
 
 
 logger = logging.get_logger(__name__)
@@ -144,7 +144,7 @@ def _video_swin(path: str | os.PathLike, pooling: str | None) -> StoredEncoder:
         unused=(),
         labels=[f"LABEL_{index}" for index in range(len(stored.classifier.get("bias", ())))],
         classifier=stored.classifier,
-        normalisation=normalisation_of(path),
+        normalisation={"image_mean": VIDEO_SWIN_MEAN, "image_std": VIDEO_SWIN_STD},
     )
 
 

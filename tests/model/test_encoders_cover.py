@@ -263,9 +263,7 @@ class TestTemporalLayers:
     def test_it_sees_the_order_of_frames_and_trains_wholly(self, build, tmp_path):
         model = build("dinov2", encoder_temporal_layers=1)
         clips = clips_of(model)
-        features = [
-            model(group).pooler_output for group in (clips, clips.flip(1), clips[:, :1].expand(-1, 4, -1, -1, -1))
-        ]
+        features = [model(group).pooler_output for group in (clips, clips.flip(1))]
         assert not torch.allclose(features[0], features[1], atol=1e-3)
         model.save_pretrained(tmp_path)
         loaded = CoverForVideoClassification.from_pretrained(tmp_path).eval()
