@@ -7,6 +7,7 @@ it is needed.
 
 import gc
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,11 +60,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+# What modules make when they are imported stays. To look through it again and again would be a tenth of all the time:
+# each training run ends with `gc.collect()`.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What all modules have made stays: to look through it again would be a third of each short run, which ends with
-    `gc.collect()`."""
-    gc.collect()
-    gc.freeze()
+    gc.set_threshold(20_000)
+    gc.enable()
+
+
+@pytest.fixture(scope="session")
+def modules_at_rest() -> list[int]:
+    """How many there were when `settled` saw new ones."""
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def settled(modules_at_rest) -> None:
+    if modules_at_rest != [len(sys.modules)]:  # many are imported by the first test that needs them
+        modules_at_rest[:] = [len(sys.modules)]
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import gradio
 import modeling_cover as modeling_cover
 import numpy as np
 import pytest
@@ -29,11 +28,11 @@ from checkpoints import QUICKSTART_LABELS, save_quickstart
 from clips import indexed_frames, write_clip
 from demo_visitors import expected_answers, visit
 from encoders import model_of
-from gradio_client import Client, handle_file
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from huggingface_hub.utils import httpx
-from modeling_cover.commands import demo, space
+from lazy import lazily
+from modeling_cover.commands import space
 from modeling_cover.commands.demo_uploads import Uploads
 from modeling_cover.model.frame_sampling_cover import uniform_frame_indices
 from packaging.requirements import Requirement
@@ -43,6 +42,8 @@ from python_server import python
 from tiny import tiny_processor
 from transformers import pipeline
 
+
+demo, gradio, gradio_client = map(lazily, ("modeling_cover.commands.demo", "gradio", "gradio_client"))
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "outputs" / "demo_screenshots"
@@ -135,8 +136,8 @@ def url(folder) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def client(url, folder) -> Client:
-    return Client(url, verbose=False, download_files=str(folder / "downloads"))
+def client(url, folder) -> "gradio_client.Client":
+    return gradio_client.Client(url, verbose=False, download_files=str(folder / "downloads"))
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +201,10 @@ class TestInABrowser:
 
 
 class TestStrangers:
-    def values(self, client: Client, file: Path, heads: list[str] = HEADS, api_name: str = "/video") -> list:
-        return client.predict(handle_file(file), heads, api_name=api_name)
+    def values(
+        self, client: "gradio_client.Client", file: Path, heads: list[str] = HEADS, api_name: str = "/video"
+    ) -> list:
+        return client.predict(gradio_client.handle_file(file), heads, api_name=api_name)
 
     def alert(self, *question: Any) -> str:
         """Why there is no answer."""
@@ -220,7 +223,7 @@ class TestStrangers:
             if label
         }
 
-    def assert_lives(self, client: Client, folder: Path) -> None:
+    def assert_lives(self, client: "gradio_client.Client", folder: Path) -> None:
         scores = self.scores(client, folder / "clip.mp4", HEADS[:1])
         assert {head: len(classes) for head, classes in scores.items()} == {HEADS[0]: 3}
 
@@ -392,6 +395,6 @@ def test_the_folder_of_a_space_answers_without_the_repository(folder, tmp_path):
         used = {**environment, "GRADIO_SERVER_PORT": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder_of_space)}
         used = {name: value for name, value in used.items() if value}
         with serving(folder_of_space / "app.py", **used) as address:
-            client = Client(address, verbose=False)
-            _, label, *_ = client.predict(handle_file(folder / "clip.mp4"), HEADS[:1], api_name="/video")
+            client = gradio_client.Client(address, verbose=False)
+            _, label, *_ = client.predict(gradio_client.handle_file(folder / "clip.mp4"), HEADS[:1], api_name="/video")
     assert len(label["confidences"]) == 3

@@ -14,10 +14,11 @@ import modeling_cover as modeling_cover
 import pytest
 import uvicorn
 from huggingface_hub.utils import httpx
-from modeling_cover.commands import demo
-from modeling_cover.commands.demo_guard import Connection, Guard, Limits
+from lazy import lazily
 from modeling_cover.commands.demo_uploads import Room, Uploads
 
+
+demo, demo_guard = map(lazily, ("modeling_cover.commands.demo", "modeling_cover.commands.demo_guard"))
 
 ROOM = {"file_bytes": 100_000, "visitor_bytes": 250_000, "all_bytes": 400_000, "visitor_files": 4, "all_files": 6}
 HEADS = ["motions", "shapes"]
@@ -34,7 +35,7 @@ class Answers:
     answer_image = answer_video
 
 
-def app_of(limits: Limits | None = None, **room: float) -> Guard:
+def app_of(limits: "demo_guard.Limits | None" = None, **room: float) -> "demo_guard.Guard":
     uploads = Uploads(Room(**{**ROOM, **room}))
     guard = demo.build_app(demo.build_page(Answers(), "title", uploads), uploads)
     guard.limits = limits or guard.limits
@@ -42,10 +43,10 @@ def app_of(limits: Limits | None = None, **room: float) -> Guard:
 
 
 @contextmanager
-def serving(guard: Guard) -> Iterator[str]:
+def serving(guard: "demo_guard.Guard") -> Iterator[str]:
     """Its address, while another thread serves it."""
     with demo.listen("127.0.0.1", 0) as place:
-        server = uvicorn.Server(uvicorn.Config(guard, http=Connection, log_level="critical"))
+        server = uvicorn.Server(uvicorn.Config(guard, http=demo_guard.Connection, log_level="critical"))
         thread = threading.Thread(target=server.run, args=([place],))
         thread.start()
         try:
@@ -56,7 +57,7 @@ def serving(guard: Guard) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def guard() -> Guard:
+def guard() -> "demo_guard.Guard":
     return app_of()
 
 
@@ -244,14 +245,14 @@ class TestQuestions:
         assert sent < 2**26
 
     def test_one_that_comes_slowly_is_not_waited_for(self):
-        with serving(app_of(Limits(message_seconds=0.3))) as url:
+        with serving(app_of(demo_guard.Limits(message_seconds=0.3))) as url:
             host, port = url.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port)), timeout=600) as slow:
                 slow.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
                 assert slow.recv(1000).split()[1] == b"408"
 
     def test_of_one_visitor_few_wait(self):
-        guard = app_of(Limits(questions=2))
+        guard = app_of(demo_guard.Limits(questions=2))
         hold = threading.Event()
 
         def slowly(upload, heads):
@@ -271,7 +272,7 @@ class TestQuestions:
             assert ask(url, None, "s3").status_code == 200
 
     def test_a_file_is_kept_while_a_question_about_it_waits(self):
-        guard = app_of(Limits(sweep_seconds=0.05))
+        guard = app_of(demo_guard.Limits(sweep_seconds=0.05))
         hold, original = threading.Event(), guard.page.fns[0].fn
 
         def slowly(upload, heads):
@@ -291,13 +292,13 @@ class TestQuestions:
             assert waited_for(lambda: guard.uploads.size(path) is None)
 
     def test_what_gradio_keeps_of_a_page_that_has_gone_is_dropped(self):
-        guard = app_of(Limits(sweep_seconds=0.1))
+        guard = app_of(demo_guard.Limits(sweep_seconds=0.1))
         queue, states = guard.page._queue, guard.page.state_holder
         with serving(guard) as url:
             assert ask(url, None, "heard").status_code == 200
             assert "process_completed" in hear(url, "heard")
             assert ask(url, None, "unheard").status_code == 200
-            guard.limits = Limits(sweep_seconds=0.1, unheard_seconds=0)
+            guard.limits = demo_guard.Limits(sweep_seconds=0.1, unheard_seconds=0)
             assert waited_for(lambda: not guard.sessions)
         kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, queue.event_ids_to_events)
         assert all(not of_pages for of_pages in (*kept, states.session_data, states.time_last_used))
@@ -384,7 +385,7 @@ class TestUploads:
         assert waited_for(lambda: len(guard.uploads) == before)
 
     def test_one_that_pauses_is_not_waited_for(self):
-        with serving(app_of(Limits(silent_seconds=0.3))) as url:
+        with serving(app_of(demo_guard.Limits(silent_seconds=0.3))) as url:
             host, port = url.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port)), timeout=600) as slow:
                 slow.sendall(
@@ -412,15 +413,15 @@ class TestConnections:
 
     @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET /new HTTP/1.1\r\nHost: a\r\n\r\nGET"])
     def test_one_without_a_request_ends(self, url, monkeypatch, sent):
-        monkeypatch.setattr(Connection, "request_seconds", 0.3)
+        monkeypatch.setattr(demo_guard.Connection, "request_seconds", 0.3)
         with self.connect(url) as idle:
             idle.sendall(sent)
             while not self.is_closed(idle):
                 pass
 
     def test_of_too_many_the_oldest_ends_and_new_visitors_are_answered(self, url, monkeypatch):
-        monkeypatch.setattr(Connection, "most", 8)
-        monkeypatch.setattr(Connection, "request_seconds", 600)  # which is not what ends them
+        monkeypatch.setattr(demo_guard.Connection, "most", 8)
+        monkeypatch.setattr(demo_guard.Connection, "request_seconds", 600)  # which is not what ends them
         idle = [self.connect(url) for _ in range(12)]
         assert all(self.is_closed(connection) for connection in idle[:4])
         assert httpx.get(f"{url}/theme.css", timeout=600).status_code == 200

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -346,21 +347,27 @@ def test_other_settings_in_the_folder_of_a_study_are_refused(again, finished, ca
 
 
 @pytest.mark.slow
-def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_figures(
-    finished, pictures_folder, tmp_path
-):
-    process = start(tmp_path, pictures_folder)
-    wait_for(lambda: len(figures(tmp_path)) >= 5)
+def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_figures(finished, pictures_folder):
+    expected = figures(finished)
+    shutil.rmtree(finished / OUTPUT / "report")
+    for run in plan_runs()[-6:]:  # transfers, each from a run that is done
+        shutil.rmtree(finished / OUTPUT / "runs" / "seed_1" / run.name)
+    done = len(figures(finished))
+    assert done == len(expected) - 6
+
+    process = start(finished, pictures_folder)
+    wait_for(lambda: len(figures(finished)) > done or process.poll() is not None)
     workers = psutil.Process(process.pids[0]).children(recursive=True)
     assert workers
     process.send_signal(signal.SIGKILL)
     process.wait(LIMIT)
     wait_for(lambda: not any(worker.is_running() for worker in workers))
-    done = figures(tmp_path)
-    assert len(done) < len(plan_runs())
-    code = start(tmp_path, pictures_folder).wait(LIMIT)
-    assert code == 0, (tmp_path / "log.txt").read_text()[-3000:]
-    assert figures(tmp_path) == figures(finished)
+    assert len(figures(finished)) < len(expected)
+    assert not (finished / OUTPUT / "report").exists()
+    code = start(finished, pictures_folder).wait(LIMIT)
+    assert code == 0, (finished / "log.txt").read_text()[-3000:]
+    assert (finished / OUTPUT / "report" / "paper_in_miniature.md").exists()
+    assert figures(finished) == expected
 
 
 def test_options_that_make_no_sense_are_named(pictures_folder, tmp_path, capsys):
