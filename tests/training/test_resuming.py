@@ -46,10 +46,12 @@ def whole(folder) -> Path:
 
 @pytest.mark.slow
 class TestKilledRuns:
-    @pytest.mark.parametrize(("seed", "how"), [(0, FORKED), (1, STARTED)])
-    def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(self, folder, whole, seed, how):
+    @pytest.mark.parametrize(("seed", "kills", "how"), [(0, 2, FORKED), (1, 1, STARTED)], ids=["forked", "started"])
+    def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(
+        self, folder, whole, seed, kills, how
+    ):
         run = folder / f"killed{seed}"
-        run_killed(folder, run, kills=2, rng=random.Random(seed), **how)
+        run_killed(folder, run, kills=kills, rng=random.Random(seed), **how)
         assert faults_of(run, whole) == []
 
     def test_one_that_has_ended_trains_no_more(self, folder, whole):
@@ -98,13 +100,16 @@ class TestTwoProcesses:
 
     options = {"per_device_train_batch_size": 2}
 
+    @pytest.fixture(scope="class")
+    def whole_of_two(self, folder) -> Path:
+        return run_whole(folder, folder / "whole_of_two", 2, launch=forked_runs.start, **self.options)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("how", [FORKED, STARTED], ids=["forked", "started"])
-    def test_killed_runs_end_as_one_that_was_not_stopped(self, folder, tmp_path, how):
-        whole = run_whole(folder, tmp_path / "whole", 2, launch=how["launch"], **self.options)
+    def test_killed_runs_end_as_one_that_was_not_stopped(self, folder, whole_of_two, tmp_path, how):
         run = tmp_path / "killed"
         run_killed(folder, run, kills=1, rng=random.Random(0), processes=2, **how, **self.options)
-        assert faults_of(run, whole, processes=2) == []
+        assert faults_of(run, whole_of_two, processes=2) == []
 
     @pytest.mark.slow
     def test_one_that_is_told_to_stop_stops_the_other_and_a_single_one_goes_on(self, folder, whole):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked_runs
 import pytest
+from forked_runs import ForkedRun
 from killed_runs import ACCELERATE, kill, start, write_data
 from modeling_cover.training.checkpoints import newest_checkpoint
 from modeling_cover.training.watchdog import Watchdog, stall_message
@@ -20,19 +22,20 @@ OPTIONS = {"per_device_train_batch_size": 2, "ddp_timeout": 30, "save_steps": 3}
 LIMIT = 1800  # seconds, for what must come true on a machine that is busy
 
 
-def started(folder: Path, name: str, **options) -> tuple[subprocess.Popen, Path]:
+def started(folder: Path, name: str, launch: Callable, **options) -> tuple[subprocess.Popen | ForkedRun, Path]:
     output_dir = folder / name
     output_dir.mkdir()
-    return start(folder, output_dir, 2, **OPTIONS, **options), output_dir
+    return launch(folder, output_dir, 2, **OPTIONS, **options), output_dir
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:
+def runs(tmp_path_factory) -> Iterator[dict[str, tuple[subprocess.Popen | ForkedRun, Path]]]:
     """Both at the same time, as they mostly wait."""
     folder = tmp_path_factory.mktemp("stalled")
     write_data(folder)
-    asleep = started(folder, "asleep", max_steps=3, evaluated=True, stalled={"step": 3, "process": 0})
-    frozen = started(folder, "frozen", max_steps=100_000, launched_by=ACCELERATE)
+    stalled = {"step": 3, "process": 0}
+    asleep = started(folder, "asleep", forked_runs.start, max_steps=3, evaluated=True, stalled=stalled)
+    frozen = started(folder, "frozen", start, max_steps=100_000, launched_by=ACCELERATE)
     try:
         assert comes_true(lambda: (frozen[1] / "checkpoint-3").exists())
         os.kill(pid_of(frozen[1], 0), signal.SIGSTOP)
