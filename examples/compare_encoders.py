@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ class Preset:
         rows: of a step on the mixture.
         num_frames: of a clip.
         learning_rate: at the peak.
+        learning_rates: of kinds of encoders that want another one.
         tera_operations: of training on the mixture, forward and backward pass, in units of 1e12.
         bf16: whether in that precision.
     """
@@ -71,11 +72,18 @@ class Preset:
     num_frames: int
     learning_rate: float
     tera_operations: float
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     bf16: bool = False
 
 
 PRESETS = {
-    "tiny": Preset(rows=128, num_frames=TINY_FRAMES, learning_rate=4e-3, tera_operations=0.15),
+    "tiny": Preset(
+        rows=128,
+        num_frames=TINY_FRAMES,
+        learning_rate=4e-3,
+        learning_rates={"videoprism_vision_model": 2e-3},
+        tera_operations=0.15,
+    ),
     "real": Preset(rows=32, num_frames=16, learning_rate=1e-4, tera_operations=4000, bf16=True),
 }
 
@@ -202,13 +210,14 @@ def trainer_of(
 ) -> CoverTrainer:
     """A trainer on the datasets that are given, of which each has its rows in each step."""
     settings, rows, side = PRESETS[preset], rows_of(preset), _side(model.config)
+    kind = OURS if model.config.encoder is None else model.config.encoder.model_type
     args = CoverTrainingArguments(
         folder,
         max_steps=steps,
         per_device_train_batch_size=sum(rows[name] for name in data),
         per_device_eval_batch_size=settings.rows,
         optim="adamw_torch_fused",
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.learning_rates.get(kind, settings.learning_rate),
         weight_decay=0.05,
         lr_scheduler_type="cosine",
         warmup_steps=min(10, steps // 2),

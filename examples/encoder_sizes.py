@@ -53,14 +53,14 @@ TINY: dict[str, Callable[[], PreTrainedConfig]] = {
     "vivit": lambda: VivitConfig(
         **_LAYERS, intermediate_size=128, image_size=TINY_SIZE, num_frames=TINY_FRAMES, tubelet_size=_TUBELET
     ),
-    # It sees motion only by attention of a patch to itself in other frames, so patches are larger, and it is wider.
+    # It sees motion only by attention of a patch to itself in other frames, so a frame is one patch, and it is wider.
     "videoprism_vision_model": lambda: VideoPrismVisionConfig(
         hidden_size=128,
         num_attention_heads=8,
         intermediate_size=256,
         image_size=TINY_SIZE,
         num_frames=TINY_FRAMES,
-        tubelet_size=[1, 2 * TINY_PATCH, 2 * TINY_PATCH],
+        tubelet_size=[1, TINY_SIZE, TINY_SIZE],
         num_spatial_layers=1,
         num_temporal_layers=2,
     ),
