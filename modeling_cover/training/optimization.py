@@ -6,6 +6,8 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -22,6 +24,8 @@ _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
 # Of an encoder of transformers, which has them under `cover.encoder`.
 _PRETRAINED = "cover.encoder."
 
+_WHOLE_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
 
 def is_of_heads(name: str) -> bool:
     """Whether a parameter is a head's, or of the pooler that an encoder of transformers is given: both see its
@@ -34,6 +38,15 @@ def is_new(name: str) -> bool:
     name = plain_name(name)
     is_temporal = ".temporal_" in name or name.endswith(".time_embeddings")
     return is_of_heads(name) or (is_temporal and not name.startswith(_PRETRAINED))
+
+
+def gradient_norm(accelerator: Accelerator, model: nn.Module, clipped: torch.Tensor | None) -> torch.Tensor | None:
+    """The norm of all gradients: that which clipping has found, or where nothing is clipped that which clipping at
+    infinity would find, but it multiplies each gradient by one. None where they are in parts: Trainer knows how."""
+    if clipped is not None or accelerator.distributed_type not in _WHOLE_GRADIENTS:
+        return clipped
+    accelerator.unscale_gradients()
+    return nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
 
 
 def freeze_all_but(model: CoverForVideoClassification, part: str) -> None:

@@ -35,7 +35,7 @@ from .folder_lock import FolderLock
 from .generators import kept_generators
 from .launching import begin_training
 from .loss import TrainingLoss
-from .optimization import drop_schedule, freeze_all_but, parameter_groups
+from .optimization import drop_schedule, freeze_all_but, gradient_norm, parameter_groups
 from .progress import CoverProgressCallback
 from .recording import RunRecord
 from .resuming import best_weights, forget_evaluation, hold_output_dir, note_best, raised_by_all, resume_point
@@ -259,7 +259,7 @@ class CoverTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
-        self.step_guard.grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.step_guard.grad_norm = super()._get_grad_norm(model, gradient_norm(self.accelerator, model, grad_norm))
         return self.step_guard.grad_norm  # on which `GuardCallback` decides, before the optimizer's step
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from killed_runs import InfiniteGradient, build_recipe
 from modeling_cover import CoverTrainer
 from modeling_cover.training.step_guard import NonFiniteTrainingError, TrainingOutOfMemoryError
 from tiny import tiny_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PoisonedTrainer(CoverTrainer):
@@ -56,6 +58,33 @@ def trained(*args, **options) -> PoisonedTrainer:
 
 def weights(trainer: CoverTrainer) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.of[operation.overloadpacket.__name__] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+class TestTheNorm:
+    def test_it_is_that_of_torch_and_no_gradient_is_changed_where_none_is_clipped(self, folder, tmp_path):
+        norms, multiplied = {}, {}
+        for name, max_grad_norm in (("none", 0.0), ("all", 1e9)):
+            options = {"optim": "sgd", "max_grad_norm": max_grad_norm, "logging_steps": 1, "max_steps": 2}
+            trainer = make_trainer(folder, tmp_path / name, {}, **options)
+            with Calls() as calls:
+                trainer.train()
+            norms[name] = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+            multiplied[name] = calls.of["_foreach_mul_"]
+        assert len(norms["none"]) == 2
+        assert norms["none"] == norms["all"]
+        assert (multiplied["none"], multiplied["all"]) == (0, 2)
 
 
 class TestASkippedStep:
