@@ -67,26 +67,49 @@ def python_without_package() -> str:
 
 @functools.cache
 def _started() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="python"))
-    atexit.register(shutil.rmtree, folder)
-    address, accelerate = str(folder / "socket"), str(Path(sys.executable).with_name("accelerate"))
-    for name in ("python", "accelerate", "torchrun", "stranger"):
-        client = folder / name
-        client.write_text(_CLIENT.format(python=sys.executable, accelerate=accelerate, address=address))
-        client.chmod(0o755)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a pool of threads would not outlive a fork
-    server = subprocess.Popen([sys.executable, __file__, address], env=environment, start_new_session=True)
-    atexit.register(_end, server)
-    while not os.path.exists(address):
-        if server.poll() is not None:
-            raise RuntimeError("the server has ended")
+    """The folder of the program, once there is a server."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if session is None:
+        folder, owner = Path(tempfile.mkdtemp(prefix="python")), os.getpid()
+        is_first = True
+    else:  # one for all processes of xdist, until the one that has started them ends
+        folder, owner = Path(tempfile.gettempdir()) / f"python-{session}", os.getppid()
+        is_first = _made(folder)
+    address, end = folder / "socket", time.monotonic() + 1800
+    server = _start(folder, address, owner) if is_first else None
+    while not address.exists():
+        if time.monotonic() > end or (server is not None and server.poll() is not None):
+            raise RuntimeError(f"the server of {folder} has not begun, or has ended")
         time.sleep(0.1)
     return folder
 
 
+def _made(folder: Path) -> bool:
+    """Whether it is this process that has made the folder."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _start(folder: Path, address: Path, owner: int) -> subprocess.Popen:
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    for name in ("python", "accelerate", "torchrun", "stranger"):
+        client = folder / name
+        client.write_text(_CLIENT.format(python=sys.executable, accelerate=accelerate, address=str(address)))
+        client.chmod(0o755)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a pool of threads would not outlive a fork
+    command = [sys.executable, __file__, str(address), str(owner)]
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    if owner == os.getpid():
+        atexit.register(_end, server)
+    return server
+
+
 def _end(server: subprocess.Popen) -> None:
-    """All processes of the server, which are its group, end; it is waited for, so that its time is known as ours."""
-    os.killpg(server.pid, signal.SIGTERM)
+    """The server is waited for, so that its time is known as ours."""
+    server.terminate()
     server.wait()
 
 
@@ -98,22 +121,37 @@ def _end_with_children(*_: Any) -> None:
         os._exit(0)
 
 
-def serve(address: str) -> None:
-    signal.signal(signal.SIGTERM, _end_with_children)
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def serve(address: str, owner: int) -> None:
+    """Answer until the process `owner` has ended, however it has."""
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)  # all that it has forked
+        shutil.rmtree(os.path.dirname(address), ignore_errors=True)
+        _end_with_children()
+
+    signal.signal(signal.SIGTERM, end)
     _import_libraries()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen()
     os.rename(f"{address}.new", address)
     parents: dict[tuple, socket.socket] = {}
-    starter = os.getppid()
     listener.settimeout(2)
     while True:
         try:
             connection, _ = listener.accept()
         except TimeoutError:
-            if os.getppid() != starter:  # pytest was killed, say
-                os.killpg(0, signal.SIGTERM)
+            if not _is_running(owner):
+                end()
             continue
         request, files = _receive(connection)
         read = {name: value for name, value in request["environment"].items() if name.startswith(_READ_BY_IMPORTS)}
@@ -121,6 +159,7 @@ def serve(address: str) -> None:
         if key not in parents:
             parents[key], theirs = socket.socketpair()
             if os.fork() == 0:
+                signal.signal(signal.SIGTERM, _end_with_children)
                 for inherited in (listener.detach(), connection.detach(), *files):
                     os.close(inherited)
                 _fork_for_each(theirs, request)
@@ -241,4 +280,4 @@ def _run_main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))
