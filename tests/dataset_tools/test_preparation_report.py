@@ -48,6 +48,7 @@ class TestReport:
         assert blue[: blue.argmax() + 1].max() == pytest.approx(2 * lengths[len(lengths) // 4], rel=0.2)
         assert red.max() == lengths[-1] and np.flatnonzero(red)[0] > np.flatnonzero(blue)[-1]
 
+    @pytest.mark.slow  # as matplotlib takes its time for 400 names
     def test_the_plot_of_400_classes_fits_a_screen(self, tmp_path):
         counts = {f"a class with a rather long name {n}": n for n in range(400)}
         draw_class_histogram("acts", counts, tmp_path / "acts.png")

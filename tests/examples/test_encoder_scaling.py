@@ -44,6 +44,7 @@ def test_what_was_measured_is_predicted_of_the_model_that_it_was_measured_of(fou
     assert 14 * of_row == pytest.approx(found["peak_memory"]["16"] - found["peak_memory"]["2"])
 
 
+@pytest.mark.slow  # counts Base
 def test_a_row_is_that_of_the_page(measured):
     page = (ROOT / "docs" / "scaling.md").read_text()
     row = prediction(RECIPES / "vit_base_ssv2_imagenet.yaml", benchmark_scaling.ROWS, measured)

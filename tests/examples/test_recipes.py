@@ -97,12 +97,14 @@ def _small_encoder(model: dict, clips: ClipRecipe, folder: Path) -> ClipRecipe:
     return dataclasses.replace(clips, num_frames=4, image_size=side, short_side=side)
 
 
+def taken(path: Path) -> object:
+    """Those of Kinetics-600 and 700 differ from Kinetics-400's in their folder alone."""
+    marks = [pytest.mark.slow] * path.stem.startswith(("k600_", "k700_"))
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
 # Of an encoder's recipe the one on two datasets, which extends that on four.
-@pytest.mark.parametrize(
-    "path",
-    [path for path in RECIPES if path not in OF_ENCODERS or "_k400_" not in path.stem],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", [taken(p) for p in RECIPES if p not in OF_ENCODERS or "_k400_" not in p.stem])
 def test_it_takes_its_first_step(path, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
     recipe = load_recipe(path)

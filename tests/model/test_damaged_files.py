@@ -12,7 +12,7 @@ def whole_files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_damaged_file_yields_frames_or_an_error_and_neither_crashes_nor_hangs_nor_fills_the_memory(
     whole_files, count
 ):

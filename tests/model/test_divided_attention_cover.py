@@ -123,7 +123,7 @@ class TestTraining:
         trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == {"classifiers"}
 
-    @pytest.mark.parametrize("with_labels", [False, True])
+    @pytest.mark.parametrize("with_labels", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_it_compiles_into_one_graph(self, model, with_labels):
         groups, batch = [clips(2), clips(1, 1)], {}
         if with_labels:
