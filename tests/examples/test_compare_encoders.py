@@ -25,7 +25,7 @@ def data(tmp_path_factory) -> compare_encoders.Data:
 
 
 def train(model: CoverForVideoClassification, data: compare_encoders.Data, steps: int, folder: Path) -> dict:
-    """The top-1 of each head after training on all datasets together, in shares of chance."""
+    """The top-1 of each head after training on all datasets together, as a multiple of chance."""
     trainer = trainer_of(model, "tiny", data, steps, str(folder))
     trainer.train()
     metrics = trainer.evaluate()

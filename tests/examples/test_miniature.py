@@ -251,12 +251,12 @@ def call_in(folder: Path, arguments: list[str]) -> None:
     forked_runs.call(paper_in_miniature.main, arguments)
 
 
-def start(folder: Path, pictures_folder: Path) -> forked_runs.ForkedRun:
+def start(folder: Path, pictures_folder: Path, *more: str) -> forked_runs.ForkedRun:
     """The command in a folder, as a process that starts others; what it prints is added to log.txt."""
     if not (folder / "data").exists():
         (folder / "data").mkdir()
         (folder / "data" / "fashion-mnist").symlink_to(pictures_folder)
-    return forked_runs.start_processes(call_in, 1, folder / "log.txt", {}, folder, COMMAND.split()[2:])
+    return forked_runs.start_processes(call_in, 1, folder / "log.txt", {}, folder, [*COMMAND.split()[2:], *more])
 
 
 def figures(folder: Path) -> dict[str, dict]:
@@ -364,7 +364,7 @@ def test_a_killed_study_leaves_no_process_and_goes_on_to_the_same_weights_and_fi
     wait_for(lambda: not any(worker.is_running() for worker in workers))
     assert len(figures(finished)) < len(expected)
     assert not (finished / OUTPUT / "report").exists()
-    code = start(finished, pictures_folder).wait(LIMIT)
+    code = start(finished, pictures_folder, "--processes", "1").wait(LIMIT)
     assert code == 0, (finished / "log.txt").read_text()[-3000:]
     assert (finished / OUTPUT / "report" / "paper_in_miniature.md").exists()
     assert figures(finished) == expected

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
+import forked_runs
 import pytest
 import torch
 from killed_runs import finish, kill, start, write_data
@@ -54,7 +55,7 @@ def test_a_run_keeps_its_folder_from_another_and_ends_with_its_launcher(tmp_path
         kill(launcher)
     steps = len(trained.read_text().splitlines())
     assert newest_checkpoint(run).name == f"checkpoint-{steps}"  # as if the launcher had passed on a SIGTERM
-    finish(start(tmp_path, run, max_steps=steps + 1), run)
+    finish(forked_runs.start(tmp_path, run, max_steps=steps + 1), run)
     assert len((run / "trained-0.jsonl").read_text().splitlines()) == steps + 1
 
 

@@ -82,7 +82,7 @@ class TestKilledRuns:
         assert process.wait(TIME_LIMIT) == PREEMPTED_EXIT_CODE
         steps = int(newest_checkpoint(run).name.removeprefix("checkpoint-"))
         assert steps == len(trained.read_text().splitlines())
-        assert launch(folder, run, save_steps=1000).wait(TIME_LIMIT) == 0
+        assert forked_runs.start(folder, run, save_steps=1000).wait(TIME_LIMIT) == 0
         assert faults_of(run, whole) == []
 
 
