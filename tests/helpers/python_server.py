@@ -27,6 +27,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 _CLIENT = """#!{python} -ES
 import json, os, socket, sys
@@ -121,14 +123,6 @@ def _end_with_children(*_: Any) -> None:
         os._exit(0)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def serve(address: str, owner: int) -> None:
     """Answer until the process `owner` has ended, however it has."""
 
@@ -150,7 +144,7 @@ def serve(address: str, owner: int) -> None:
         try:
             connection, _ = listener.accept()
         except TimeoutError:
-            if not _is_running(owner):
+            if not psutil.pid_exists(owner):
                 end()
             continue
         request, files = _receive(connection)

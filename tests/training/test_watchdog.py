@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked_runs
+import psutil
 import pytest
 from forked_runs import ForkedRun
 from killed_runs import ACCELERATE, kill, start, write_data
@@ -49,14 +50,6 @@ def pid_of(output_dir: Path, process: int) -> int:
     return int((output_dir / f"{process}.pid").read_text())
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def comes_true(condition: Callable[[], bool]) -> bool:
     end = time.monotonic() + LIMIT
     while not condition() and time.monotonic() < end:
@@ -77,7 +70,7 @@ def test_a_main_process_that_stalls_is_named_by_the_other_which_ends(runs, name,
     _, output_dir = runs[name]
     log = output_dir.with_suffix(".log")
     assert comes_true(lambda: message in log.read_text()), log.read_text()[-2000:]
-    assert comes_true(lambda: not is_running(pid_of(output_dir, 1)))
+    assert comes_true(lambda: not psutil.pid_exists(pid_of(output_dir, 1)))
     assert newest_checkpoint(output_dir) is not None
 
 
@@ -85,7 +78,7 @@ def test_a_main_process_that_stalls_is_named_by_the_other_which_ends(runs, name,
 def test_the_launcher_ends_the_one_that_is_frozen(runs):
     process, output_dir = runs["frozen"]
     assert process.wait(LIMIT) == 1
-    assert not is_running(pid_of(output_dir, 0))
+    assert not psutil.pid_exists(pid_of(output_dir, 0))
     assert "exitcode  : 70" in output_dir.with_suffix(".log").read_text()
 
 
