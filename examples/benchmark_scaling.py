@@ -196,6 +196,9 @@ def _count_communication(rank: int, kind: str, folder: str) -> None:
         found = {name: count / parameters for name, count in counts.items()}
         (Path(folder) / "counts.json").write_text(json.dumps(found))
     dist.barrier()  # neither may leave while the other still communicates
+    # Before the group: of DDP's reducer, the last to hold it would wait for the group's threads with Python's lock,
+    # which they need to release the hook's futures.
+    del model
     dist.destroy_process_group()
 
 
