@@ -51,6 +51,13 @@ def pytest_collectstart() -> None:
     import modeling_cover._torchvision  # noqa: F401
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """To run the slow tests, each process need not import the files that have none."""
+    if config.getoption("markexpr") == "slow" and collection_path.suffix == ".py":
+        return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, and each file as it was; `--no-loadscope-reorder` keeps xdist from another order."""
     here = Path(__file__).parent

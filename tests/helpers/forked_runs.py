@@ -11,26 +11,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
+from multiprocessing import forkserver, spawn
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import python_server
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def ensure_server() -> None:
-    """Start the process that the others are forked from, which has one thread and finds the helpers."""
-    before, here = dict(os.environ), str(Path(__file__).parent)
+    """Start the process that the others are forked from, which has one thread and finds the helpers.
+
+    It is forked itself, from one that all processes of pytest share.
+    """
+    before, here, executable = dict(os.environ), str(Path(__file__).parent), spawn.get_executable()
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
     }
     try:
+        spawn.set_executable(python_server.python())
         _CONTEXT.set_forkserver_preload(["killed_runs"])
         forkserver.ensure_running()
     finally:
+        spawn.set_executable(executable)
         os.environ.clear()
         os.environ.update(before)
 

@@ -9,6 +9,7 @@ of its own; signals do not reach it.
 """
 
 import atexit
+import fcntl
 import functools
 import json
 import os
@@ -32,6 +33,11 @@ import psutil
 
 _CLIENT = """#!{python} -ES
 import json, os, socket, sys
+def is_inherited(file):
+    try:
+        return os.get_inheritable(file)
+    except OSError:  # what listed the files
+        return False
 arguments, name = sys.argv[1:], os.path.basename(sys.argv[0])
 if name == "accelerate":
     if arguments[0] != "launch" or not arguments[1].endswith(".py"):
@@ -43,16 +49,20 @@ elif arguments[:1] == ["-u"]:
     arguments = arguments[1:]
 if not arguments or not (arguments[0] in ("-c", "-m") or arguments[0].endswith(".py")):
     os.execv({python!r}, [{python!r}, *arguments])
+open_files = [file for file in map(int, os.listdir("/proc/self/fd")) if file < 3 or is_inherited(file)]
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 environment = dict(os.environ, PYTHON_EXEC={address!r}.replace("socket", "python"))  # what torchrun starts
-request = dict(arguments=arguments, folder=os.getcwd(), environment=environment, has_package=name != "stranger")
+request = dict(
+    arguments=arguments, folder=os.getcwd(), environment=environment, files=open_files, has_package=name != "stranger"
+)
 data = json.dumps(request).encode()
-socket.send_fds(server, [len(data).to_bytes(8, "big")], [0, 1, 2])
+socket.send_fds(server, [len(data).to_bytes(8, "big")], open_files)
 server.sendall(data)
 answer = server.recv(1)
 sys.exit(answer[0] if answer else 1)
 """
+MOST_FILES = 32
 # Variables that are read as modules are imported. Whoever sets another one is forked from another process.
 _READ_BY_IMPORTS = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "HOME", "XDG_", "MPL", "PYTHON")
 
@@ -221,7 +231,7 @@ def _send(to: socket.socket, request: dict[str, Any], files: list[int]) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    size, files, _, _ = socket.recv_fds(connection, 8, 4)
+    size, files, _, _ = socket.recv_fds(connection, 8, 1 + MOST_FILES)
     data, length = b"", int.from_bytes(size, "big")
     while len(data) < length:
         data += connection.recv(min(2**16, length - len(data)))
@@ -230,7 +240,9 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _run(request: dict[str, Any], connection: socket.socket, files: list[int]) -> None:
     """Run a script or code as `python` does, and tell the exit code."""
-    for number, file in enumerate(files):
+    wanted = request["files"]
+    connection = socket.socket(fileno=_out_of_the_way(connection.detach(), wanted))
+    for number, file in zip(wanted, [_out_of_the_way(file, wanted) for file in files], strict=True):
         os.dup2(file, number)
         os.close(file)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
@@ -257,6 +269,13 @@ def _run(request: dict[str, Any], connection: socket.socket, files: list[int]) -
     sys.stderr.flush()
     connection.sendall(bytes([code]))
     os._exit(code)
+
+
+def _out_of_the_way(file: int, wanted: list[int]) -> int:
+    """The same open file with a number above all that are wanted."""
+    moved = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, max(wanted) + 1)
+    os.close(file)
+    return moved
 
 
 def _run_main(arguments: list[str]) -> None:
