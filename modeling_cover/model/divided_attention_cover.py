@@ -17,6 +17,7 @@ Axes, in the shapes below:
 
     B clips   T frames of a clip   N patches of a frame   D hidden_size
     S tokens attended to: T frames, or 1 + N, a class token and the patches of a frame
+    F frames of all clips, where they are packed, see [`PackedFrames`]
 """
 
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_cover import CoverConfig
+from .packed_frames_cover import PackedFrames, is_plain_linear
+from .temporal_kernel_cover import mean_over_clips, temporal_attention
 
 
 # Tokens of a clip that go through an MLP at a time in inference: more than 16 frames of 224 x 224 pixels have.
@@ -72,23 +75,35 @@ class CoverAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        over_time_of: PackedFrames | None = None,
+        one_product: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of packed frames, (F, 1 + N, D), attention is over their axes of time instead, with `over_time_of`; with
+        `one_product`, query, key and value are projected together."""
+        if over_time_of is not None:
+            return self.o_proj(self.attend_over_time(hidden_states, over_time_of)), None
         if hidden_states.shape[1] == 1:
             return self.attend_to_one_key(hidden_states)
+        kwargs |= {"one_product": True} if one_product else {}
         attn_output, attn_weights = self.attend(hidden_states, **kwargs)
         # Of other backends than eager they are None, or a log-sum-exp, which is no map.
         is_map = attn_weights is not None and attn_weights.ndim == 4
         return self.o_proj(attn_output), attn_weights if is_map else None
 
     def attend(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, one_product: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the heads see, (batch, S, D), before the output projection, and the backend's weights."""
-        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        if one_product:
+            query, key, value = (part.transpose(1, 2) for part in self.query_key_value(hidden_states).unbind(3))
+        else:
+            hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+            query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+            key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+            value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -105,8 +120,36 @@ class CoverAttention(nn.Module):
         )
         return attn_output.reshape(hidden_states.shape), attn_weights
 
+    def query_key_value(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, S, D) to (batch, S, heads, 3, head size): one product where nothing but a product is asked for."""
+        projections, heads = (self.q_proj, self.k_proj, self.v_proj), self.num_attention_heads
+        if not all(is_plain_linear(projection) for projection in projections):
+            parts = [projection(hidden_states).unflatten(-1, (heads, -1)) for projection in projections]
+            return torch.stack(parts, dim=3)
+        # Head by head, so that the axes of patches and heads lie together.
+        weight, bias = (
+            None
+            if parts[0] is None
+            else torch.stack([p.unflatten(0, (heads, -1)) for p in parts], dim=1).flatten(0, 2)
+            for parts in zip(*((projection.weight, projection.bias) for projection in projections), strict=True)
+        )
+        return nn.functional.linear(hidden_states, weight, bias).unflatten(-1, (heads, 3, -1))
+
+    def attend_over_time(self, hidden_states: torch.Tensor, frames: PackedFrames) -> torch.Tensor:
+        """What the heads see of packed frames, (F, 1 + N, D); the class token does not take part."""
+        if frames.only_images:
+            return self.value_of_one_key(hidden_states)
+        query_key_value, tables = self.query_key_value(hidden_states), (frames.tiles, frames.tile_rows, frames.clips)
+        return temporal_attention(query_key_value, *tables).flatten(2)
+
     def attend_to_one_key(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for S = 1: the one weight is 1 whatever query and key are, so the result is the projected value.
+        """The same for S = 1."""
+        value = self.value_of_one_key(hidden_states)
+        weights = value.new_ones(()).expand(hidden_states.shape[0], self.num_attention_heads, 1, 1)
+        return self.o_proj(value), weights
+
+    def value_of_one_key(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The one weight is 1 whatever query and key are, so the heads see the projected value.
 
         Query and key project zero rows: that costs nothing and gives their parameters the gradient they have in the
         general case, zero rather than none, so that distributed training does not wait for it. They come before the
@@ -114,9 +157,7 @@ class CoverAttention(nn.Module):
         """
         no_rows = hidden_states[:0]
         nothing = self.q_proj(no_rows).sum() + self.k_proj(no_rows).sum()
-        value = self.v_proj(hidden_states) + nothing
-        weights = value.new_ones(()).expand(hidden_states.shape[0], self.num_attention_heads, 1, 1)
-        return self.o_proj(value), weights
+        return self.v_proj(hidden_states) + nothing
 
 
 class CoverDropPath(nn.Module):
@@ -134,6 +175,10 @@ class CoverDropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+def scaled(update: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return update if scale is None else update * scale.to(update.dtype)
 
 
 class CoverLayer(GradientCheckpointingLayer):
@@ -154,8 +199,11 @@ class CoverLayer(GradientCheckpointingLayer):
         self.drop_path = CoverDropPath(config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1))
 
     def forward(
-        self, hidden_states: torch.Tensor, num_frames: int, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, num_frames: int | PackedFrames, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
+        """Clips of one length, (B, 1 + T * N, D), or packed frames, (F, 1 + N, D), to the same."""
+        if isinstance(num_frames, PackedFrames):
+            return self.forward_packed(hidden_states, num_frames, **kwargs)
         class_token = hidden_states[:, :1]  # (B, 1, D)
         patches = hidden_states[:, 1:].unflatten(1, (num_frames, -1))  # (B, T, N, D)
 
@@ -167,6 +215,27 @@ class CoverLayer(GradientCheckpointingLayer):
         del patches, update  # in inference their memory is free for what follows, the widest part
 
         return hidden_states + self.drop_path(self.feed_forward(hidden_states))
+
+    def forward_packed(
+        self, hidden_states: torch.Tensor, frames: PackedFrames, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """The same for packed frames: no token is moved, and only temporal attention and the class token's mean look
+        at which frames belong together."""
+        temporal_scale, spatial_scale, scale = (None, None, None) if frames.scales is None else frames.scales
+
+        update, _ = self.temporal_attention(self.temporal_layernorm(hidden_states), over_time_of=frames)
+        update = scaled(self.temporal_dense(self.dropout(update)), temporal_scale)
+        hidden_states = torch.addcmul(hidden_states, update, frames.is_patch.to(hidden_states.dtype))
+
+        update, _ = self.attention(self.layernorm_before(hidden_states), one_product=True, **kwargs)
+        update = self.dropout(update)
+        update = torch.cat([mean_over_clips(update[:, 0], frames.spans)[:, None], update[:, 1:]], dim=1)
+        hidden_states = hidden_states + scaled(update, spatial_scale)
+
+        update = self.feed_forward(hidden_states.flatten(0, 1)[None])[0].view_as(hidden_states)
+        if self.training and self.dropout.p > 0:
+            update = frames.with_one_class_token(update)
+        return hidden_states + scaled(update, scale)
 
     def attend_over_time(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Attention among the tokens of one patch position across the frames: (B, T, N, D) to the same."""

@@ -16,6 +16,8 @@
 Axes: B clips   T frames of a clip   N patches of a frame   D hidden_size   C, H, W channels, height and width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -118,7 +120,10 @@ class CoverEmbeddings(nn.Module):
         self.time_embeddings = nn.Parameter(times, requires_grad=self.time_embeddings.requires_grad)
         self.grid = grid
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+        """Of a list of groups of clips of one height and width, packed frames: (F, 1 + N, D), see [`PackedFrames`]."""
+        if not isinstance(pixel_values, torch.Tensor):
+            return self.forward_packed(pixel_values)
         batch_size, num_frames, _, height, width = pixel_values.shape
         grid = patch_grid((height, width), self.patch_size)
         positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
@@ -127,3 +132,13 @@ class CoverEmbeddings(nn.Module):
         patches = patches + positions[:, None, 1:] + times[:, :, None]
         class_token = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
         return self.dropout(torch.cat([class_token, patches.flatten(1, 2)], dim=1))
+
+    def forward_packed(self, groups: Sequence[torch.Tensor]) -> torch.Tensor:
+        grid = patch_grid(groups[0].shape[-2:], self.patch_size)
+        positions = resize_position_embeddings(self.position_embeddings, self.grid, grid)
+        times = [resize_time_embeddings(self.time_embeddings, clips.shape[1]) for clips in groups]
+        times = torch.cat([t.expand(len(c), -1, -1).flatten(0, 1) for t, c in zip(times, groups, strict=True)])
+        patches = self.patch_embeddings(torch.cat([clips.flatten(0, 1) for clips in groups]))
+        patches = patches + positions[:, 1:] + times[:, None]
+        class_token = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        return self.dropout(torch.cat([class_token, patches], dim=1))

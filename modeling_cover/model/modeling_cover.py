@@ -20,9 +20,8 @@ one frame. Axes, in the shapes below:
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +47,8 @@ from .encoders_cover import as_tubelets, check_size, encoder_adapter
 from .frame_pooling_cover import CoverFramePooler, CoverTemporalLayer
 from .head_losses_cover import head_loss, mixed_head_losses
 from .heads_cover import CoverHeads
-from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput
+from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput, record_both_attentions
+from .packed_frames_cover import can_pack, packed_features
 
 
 if TYPE_CHECKING:
@@ -56,18 +56,6 @@ if TYPE_CHECKING:
     from .video_processing_cover import CoverVideoProcessor
 
 logger = logging.get_logger(__name__)
-
-
-def record_both_attentions(forward: Callable) -> Callable:
-    """Let `output_attentions` ask for temporal attention as well as spatial."""
-
-    @wraps(forward)
-    def wrapper(self, *args, **kwargs):
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            kwargs = {**kwargs, "output_attentions": True, "output_temporal_attentions": True}
-        return forward(self, *args, **kwargs)
-
-    return wrapper
 
 
 @auto_docstring
@@ -107,6 +95,9 @@ class CoverPreTrainedModel(PreTrainedModel):
     """
 )
 class CoverModel(CoverPreTrainedModel):
+    # Types of devices on which all clips go through the layers together, see [`PackedFrames`].
+    packing_devices = ("cuda",)
+
     def __init__(self, config: CoverConfig):
         super().__init__(config)
         if config.encoder is not None:
@@ -122,14 +113,19 @@ class CoverModel(CoverPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> CoverModelOutput:
+    def forward(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs: Unpack[TransformersKwargs]
+    ) -> CoverModelOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)` or a list):
             Clips; an image is a clip of one frame. The patch size must divide height and width, otherwise a
-            `ValueError` is raised.
+            `ValueError` is raised. A list of such groups of clips of different shapes goes through the layers at
+            once: all that is returned is `pooler_output`.
         """
         if kwargs.pop("attention_mask", None) is not None:
             logger.warning_once("attention_mask is ignored: a clip has no padding")
+        if isinstance(pixel_values, list | tuple):
+            return CoverModelOutput(pooler_output=packed_features(self, pixel_values, **kwargs))
         self.embeddings.patch_embeddings.check(pixel_values)
         num_frames = pixel_values.shape[1]
         hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype))
@@ -238,9 +234,13 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         if several_groups and not pixel_values:
             raise ValueError("pixel_values: an empty list of clip groups")
         groups = pixel_values if several_groups else [pixel_values]
-        outputs = [self.cover(group, **{**kwargs, "return_dict": True}) for group in groups]
+        inputs, kwargs = groups, {**kwargs, "return_dict": True}
+        # CODEPATH: on a GPU our own encoder takes all groups together.
+        if self.config.encoder is None and can_pack(self.cover, groups, self.training, **kwargs):
+            inputs = [groups]
+        outputs = [self.cover(clips, **kwargs) for clips in inputs]
         features = [output.pooler_output for output in outputs]
-        pooled = torch.cat(features) if several_groups else features[0]
+        pooled = torch.cat(features) if len(features) > 1 else features[0]
         head_logits = self.classifiers(pooled)
 
         head_losses = None

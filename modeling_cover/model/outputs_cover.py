@@ -11,9 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the models return."""
+"""What the models return, and what they record on the way."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -76,3 +78,15 @@ class CoverVideoClassifierOutput(ModelOutput):
     hidden_states: tuple | None = None
     attentions: tuple | None = None
     temporal_attentions: tuple | None = None
+
+
+def record_both_attentions(forward: Callable) -> Callable:
+    """Let `output_attentions` ask for temporal attention as well as spatial."""
+
+    @wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            kwargs = {**kwargs, "output_attentions": True, "output_temporal_attentions": True}
+        return forward(self, *args, **kwargs)
+
+    return wrapper

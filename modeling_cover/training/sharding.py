@@ -2,11 +2,13 @@
 """What parameters that are sharded over processes (FSDP2, ZeRO-3) ask for.
 
 Each pass through the encoder gathers every layer's parameters from all processes, so all must make as many passes. A
-batch is as many as it has groups of clips of one shape, and one process may have videos where another has videos and
-images. Those with fewer make a pass with a clip as small as can be, whose row counts for nothing.
+batch is as many as it has groups of clips of one shape, or on a GPU sizes of frames, and one process may have videos
+where another has videos and images. Those with fewer make a pass with a clip as small as can be, whose row counts for
+nothing.
 """
 
 import dataclasses
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from ..model.configuration_cover import CoverConfig
 from ..model.head_losses_cover import NO_HEAD
 from ..model.modeling_cover import CoverForVideoClassification
+from ..model.packed_frames_cover import num_passes
 from .adapters import AdapterState, has_adapter
 from .batches import layers_of
 from .run_state import WholeState
@@ -61,32 +64,42 @@ def configure_sharding(accelerator: Accelerator, model: nn.Module, max_grad_norm
         plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
 
-def with_equal_groups(
-    batches: list[dict[str, Any]], accelerator: Accelerator, config: CoverConfig
+def with_equal_passes(
+    batches: list[dict[str, Any]], accelerator: Accelerator, model: CoverForVideoClassification
 ) -> list[dict[str, Any]]:
-    """The batches of an optimizer step, where parameters are sharded each with as many groups of clips as that of any
-    other process."""
+    """The batches of an optimizer step, where parameters are sharded each with as many passes through the encoder as
+    that of any other process."""
     if not is_sharded(accelerator):
         return batches
-    groups = torch.tensor([len(batch["pixel_values"]) for batch in batches], device=accelerator.device)
-    most = accelerator.gather(groups[None]).amax(dim=0).tolist()
-    return [padded(batch, count, config.smallest_clip) for batch, count in zip(batches, most, strict=True)]
+    passes = [_num_passes(model, batch["pixel_values"]) for batch in batches]
+    most = accelerator.gather(torch.tensor([passes], device=accelerator.device)).amax(dim=0).tolist()
+    missing = [number - own for number, own in zip(most, passes, strict=True)]
+    return [padded(batch, number, model.config) for batch, number in zip(batches, missing, strict=True)]
 
 
-def padded(batch: dict[str, Any], num_groups: int, smallest_clip: tuple[int, int, int]) -> dict[str, Any]:
-    """The batch with blank clips (frames, height, width) at its end, each a group of its own."""
-    clips, missing = batch["pixel_values"], num_groups - len(batch["pixel_values"])
+def _num_passes(model: CoverForVideoClassification, groups: list[torch.Tensor]) -> int:
+    return num_passes(model.cover, groups) if model.config.encoder is None else len(groups)
+
+
+def padded(batch: dict[str, Any], missing: int, config: CoverConfig) -> dict[str, Any]:
+    """The batch with blank clips at its end, each of which is a pass of its own: for our own encoder, which may take
+    all frames of one size together, of sizes that nothing else has."""
+    clips = batch["pixel_values"]
     if missing == 0:
         return batch
-    num_frames, *size = smallest_clip
-    blank = clips[0].new_zeros(1, num_frames, clips[0].shape[2], *size)
+    num_frames, height, width = config.smallest_clip
+    heights = [height] * missing
+    if config.encoder is None:
+        taken = {group.shape[3] for group in clips}
+        heights = list(islice((h for h in count(height, height) if h not in taken), missing))
+    blanks = [clips[0].new_zeros(1, num_frames, clips[0].shape[2], height, width) for height in heights]
     nothing = batch["head_ids"].new_full((missing,), NO_HEAD)
     labels = batch["labels"]
     if isinstance(labels, torch.Tensor):
         labels = torch.cat([labels, labels.new_zeros(missing)])
     return {
         **batch,
-        "pixel_values": [*clips, *[blank] * missing],
+        "pixel_values": [*clips, *blanks],
         "head_ids": torch.cat([batch["head_ids"], nothing]),
         "labels": labels,
     }

@@ -225,13 +225,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match="head 'charades' is of multi_label"):
             model([clips()], head_ids=torch.tensor([0, 1]), labels=torch.tensor([0, 1]))
 
-    def test_the_encoder_takes_one_group(self, model):
+    def test_what_is_no_clip_of_a_group_is_named(self, model):
         with pytest.raises(ValueError, match="expected one tensor of clips, got list"):
-            model.cover([clips()])
+            model.cover([[clips()]])
+        with pytest.raises(ValueError, match="expected shape"):
+            model.cover([clips(), clips()[0]])
 
     def test_an_empty_list_of_groups_is_refused(self, model):
-        with pytest.raises(ValueError, match="empty list"):
-            model([])
+        for forward in (model, model.cover):
+            with pytest.raises(ValueError, match="empty list"):
+                forward([])
 
 
 class TestHeads:
