@@ -75,6 +75,20 @@ class CoverTrainingArguments(TrainingArguments):
             "the first updates, less."
         },
     )
+    activation_memory_budget: float = field(
+        default=1.0,
+        metadata={
+            "help": "With torch_compile: the share of activations that is kept for the backward pass, from 0 to 1. The "
+            "compiler chooses those that cost least to compute again; activation_checkpointing recomputes all."
+        },
+    )
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={
+            "help": "What a device can do at most in the precision of training, in 10^12 operations per second, as its "
+            "data sheet has it or a benchmark: the log then has `mfu`, the share of it that the model makes use of."
+        },
+    )
     max_skipped_steps: int = field(
         default=10,
         metadata={
@@ -139,8 +153,6 @@ class CoverTrainingArguments(TrainingArguments):
         self._check_values()
         self._check_drops()
         self._check_unsupported()
-        if self.torch_compile:
-            _mend_inductor()
 
     @property
     def rows_per_step(self) -> int:
@@ -159,6 +171,12 @@ class CoverTrainingArguments(TrainingArguments):
         for name in ("label_smoothing_factor", "ema_decay"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, got {value}")
+        if not 0 <= self.activation_memory_budget <= 1:
+            raise ValueError(f"activation_memory_budget must be from 0 to 1, got {self.activation_memory_budget}")
+        if self.activation_memory_budget < 1 and not self.torch_compile:
+            raise ValueError("activation_memory_budget needs torch_compile: it is the compiler that chooses")
+        if self.peak_tflops is not None:
+            check_positive("peak_tflops", self.peak_tflops)
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
 
@@ -216,11 +234,3 @@ def _check_installed(what: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         named = package if what == package else f"{what}: {package}"
         raise ValueError(f"{named} is not installed, it comes with `pip install modeling-cover[{package}]`")
-
-
-def _mend_inductor() -> None:
-    """Switch an analysis of inductor's off, which fails on a GPU with an assertion about a token behind the class
-    token."""
-    import torch._inductor.config  # which takes a while
-
-    torch._inductor.config.triton.coalesce_tiling_analysis = False

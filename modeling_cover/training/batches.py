@@ -39,7 +39,8 @@ def _normalized(clips: torch.Tensor, processor: object) -> torch.Tensor:
 
 
 def encoder_operations(model: CoverForVideoClassification, clips: torch.Tensor | list[torch.Tensor]) -> int:
-    """6 operations for each parameter of the layers and each token: forward and backward, attention left out."""
+    """Operations of a training step: for each parameter of the layers and each token 2 forward, 2 for its gradient if
+    it is trained, and 2 for that of its input if something before it is. Attention and recomputation are left out."""
     frames, rows, columns = model.config.tubelet
     tokens = sum(
         group.shape[0] * -(-group.shape[1] // frames) * (group.shape[-2] // rows) * (group.shape[-1] // columns)
@@ -48,8 +49,13 @@ def encoder_operations(model: CoverForVideoClassification, clips: torch.Tensor |
     layers, encoder = layers_of(model), model.config.encoder
     of_tokens = None if encoder is None else encoder_adapter(encoder).patches_of_a_token
     patches = [1] * len(layers) if of_tokens is None else of_tokens(encoder)
-    weights = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
-    return 6 * sum(tokens // merged * count for merged, count in zip(patches, weights, strict=True))
+    total, has_trained = 0, any(p.requires_grad for p in model.cover.get_input_embeddings().parameters())
+    for merged, layer in zip(patches, layers, strict=True):
+        weights = sum(parameter.numel() for parameter in layer.parameters())
+        trained = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+        total += tokens // merged * 2 * (weights + trained + has_trained * weights)
+        has_trained |= trained > 0
+    return total
 
 
 def layers_of(model: CoverForVideoClassification) -> list[nn.Module]:

@@ -35,7 +35,8 @@ def progress_line(logs: Mapping[str, float]) -> str:
         if key.endswith("_loss") and not key.startswith("eval_")
     ]
     speed = f"{logs['samples_per_second']:.3g} samples/s"
-    return ", ".join(["loss " + " ".join(losses), speed, f"waiting for data {logs['data_wait']:.1%}"])
+    utilisation = [f"MFU {logs['mfu']:.1%}"] if "mfu" in logs else []
+    return ", ".join(["loss " + " ".join(losses), speed, *utilisation, f"waiting for data {logs['data_wait']:.1%}"])
 
 
 class CurvesCallback(TrainerCallback):

@@ -17,6 +17,7 @@ class StepMetrics:
 
     A step counts once it is taken: [`take_step`]. The metrics of a step that is skipped are dropped. `heads` are those
     of the configuration in the order of their ids; `reduce` sums a tensor over processes, all of which call it.
+    `peak_tflops` is what a device can do at most, in 10^12 operations per second, if it is known.
     """
 
     def __init__(
@@ -25,10 +26,12 @@ class StepMetrics:
         device: torch.device,
         reduce: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
         num_processes: int = 1,
+        peak_tflops: float | None = None,
     ):
         self._heads = heads
         self._reduce = reduce
         self._num_processes = num_processes
+        self._peak_tflops = peak_tflops
         # The loss of the steps since the last log, as this process sees it: the loss is the mean over processes.
         self.loss = torch.zeros((), device=device)
         # (3, heads): the losses of each dataset's rows, the rows, and the correct ones, of this process.
@@ -75,6 +78,7 @@ class StepMetrics:
     def start_clock(self, step: int) -> None:
         """Count time, and the steps after `step`, from now on."""
         self._first_step = step
+        self._operations = 0
         self._seconds_waited, self._started_at = 0.0, time.perf_counter()
 
     @contextmanager
@@ -94,14 +98,23 @@ class StepMetrics:
         finally:
             self._seconds_waited += time.perf_counter() - started
 
+    def counted(self, operations: int) -> int:
+        """Count the operations of a batch of this process, which are returned."""
+        self._operations += operations
+        return operations
+
     def clock_logs(self, step: int, rows_per_step: int) -> dict[str, float]:
-        """Samples per second and the share of the time spent waiting, up to `step`; then the clock starts again."""
+        """Up to `step`, after which the clock starts again: samples per second, the share of the time spent waiting,
+        the operations of this process in 10^12 per second, and their share of the peak if that is known."""
         seconds, steps = time.perf_counter() - self._started_at, step - self._first_step
-        waited = self._seconds_waited
+        waited, operations = self._seconds_waited, self._operations
         self.start_clock(step)
         if not steps:  # where a run resumes with a log that was due
             return {}
-        return {"samples_per_second": steps * rows_per_step / seconds, "data_wait": waited / seconds}
+        tflops = operations / seconds / 1e12
+        utilisation = {} if self._peak_tflops is None else {"mfu": tflops / self._peak_tflops}
+        rates = {"samples_per_second": steps * rows_per_step / seconds, "data_wait": waited / seconds}
+        return {**rates, "model_tflops": tflops, **utilisation}
 
     # ---- Logs ----
 

@@ -30,6 +30,7 @@ from .background_publisher import RunPublisher
 from .batches import encoder_operations, normalized, rows_of_heads
 from .callbacks import run_callbacks
 from .checkpoints import ADAPTER, RunCheckpoints, all_kept, write_model, write_trainer_state
+from .compiling import shard_and_compile
 from .evaluation_loss import EvaluationLoss, forget_unreadable
 from .folder_lock import FolderLock
 from .generators import kept_generators
@@ -41,7 +42,7 @@ from .recording import RunRecord
 from .resuming import best_weights, forget_evaluation, hold_output_dir, note_best, raised_by_all, resume_point
 from .run_identity import stays_stopped
 from .run_state import RunState, Tensors, WholeState, average_of_run, load_process_rng_state
-from .sharding import configure_sharding, is_in_parts, state_in_training, whole_model, with_equal_groups
+from .sharding import is_in_parts, state_in_training, whole_model, with_equal_passes
 from .step_guard import EvaluationAbandonedError, StepGuard, memory_explained
 from .step_metrics import StepMetrics
 from .stop_signals import StopSignals, end_run
@@ -117,7 +118,7 @@ class CoverTrainer(Trainer):
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, **inputs.for_trainer)
-        configure_sharding(self.accelerator, model, args.max_grad_norm)
+        shard_and_compile(self.accelerator, model, args)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
         self._pixel_processor = inputs.pixel_processor
         self._make_collaborators()
@@ -134,7 +135,7 @@ class CoverTrainer(Trainer):
         args, accelerator = self.args, self.accelerator
         reduce = partial(accelerator.reduce, reduction="sum")
         heads = {name: self._config.get_head(name) for name in self.head_names}
-        self.step_metrics = StepMetrics(heads, args.device, reduce, accelerator.num_processes)
+        self.step_metrics = StepMetrics(heads, args.device, reduce, accelerator.num_processes, args.peak_tflops)
         self.training_loss = TrainingLoss(self._config, self.loss_weights, args, self.step_metrics)
         self.step_guard = StepGuard(args.device, reduce, args.output_dir, args.max_skipped_steps)
         self.evaluation_loss = EvaluationLoss(self._config, args.device, accelerator.gather_for_metrics)
@@ -225,8 +226,7 @@ class CoverTrainer(Trainer):
         if not batches:
             return [], None
         rows = sum(rows_of_heads(batch, len(self.head_names)) for batch in batches).to(device)
-        batches = with_equal_groups(batches, self.accelerator, self._config)
-        return batches, self.accelerator.reduce(rows, reduction="sum")
+        return with_equal_passes(batches, self.accelerator, self.model), self.accelerator.reduce(rows, reduction="sum")
 
     def note(self, phase: str) -> None:
         """Say what this process begins to do, see [`Watchdog`]."""
@@ -263,7 +263,7 @@ class CoverTrainer(Trainer):
         return self.step_guard.grad_norm  # on which `GuardCallback` decides, before the optimizer's step
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return encoder_operations(self.model, inputs["pixel_values"])
+        return self.step_metrics.counted(encoder_operations(self.model, inputs["pixel_values"]))
 
     # ---- Optimizer and schedule ----
 

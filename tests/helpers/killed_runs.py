@@ -55,7 +55,7 @@ OPTIONS = (
 )
 
 # What a log says of the machine; which bad files have been found depends on how far the workers have read ahead.
-_OF_THE_MACHINE = ("_runtime", "_per_second", "data_wait", "_bad_files")
+_OF_THE_MACHINE = ("_runtime", "_per_second", "data_wait", "model_tflops", "_bad_files")
 
 
 def write_data(folder: Path) -> None:

@@ -13,7 +13,7 @@ from modeling_cover import CoverForVideoClassification, Recipe, prepare_cotraini
 from modeling_cover.recipe.recipe import ClipRecipe
 from modeling_cover.training.adapters import plain_name
 from modeling_cover.training.batches import encoder_operations, layers_of
-from modeling_cover.training.optimization import depths
+from modeling_cover.training.optimization import depths, freeze_all_but
 from safetensors.torch import load_file
 from short_runs import final_weights, make_trainer, resumed_from
 
@@ -105,6 +105,14 @@ class TestParameters:
         weights = sum(parameter.numel() for layer in layers_of(model) for parameter in layer.parameters())
         clips, images = torch.zeros(2, 4, 3, 32, 32), torch.zeros(3, 1, 3, 32, 32)
         assert encoder_operations(model, [clips, images]) == 6 * weights * (2 * 2 * 4 + 3 * 1 * 4)
+
+    def test_what_is_frozen_takes_fewer(self, folder):
+        model = prepare_cotraining(recipe_of(folder, "videomae")).model
+        first, second = (sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model))
+        clips = torch.zeros(2, 4, 3, 32, 32)
+        for part, expected in {"heads": 2 * (first + second), "last_1_layers": 2 * first + 4 * second}.items():
+            freeze_all_but(model.requires_grad_(True), part)
+            assert encoder_operations(model, clips) == expected * 2 * 2 * 4
 
     def test_a_token_of_several_patches_is_one(self, folder):
         model = prepare_cotraining(recipe_of(folder, "video_swin")).model

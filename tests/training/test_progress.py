@@ -24,6 +24,7 @@ class TestTheBar:
     def test_an_evaluation_is_not_a_dataset(self):
         logs = {"loss": 3.0, "k400_loss": 1.234, "eval_k400_loss": 9.0, "samples_per_second": 12.3, "data_wait": 0.021}
         assert progress_line(logs) == "loss k400 1.23, 12.3 samples/s, waiting for data 2.1%"
+        assert progress_line({**logs, "mfu": 0.431}).endswith("samples/s, MFU 43.1%, waiting for data 2.1%")
 
     def test_samples_a_second_are_those_of_all_steps_since_the_last_log(self, folder, tmp_path, monkeypatch):
         step_clock.take(monkeypatch, {(CoverTrainer, "training_step"): 2})

@@ -105,7 +105,20 @@ class TestTheClock:
         now[0] += 6
         with metrics.clock_stopped(), metrics.clock_stopped():  # an evaluation of several datasets
             now[0] += 100
-        assert metrics.clock_logs(step=14, rows_per_step=8) == {"samples_per_second": 4.0, "data_wait": 0.25}
+        logs = metrics.clock_logs(step=14, rows_per_step=8)
+        assert (logs["samples_per_second"], logs["data_wait"]) == (4.0, 0.25)
         assert metrics.clock_logs(step=14, rows_per_step=8) == {}
         now[0] += 1
-        assert metrics.clock_logs(step=15, rows_per_step=8) == {"samples_per_second": 8.0, "data_wait": 0.0}
+        logs = metrics.clock_logs(step=15, rows_per_step=8)
+        assert (logs["samples_per_second"], logs["data_wait"]) == (8.0, 0.0)
+
+    def test_operations_are_those_since_the_last_log_and_a_share_of_the_peak(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        metrics = StepMetrics(HEADS, CPU, peak_tflops=10)
+        metrics.start_clock(step=0)
+        for step in (1, 2):
+            assert [metrics.counted(3 * 10**12) for _ in range(2)] == [3 * 10**12] * 2
+            now[0] += 3
+            logs = metrics.clock_logs(step, rows_per_step=8)
+            assert (logs["model_tflops"], logs["mfu"]) == (2.0, pytest.approx(0.2))

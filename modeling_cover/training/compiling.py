@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compilation layer by layer: all layers share their graphs, whatever clips and images a batch has."""
+
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from torch import nn
+
+from .arguments import CoverTrainingArguments
+from .batches import layers_of
+from .sharding import configure_sharding
+
+
+def shard_and_compile(accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments) -> None:
+    """Settle how accelerate is to shard a model, and have its layers compiled, before it does."""
+    configure_sharding(accelerator, model, args.max_grad_norm)
+    compile_layers(accelerator, model, args)
+
+
+def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments) -> None:
+    """Have each layer compiled, in place, where `torch_compile` or accelerate's launcher asks for compilation.
+
+    Accelerate would compile the model as a whole: once for each mixture of clips and images, all layers each time, and
+    after eight of them no more. Hooks of the layers, as of FSDP2, stay out of the graphs.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend == DynamoBackend.NO:
+        return
+    options = plugin.to_kwargs()
+    plugin.backend = DynamoBackend.NO
+    import torch._functorch.config  # which takes a while
+    import torch._inductor.config
+
+    torch._functorch.config.activation_memory_budget = args.activation_memory_budget
+    # An analysis that fails on a GPU with an assertion, about a token behind the class token.
+    torch._inductor.config.triton.coalesce_tiling_analysis = False
+    # Weights and biases are cast to the type of the products one by one otherwise, each by a kernel of its own.
+    torch._inductor.config.combo_kernels = True
+    for layer in layers_of(model):
+        layer.compile(**options)
