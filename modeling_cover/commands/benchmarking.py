@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -16,13 +17,15 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from ..recipe.checks import check_whole_number
 from ..recipe.dataset_recipe import DatasetRecipe
 
 
 FPS = 30
+K = TypeVar("K")
 
 
-def forward(model: nn.Module, pixel_values: torch.Tensor) -> Callable[[], None]:
+def forward(model: nn.Module, pixel_values: torch.Tensor | list[torch.Tensor]) -> Callable[[], None]:
     def run() -> None:
         with torch.inference_mode():
             model(pixel_values)
@@ -31,11 +34,22 @@ def forward(model: nn.Module, pixel_values: torch.Tensor) -> Callable[[], None]:
 
 
 def median_times(
-    runs: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Seconds of each, the median of `rounds` in which they take turns, after one to warm up."""
+    runs: dict[K, Callable[[], None]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    description: str | None = None,
+) -> dict[K, float]:
+    """Seconds of each, the median of `rounds` in which they take turns, after one to warm up.
+
+    Args:
+        description: of the progress bar; their names by default.
+
+    Raises:
+        ValueError: if there is not one round.
+    """
+    check_whole_number("rounds", rounds)
     times = {name: [] for name in runs}
-    for index in tqdm(range(rounds + 1), desc=", ".join(runs), leave=False):
+    for index in tqdm(range(rounds + 1), desc=description or ", ".join(map(str, runs)), leave=False):
         for name, run in runs.items():
             start = clock()
             run()

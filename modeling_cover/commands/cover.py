@@ -17,7 +17,7 @@ COMMANDS = {
     "publish": "publish a checkpoint on the Hub, with its card",
     "export": "export a checkpoint to ONNX or torch.export",
     "demo": "serve a page that classifies what is dropped on it",
-    "benchmark": "compare speed and memory with transformers' TimeSformer",
+    "benchmark": "compare speed and memory with transformers' video models",
 }
 
 _USAGE = """usage: cover COMMAND [ARGUMENTS]

@@ -155,11 +155,21 @@ def test_the_benchmark_prints_both_models_side_by_side(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command)
     benchmark.main()
     out = capsys.readouterr().out
-    for title in ("Forward, 4x32x32", "Training step, 4x32x32", "Peak memory of a forward pass, 8x64x64"):
-        section = out.split(title)[1].split("\n\n")[0]
-        assert "transformers TimeSformer" in section
-        assert "CoVeR" in section
-    assert "an image takes" in out
+    for title in ("Forward, 4x32x32", "Training step, 4x32x32"):
+        header, _, *rows = out.split(f"{title}; ceiling, ")[1].split("\n\n")[1].splitlines()
+        assert header == "| model | input | ms | x | clips/s | TFLOP/s | ceiling | operators |"
+        names = [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows]
+        assert names == [
+            ("CoVeR", "clips"),
+            ("CoVeR", "images"),
+            ("CoVeR", "half of each"),
+            ("transformers TimeSformer", "clips"),
+            ("transformers VideoMAE", "clips"),
+            ("transformers ViViT", "clips"),
+        ]
+    assert "CoVeR: an image takes" in out
+    peaks = out.split("Peak memory of a forward pass of one clip, 8x64x64")[1]
+    assert "| CoVeR |" in peaks and "| transformers TimeSformer |" in peaks
 
 
 @pytest.mark.slow
