@@ -235,8 +235,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             raise ValueError("pixel_values: an empty list of clip groups")
         groups = pixel_values if several_groups else [pixel_values]
         inputs, kwargs = groups, {**kwargs, "return_dict": True}
-        # CODEPATH: on a GPU our own encoder takes all groups together.
-        if self.config.encoder is None and can_pack(self.cover, groups, self.training, **kwargs):
+        # On a GPU our own encoder takes all groups together.
+        if isinstance(self.cover, CoverModel) and can_pack(self.cover, groups, self.training, **kwargs):
             inputs = [groups]
         outputs = [self.cover(clips, **kwargs) for clips in inputs]
         features = [output.pooler_output for output in outputs]
