@@ -37,6 +37,8 @@ from .temporal_kernel_cover import mean_over_clips, temporal_attention
 
 # Tokens of a clip that go through an MLP at a time in inference: more than 16 frames of 224 x 224 pixels have.
 INFERENCE_CHUNK = 4096
+# The same of packed frames, on a GPU, which more tokens keep busy.
+PACKED_INFERENCE_CHUNK = 4 * INFERENCE_CHUNK
 
 
 def eager_attention_forward(
@@ -126,12 +128,15 @@ class CoverAttention(nn.Module):
         if not all(is_plain_linear(projection) for projection in projections):
             parts = [projection(hidden_states).unflatten(-1, (heads, -1)) for projection in projections]
             return torch.stack(parts, dim=3)
-        # Head by head, so that the axes of patches and heads lie together.
+        # Head by head. Each projection's weight and bias in turn, so that their gradients come in the order in which
+        # they come from three products: ZeRO adds up what comes in one order on all processes.
+        by_head = [
+            [None if part is None else part.unflatten(0, (heads, -1)) for part in (projection.weight, projection.bias)]
+            for projection in projections
+        ]
         weight, bias = (
-            None
-            if parts[0] is None
-            else torch.stack([p.unflatten(0, (heads, -1)) for p in parts], dim=1).flatten(0, 2)
-            for parts in zip(*((projection.weight, projection.bias) for projection in projections), strict=True)
+            None if parts[0] is None else torch.stack(parts, dim=1).flatten(0, 2)
+            for parts in zip(*by_head, strict=True)
         )
         return nn.functional.linear(hidden_states, weight, bias).unflatten(-1, (heads, 3, -1))
 
@@ -177,8 +182,8 @@ class CoverDropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def scaled(update: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    return update if scale is None else update * scale.to(update.dtype)
+def add_scaled(hidden_states: torch.Tensor, update: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return hidden_states + update if scale is None else torch.addcmul(hidden_states, update, scale)
 
 
 class CoverLayer(GradientCheckpointingLayer):
@@ -221,21 +226,34 @@ class CoverLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """The same for packed frames: no token is moved, and only temporal attention and the class token's mean look
         at which frames belong together."""
-        temporal_scale, spatial_scale, scale = (None, None, None) if frames.scales is None else frames.scales
+        of_patches, dtype = frames.is_patch.to(hidden_states.dtype), hidden_states.dtype
+        spatial_scale = scale = None
+        if frames.scales is not None:
+            temporal_scale, spatial_scale, scale = frames.scales.to(dtype)
+            of_patches = of_patches * temporal_scale
 
         update, _ = self.temporal_attention(self.temporal_layernorm(hidden_states), over_time_of=frames)
-        update = scaled(self.temporal_dense(self.dropout(update)), temporal_scale)
-        hidden_states = torch.addcmul(hidden_states, update, frames.is_patch.to(hidden_states.dtype))
+        update = self.temporal_dense(self.dropout(update))
+        hidden_states = torch.addcmul(hidden_states, update, of_patches)
 
         update, _ = self.attention(self.layernorm_before(hidden_states), one_product=True, **kwargs)
         update = self.dropout(update)
         update = torch.cat([mean_over_clips(update[:, 0], frames.spans)[:, None], update[:, 1:]], dim=1)
-        hidden_states = hidden_states + scaled(update, spatial_scale)
+        hidden_states = add_scaled(hidden_states, update, spatial_scale)
+        del update  # in inference its memory is free for what follows, the widest part
 
-        update = self.feed_forward(hidden_states.flatten(0, 1)[None])[0].view_as(hidden_states)
+        update = self.feed_forward_of_frames(hidden_states)
         if self.training and self.dropout.p > 0:
             update = frames.with_one_class_token(update)
-        return hidden_states + scaled(update, scale)
+        return add_scaled(hidden_states, update, scale)
+
+    def feed_forward_of_frames(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The MLP of packed frames, (F, S, D) to the same: in inference not of too many at a time, as their widest
+        tensor is not kept. A compiled layer would have a program for each number of parts."""
+        frames_at_once = max(1, PACKED_INFERENCE_CHUNK // hidden_states.shape[1])
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(hidden_states) <= frames_at_once:
+            return self.feed_forward(hidden_states)
+        return torch.cat([self.feed_forward(part) for part in hidden_states.split(frames_at_once)])
 
     def attend_over_time(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Attention among the tokens of one patch position across the frames: (B, T, N, D) to the same."""

@@ -214,8 +214,8 @@ class CoverForVideoClassification(CoverPreTrainedModel):
     ) -> CoverVideoClassifierOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)` or a list):
-            Clips, or a list of such groups of clips of different shapes; the encoder runs once for each group, and
-            rows are numbered through the groups in order.
+            Clips, or a list of such groups of clips of different shapes; the encoder runs once for each group, or on a
+            GPU for all at once, and rows are numbered through the groups in order.
         labels (`torch.LongTensor` of shape `(batch_size,)`, a `torch.FloatTensor` or a dict, *optional*):
             The class of each row in its head's label space, -100 if the row is to count for nothing; for a multi-label
             head 0 or 1 for each class, of shape `(batch_size, num_labels)`; for a regression the numbers. With

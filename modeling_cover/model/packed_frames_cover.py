@@ -21,7 +21,7 @@ Axes, in the shapes below:
     R clips   F frames of all clips   S tokens of a frame, a class token and its patches   D hidden_size
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -46,24 +46,25 @@ class PackedFrames(NamedTuple):
 
     def with_one_class_token(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(F, S, D) with the class token of each clip's first frame in all of its frames."""
-        class_tokens = hidden_states[:, 0].index_select(0, self.first.index_select(0, self.clip))
+        first = self.first.index_select(0, self.clip).to(hidden_states.device)
+        class_tokens = hidden_states[:, 0].index_select(0, first)
         return torch.cat([class_tokens[:, None], hidden_states[:, 1:]], dim=1)
 
     def class_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(F, S, D) to (R, D)."""
-        return hidden_states[:, 0].index_select(0, self.first)
+        return hidden_states[:, 0].index_select(0, self.first.to(hidden_states.device))  # layers may be on several
 
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def _packed(
-    shapes: tuple[tuple[int, int], ...], num_patches: int, dtype: torch.dtype, device: torch.device
+    shapes: tuple[tuple[int, int], ...], num_patches: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> PackedFrames:
     lengths = [length for count, length in shapes for _ in range(count)]
     ends = torch.tensor(lengths).cumsum(0)
     first, clip = ends - torch.tensor(lengths), torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     spans = torch.stack([first, torch.tensor(lengths)], dim=1)[clip].int()
-    rows = tile_rows(max(lengths), dtype)
+    rows = tile_rows(max(lengths), dtype, head_dim, device)
     clips = list(zip(first.tolist(), lengths, strict=True))
     tiles = temporal_tiles(clips, num_patches, rows)
     is_patch = torch.ones(1 + num_patches, 1)
@@ -80,9 +81,10 @@ def _of_any_length(tensor: torch.Tensor, axis: int = 0) -> torch.Tensor:
     return tensor
 
 
-def packed_frames(groups: Sequence[torch.Tensor], num_patches: int, dtype: torch.dtype) -> PackedFrames:
+def packed_frames(groups: Sequence[torch.Tensor], num_patches: int, head_dim: int, dtype: torch.dtype) -> PackedFrames:
     """Which frames belong together, of groups of clips (B, T, C, H, W); `dtype` is that of products."""
-    return _packed(tuple((len(clips), clips.shape[1]) for clips in groups), num_patches, dtype, groups[0].device)
+    shapes = tuple((len(clips), clips.shape[1]) for clips in groups)
+    return _packed(shapes, num_patches, head_dim, dtype, groups[0].device)
 
 
 def _product_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
@@ -115,18 +117,22 @@ def packed_features(model: nn.Module, groups: Sequence[torch.Tensor], **kwargs: 
     width. `kwargs` are of its layers.
 
     Raises:
-        ValueError: if there is no group, or one is not of clips (B, T, C, H, W) in whole patches.
+        ValueError: if there is no group, or one is not of clips (B, T, C, H, W) in whole patches; or they cannot go
+            together: of more than 128 frames, with dropout of attention, or where something is to be recorded.
     """
     if not groups:
         raise ValueError("pixel_values: an empty list of clip groups")
     for clips in groups:
         model.embeddings.patch_embeddings.check(clips)
+    if (reason := _why_apart(model, groups, model.training, kwargs)) is not None:
+        raise ValueError(f"pixel_values: a list of groups, which cannot go through the layers together: {reason}")
     dtype, pooled, sizes = model.embeddings.patch_embeddings.projection.weight.dtype, [], _by_frame_size(groups)
     for members in sizes:
         hidden_states = model.embeddings([groups[index].to(dtype) for index in members])
         products = _product_dtype(model, hidden_states.device)
-        frames = packed_frames([groups[index] for index in members], hidden_states.shape[1] - 1, products)
-        if model.training and model.config.hidden_dropout_prob > 0:
+        sizes_of_tokens = hidden_states.shape[1] - 1, model.config.hidden_size // model.config.num_attention_heads
+        frames = packed_frames([groups[index] for index in members], *sizes_of_tokens, products)
+        if model.training and model.embeddings.dropout.p > 0:
             hidden_states = frames.with_one_class_token(hidden_states)
         for layer, scales in zip(model.layers, _drop_path(model, frames), strict=True):
             hidden_states = layer(_of_any_length(hidden_states), frames._replace(scales=scales), **kwargs)
@@ -159,22 +165,39 @@ def can_pack(model: nn.Module, groups: Sequence[torch.Tensor], training: bool, *
     On CPUs it is slower than one group after the other, and a whole model that is compiled or exported is one program
     for each mixture: there the groups are given one by one, as where something is to be recorded on the way.
     """
-    config, recorded = model.config, ("output_hidden_states", "output_attentions")
-    if torch.compiler.is_compiling() or any(kwargs.get(name, getattr(config, name)) for name in recorded):
+    if torch.compiler.is_compiling():
         return False
     if not all(isinstance(clips, torch.Tensor) and clips.ndim == 5 and 0 not in clips.shape for clips in groups):
         return False  # for the error, or the empty result, that one by one they get
-    device, has_dropout = groups[0].device, training and config.attention_probs_dropout_prob > 0
+    device = groups[0].device
     is_right = device.type in model.packing_devices and (device.type == "cpu" or has_kernel(device))
-    return is_right and not has_dropout and max(clips.shape[1] for clips in groups) <= MAX_FRAMES
+    return is_right and _why_apart(model, groups, training, kwargs) is None
+
+
+def _why_apart(
+    model: nn.Module, groups: Sequence[torch.Tensor], training: bool, kwargs: Mapping[str, Any]
+) -> str | None:
+    """Why groups of clips must go through the layers one by one, if they must."""
+    config = model.config
+    for name in ("output_hidden_states", "output_attentions", "output_temporal_attentions"):
+        asked = kwargs.get(name)
+        if getattr(config, name, False) if asked is None else asked:
+            return f"{name} is asked for"
+    if training and config.attention_probs_dropout_prob > 0:
+        return "attention_probs_dropout_prob is not 0"
+    if (longest := max(clips.shape[1] for clips in groups)) > MAX_FRAMES:
+        return f"a clip of {longest} frames, at most {MAX_FRAMES} can"
+    return None
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a layer is no more than a product, so that its weight can be used past it: no adapter, no hook."""
+    """Whether a layer is no more than a product, so that its weight can be used past it: no adapter, no hook, no
+    quantised weight."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return type(module) is nn.Linear and not any(hooks) and "forward" not in module.__dict__
+    is_plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter
+    return is_plain and not any(hooks) and "forward" not in module.__dict__

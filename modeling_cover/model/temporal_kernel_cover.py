@@ -25,12 +25,14 @@ Axes, in the shapes below:
 
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 
 try:
@@ -39,32 +41,55 @@ try:
 except ImportError:
     triton = None
 
+logger = logging.get_logger(__name__)
+
 # The most frames of a clip: all rows of a sequence are in one tile. In fp32 it is fewer, as a tile's products are not
 # those of tensor cores, which are of 10 bits: larger ones take minutes to compile.
 MAX_FRAMES, MAX_FRAMES_OF_FP32 = 128, 32
 # Code that is loaded from a checkpoint's repository has operators of its own beside the package's.
-_NAMESPACE = re.sub(r"\W", "_", __name__)
+_NAMESPACE = re.sub(r"\W", "_", __name__, flags=re.ASCII)
 
 
 def has_kernel(device: torch.device) -> bool:
-    """Whether the kernels run on a device: of NVIDIA's those with products of bf16, the only ones that they are built
-    for. With TRITON_INTERPRET=1 they run on a CPU, slowly."""
+    """Whether the kernels run on a device: one of NVIDIA's with products of bf16. With TRITON_INTERPRET=1 they run on
+    a CPU, slowly."""
     if triton is None:
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    return device.type == "cuda" and torch.version.cuda is not None and _capability(device) >= (8, 0)
+    return device.type == "cuda" and torch.version.cuda is not None and _has_run(device)
 
 
-_capability = lru_cache(torch.cuda.get_device_capability)
+@lru_cache
+def _has_run(device: torch.device) -> bool:
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    spans = torch.tensor([(0, 1)], dtype=torch.int32, device=device)
+    try:
+        _launch_mean(torch.ones(1, 1, device=device), spans)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        # Triton compiles what launches a kernel by a C compiler, which not every machine has.
+        logger.warning(f"{device}: Triton does not work here, so the model is slower than it could be: {error}")
+        return False
+    return True
 
 
-def tile_rows(num_frames: int, dtype: torch.dtype) -> int:
-    """Rows of a tile for clips of at most `num_frames`; 0 where the kernel is not for them. 64 keep enough loads in
-    flight."""
-    if dtype == torch.float32:
-        return next((rows for rows in (16, MAX_FRAMES_OF_FP32) if num_frames <= rows), 0)
-    return next((rows for rows in (64, MAX_FRAMES) if num_frames <= rows), 0)
+def tile_rows(num_frames: int, dtype: torch.dtype, head_dim: int, device: torch.device) -> int:
+    """Rows of a tile for clips of at most `num_frames`; 0 where the kernel is not for them, or a tile does not fit
+    into the device's shared memory. 64 rows keep enough loads in flight."""
+    sizes = (16, MAX_FRAMES_OF_FP32) if dtype == torch.float32 else (64, MAX_FRAMES)
+    rows = next((rows for rows in sizes if num_frames <= rows), 0)
+    if device.type == "cuda" and has_kernel(device):
+        # As much as the backward pass takes, measured for heads of 64 and 128, for compute capabilities from 8.0 on.
+        tiles = 7 if rows == MAX_FRAMES else 5
+        needed = tiles * rows * _width(head_dim) * dtype.itemsize
+        rows *= needed <= torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return rows
+
+
+def _width(head_dim: int) -> int:
+    """Columns of a tile: a product takes 16 and more, and powers of two."""
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def temporal_tiles(clips: Sequence[tuple[int, int]], num_patches: int, rows: int) -> torch.Tensor:
@@ -172,12 +197,20 @@ if triton is not None:
 
 def _launch(kernel: Callable, qkv: torch.Tensor, others: list[torch.Tensor], tiles: torch.Tensor, rows: int) -> None:
     _, tokens, heads, _, dim = qkv.shape
-    width = max(16, triton.next_power_of_2(dim))  # what a product of tiles needs
-    sizes = {"M": rows, "D": dim, "WIDTH": width, "WIDE": qkv.device.type == "cpu"}
+    sizes = {"M": rows, "D": dim, "WIDTH": _width(dim), "WIDE": qkv.device.type == "cpu"}
     *inputs, out = others
     arguments = qkv, *inputs, tiles, out, tokens, heads, dim**-0.5
     with torch.cuda.device_of(qkv):  # Triton launches on the current device
         kernel[(len(tiles), heads)](*arguments, **sizes, num_warps=8 if rows > 64 else 4)
+
+
+def _launch_mean(features: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    out, (num_frames, width) = features.new_empty(features.shape), features.shape
+    features = features if features.stride(1) == 1 else features.contiguous()
+    arguments = features, spans, out, width, features.stride(0)
+    with torch.cuda.device_of(features):
+        mean_over_clips_kernel[(num_frames, triton.cdiv(width, 256))](*arguments, BLOCK=256, num_warps=2)
+    return out
 
 
 def _parts(clips: torch.Tensor) -> Iterator[tuple[slice, tuple[int, int]]]:
@@ -272,15 +305,9 @@ def mean_over_clips(features: torch.Tensor, spans: torch.Tensor) -> torch.Tensor
 
     `spans`, (F, 2), has the first frame of each frame's clip, and its number of frames.
     """
-    out = features.new_empty(features.shape)
     if has_kernel(features.device):
-        num_frames, width = features.shape
-        features = features if features.stride(1) == 1 else features.contiguous()
-        grid = (num_frames, triton.cdiv(width, 256))
-        arguments = features, spans, out, width, features.stride(0)
-        with torch.cuda.device_of(features):
-            mean_over_clips_kernel[grid](*arguments, BLOCK=256, num_warps=2)
-        return out
+        return _launch_mean(features, spans)
+    out = features.new_empty(features.shape)
     for first, length in dict.fromkeys(map(tuple, spans.tolist())):
         out[first : first + length] = features[first : first + length].mean(dim=0)
     return out

@@ -173,8 +173,6 @@ class CoverTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be from 0 to below 1, got {value}")
         if not 0 <= self.activation_memory_budget <= 1:
             raise ValueError(f"activation_memory_budget must be from 0 to 1, got {self.activation_memory_budget}")
-        if self.activation_memory_budget < 1 and not self.torch_compile:
-            raise ValueError("activation_memory_budget needs torch_compile: it is the compiler that chooses")
         if self.peak_tflops is not None:
             check_positive("peak_tflops", self.peak_tflops)
         if self.max_skipped_steps < 1:

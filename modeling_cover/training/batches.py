@@ -51,8 +51,9 @@ def encoder_operations(model: CoverForVideoClassification, clips: torch.Tensor |
     patches = [1] * len(layers) if of_tokens is None else of_tokens(encoder)
     total, has_trained = 0, any(p.requires_grad for p in model.cover.get_input_embeddings().parameters())
     for merged, layer in zip(patches, layers, strict=True):
-        weights = sum(parameter.numel() for parameter in layer.parameters())
-        trained = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+        # ZeRO-3 leaves an empty tensor, and says how many numbers there are.
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in layer.parameters()]
+        weights, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
         total += tokens // merged * 2 * (weights + trained + has_trained * weights)
         has_trained |= trained > 0
     return total

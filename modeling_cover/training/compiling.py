@@ -2,7 +2,7 @@
 """Compilation layer by layer: all layers share their graphs, whatever clips and images a batch has."""
 
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
 from .arguments import CoverTrainingArguments
@@ -21,12 +21,25 @@ def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTraini
 
     Accelerate would compile the model as a whole: once for each mixture of clips and images, all layers each time, and
     after eight of them no more. Hooks of the layers, as of FSDP2, stay out of the graphs.
+
+    Raises:
+        ValueError: with DeepSpeed; or if there is a budget for activations and nothing is compiled.
     """
     plugin = accelerator.state.dynamo_plugin
-    if plugin.backend == DynamoBackend.NO:
+    if plugin.backend != DynamoBackend.NO:
+        options, plugin.backend = plugin.to_kwargs(), DynamoBackend.NO
+    elif args.torch_compile:  # of a second trainer with the same arguments
+        options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+    elif args.activation_memory_budget < 1:
+        raise ValueError("activation_memory_budget needs torch_compile: it is the compiler that chooses")
+    else:
         return
-    options = plugin.to_kwargs()
-    plugin.backend = DynamoBackend.NO
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "torch_compile: DeepSpeed adds up gradients in the order in which they come, and those of compiled layers "
+            "come in one order from clips and in another from images; take DDP or FSDP2"
+        )
+    import torch._dynamo.config
     import torch._functorch.config  # which takes a while
     import torch._inductor.config
 
@@ -35,5 +48,7 @@ def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTraini
     torch._inductor.config.triton.coalesce_tiling_analysis = False
     # Weights and biases are cast to the type of the products one by one otherwise, each by a kernel of its own.
     torch._inductor.config.combo_kernels = True
+    # Each size of frames has programs of its own, and so has evaluation. Dynamo would give up after eight.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for layer in layers_of(model):
         layer.compile(**options)

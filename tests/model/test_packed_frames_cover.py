@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from modeling_cover import CoverForVideoClassification
+from modeling_cover.model import divided_attention_cover
 from modeling_cover.model.packed_frames_cover import num_passes, packed_frames
 from tiny import tiny_config
 from torch._dynamo.utils import counters
@@ -116,6 +117,44 @@ class TestLayersThatAreNoMereProducts:
         assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_" in name)
 
 
+def order_of_gradients(model, inputs) -> list[str]:
+    """The names of parameters, as their gradients come."""
+    found, handles = [], []
+    for name, parameter in model.named_parameters():
+        hook = parameter.register_post_accumulate_grad_hook(lambda _, name=name: found.append(name))
+        handles.append(hook)
+    model(inputs).pooler_output.sum().backward()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_gradients_come_in_one_order_whatever_a_process_is_given(model):
+    """ZeRO adds up what comes first on each process, and so on."""
+    orders = [
+        order_of_gradients(packing(model).train(), inputs) for inputs in (groups()[:2], [clips(2, 1)], [clips(2)])
+    ]
+    assert len(orders[0]) > 40
+    assert orders[0] == orders[1] == orders[2]
+    in_layers = [
+        [name for name in order if "layers." in name] for order in (orders[0], order_of_gradients(model, groups()))
+    ]
+    assert in_layers[0] == in_layers[1]
+
+
+def test_the_mlps_go_in_parts_in_inference_with_the_same_result(model, monkeypatch):
+    inputs = groups()
+    with torch.no_grad():
+        whole = packing(model)(inputs).logits
+        monkeypatch.setattr(divided_attention_cover, "PACKED_INFERENCE_CHUNK", 40)  # two frames
+        seen = []
+        part = packing(model)
+        part.cover.layers[0].fc1.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+        torch.testing.assert_close(part(inputs).logits, whole, atol=1e-6, rtol=1e-6)
+    assert max(seen) == 2
+    assert sum(seen) == 2 * 4 + 3 + 2 + 2 * 5
+
+
 class TestRandomParts:
     def test_a_clip_has_one_class_token_in_spite_of_dropout(self):
         model = packing(CoverForVideoClassification(tiny_config(HEADS, **SIZES, hidden_dropout_prob=0.5))).train()
@@ -124,8 +163,8 @@ class TestRandomParts:
             module.register_forward_hook(lambda module, inputs, output: seen.append((inputs, output)))
         inputs = [clips(2), clips(3, 1), clips(1, 3)]
         model(inputs)
-        for arguments, output in [((seen[1][0][0],), seen[1][0][0]), *seen[1:]]:
-            assert len(arguments)
+        embedded = seen[1][0][0]  # what the first layer is given
+        for output in (embedded, *(output for _, output in seen[1:])):
             for clip in output[:, 0].split([4, 4, 1, 1, 1, 3]):
                 assert torch.equal(clip, clip[:1].expand_as(clip))
         assert (seen[-1][1] == 0).float().mean() < 0.1  # what is dropped is the residual branches
@@ -205,7 +244,7 @@ MIXTURES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"drop_path_rate": 0.2}], ids=str)
-def test_twenty_mixtures_are_at_most_four_graphs_for_all_layers_together(fields):
+def test_twenty_mixtures_are_at_most_four_graphs_for_all_layers_together(fields, monkeypatch):
     model = CoverForVideoClassification(tiny_config(HEADS, **{**SIZES, "num_hidden_layers": 3}, **fields)).train()
     model.cover.packing_devices = ("cpu",)
     torch._dynamo.reset()
@@ -217,6 +256,11 @@ def test_twenty_mixtures_are_at_most_four_graphs_for_all_layers_together(fields)
         model(inputs).pooler_output.sum().backward()
     assert len(MIXTURES) == 20
     assert counters["stats"]["unique_graphs"] <= 4
+    monkeypatch.setattr(divided_attention_cover, "PACKED_INFERENCE_CHUNK", 40)
+    with torch.no_grad():  # in parts, were it not compiled
+        for mixture in MIXTURES:
+            model.eval()([clips(*sizes) for sizes in mixture])
+    assert counters["stats"]["unique_graphs"] <= 8
     assert not counters["graph_break"]
 
 
@@ -225,11 +269,30 @@ class TestNumberOfPasses:
         assert num_passes(packing(model).cover, groups()) == 2
         assert num_passes(model.cover, groups()) == 4
 
-    @pytest.mark.parametrize("inputs", [[clips(1, 200, 8, 8)], []], ids=["200 frames", "eager"])
-    def test_clips_of_too_many_frames_go_one_group_after_the_other(self, model, inputs):
-        inputs = [*inputs, clips(1, 2, 8, 8), clips(1, 1, 8, 8)]
-        assert num_passes(packing(model).cover, inputs) == (3 if len(inputs) == 3 else 1)
+    def test_clips_of_too_many_frames_go_one_group_after_the_other(self, model):
+        inputs = [clips(1, 2, 8, 8), clips(1, 1, 8, 8)]
+        assert num_passes(packing(model).cover, inputs) == 1
+        assert num_passes(packing(model).cover, [*inputs, clips(1, 129, 8, 8)]) == 3
+
+    @pytest.mark.parametrize(
+        ("inputs", "asked", "message"),
+        [
+            ([(1, 129, 8, 8)], {}, "a clip of 129 frames, at most 128 can"),
+            ([(1, 2, 8, 8)], {"output_hidden_states": True}, "output_hidden_states is asked for"),
+            ([(1, 2, 8, 8)], {"output_temporal_attentions": True}, "output_temporal_attentions is asked for"),
+        ],
+    )
+    def test_what_cannot_go_together_is_refused_as_a_list(self, model, inputs, asked, message):
+        with pytest.raises(ValueError, match=message):
+            model.cover([clips(*sizes) for sizes in inputs], **asked)
+
+    def test_with_dropout_of_attention_training_goes_one_group_after_the_other(self):
+        model = packing(CoverForVideoClassification(tiny_config(HEADS, **SIZES, attention_probs_dropout_prob=0.5)))
+        with pytest.raises(ValueError, match="attention_probs_dropout_prob is not 0"):
+            model.train().cover(groups())
+        assert model(groups()).pooler_output.shape == (8, 32)
+        assert num_passes(model.eval().cover, groups()) == 4
 
     def test_tables_are_made_once_for_a_mixture(self):
-        first, second = (packed_frames([clips(2), clips(1, 1)], 16, torch.float32) for _ in range(2))
+        first, second = (packed_frames([clips(2), clips(1, 1)], 16, 8, torch.float32) for _ in range(2))
         assert first is second

@@ -37,7 +37,7 @@ def interpreted():
 def tables(module, lengths, num_patches, dtype):
     ends = list(itertools.accumulate(lengths))
     clips = [(end - length, length) for end, length in zip(ends, lengths, strict=True)]
-    rows = module.tile_rows(max(lengths), dtype)
+    rows = module.tile_rows(max(lengths), dtype, 64, torch.device(DEVICE))
     tiles = module.temporal_tiles(clips, num_patches, rows).to(DEVICE)
     return tiles, rows, torch.tensor(clips)
 

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that are compiled train as others do: alone, by DDP and by FSDP2, and with all clips in one pass."""
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType, TorchDynamoPlugin
 from forked_runs import start_processes
 from killed_runs import build_trainer, finish
 from killed_runs import train as train_run
 from modeling_cover import CoverModel
 from modeling_cover.training.arguments import CoverTrainingArguments
+from modeling_cover.training.compiling import compile_layers
 from safetensors.torch import load_file
 from short_runs import final_weights
 
@@ -68,9 +72,9 @@ def test_two_processes_end_with_the_weights_of_ddp(folder, kind):
     runs.mkdir(exist_ok=True)
     for name in ("ddp", kind):
         run = runs / name
-        if run.exists():
+        if (run / "final").exists():
             continue
-        run.mkdir()
+        run.mkdir(exist_ok=True)
         process = start_processes(
             train, 2, run.with_suffix(".log"), {"ACCELERATE_USE_CPU": "true"}, folder, run, {**OPTIONS, **KINDS[name]}
         )
@@ -80,13 +84,23 @@ def test_two_processes_end_with_the_weights_of_ddp(folder, kind):
         assert_close(*(load_file(runs / name / f"{file}.safetensors") for name in (kind, "ddp")))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"activation_memory_budget": 1.5, "torch_compile": True}, "must be from 0 to 1, got 1.5"),
-        ({"activation_memory_budget": 0.5}, "activation_memory_budget needs torch_compile"),
-    ],
-)
-def test_a_budget_that_means_nothing_is_refused(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        CoverTrainingArguments(str(tmp_path), use_cpu=True, **options)
+def test_a_second_trainer_with_the_same_arguments_is_compiled_as_well(folder, tmp_path):
+    first = build_trainer(folder, tmp_path, **COMPILED, max_steps=1)
+    second = type(first)(model=copy.deepcopy(first.model), args=first.args, train_dataset=first.train_dataset)
+    for trainer in (first, second):
+        assert all(layer._compiled_call_impl is not None for layer in trainer.model.cover.layers)
+
+
+def test_a_budget_that_means_nothing_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="activation_memory_budget must be from 0 to 1"):
+        build_trainer(folder, tmp_path, activation_memory_budget=1.5, **COMPILED)
+    with pytest.raises(ValueError, match="activation_memory_budget needs torch_compile"):
+        build_trainer(folder, tmp_path, activation_memory_budget=0.5)
+
+
+def test_deepspeed_is_refused(tmp_path):
+    state = SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(backend="eager"))
+    accelerator = SimpleNamespace(state=state, distributed_type=DistributedType.DEEPSPEED)
+    args = CoverTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="torch_compile: DeepSpeed adds up gradients in the order"):
+        compile_layers(accelerator, None, args)
