@@ -4,10 +4,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Modules are compiled when they are first imported, and kept: of 20,000 that are installed, few ever are.
-INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable
-unexport PYTHONDONTWRITEBYTECODE
-
 .PHONY: quickstart test test-slow test-all quality style benchmark clean
 
 # One thread: the data loader's worker has the second core, and two threads that share a core wait for one another.
@@ -17,8 +13,8 @@ quickstart: $(VENV)/base
 	$(BIN)/python examples/quickstart_report.py
 
 # Processes for the 2 cores of the smallest machine it is meant for, of one thread each. Files are in the order of
-# tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
+# tests/conftest.py. Tests start many interpreters, each of which would else compile the package again.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 # The specification. One process more than cores, as some tests wait for others.
 test: $(VENV)/installed
@@ -46,11 +42,11 @@ benchmark: $(VENV)/installed
 
 $(VENV)/base: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed: $(VENV)/base
-	$(INSTALL) .[test,quality]
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .[test,quality]
 	touch $@
 
 clean:

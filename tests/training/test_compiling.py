@@ -60,6 +60,7 @@ def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Ten
         torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_as_others_and_have_the_same_names(folder, tmp_path):
     plain = trained(folder, tmp_path / "plain", **EXACT)
     assert_close(trained(folder, tmp_path / "compiled", **EXACT, **COMPILED), plain)
