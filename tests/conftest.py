@@ -26,6 +26,7 @@ LONGEST = (
     "examples/test_docs.py",
     "training/test_sharding.py",
     "hub/test_exporting_encoders.py",
+    "training/test_given_datasets.py",
     "training/test_encoders.py",
     "training/test_encoders_in_processes.py",
     "training/test_watchdog.py",
