@@ -80,10 +80,11 @@ def tile_rows(num_frames: int, dtype: torch.dtype, head_dim: int, device: torch.
     sizes = (16, MAX_FRAMES_OF_FP32) if dtype == torch.float32 else (64, MAX_FRAMES)
     rows = next((rows for rows in sizes if num_frames <= rows), 0)
     if device.type == "cuda" and has_kernel(device):
-        # As much as the backward pass takes, measured for heads of 64 and 128, for compute capabilities from 8.0 on.
+        # No less than the backward kernel took where it was built, for heads of up to 128.
         tiles = 7 if rows == MAX_FRAMES else 5
         needed = tiles * rows * _width(head_dim) * dtype.itemsize
-        rows *= needed <= torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        if needed > torch.cuda.get_device_properties(device).shared_memory_per_block_optin:
+            return 0
     return rows
 
 
