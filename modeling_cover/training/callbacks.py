@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from .checkpoints import load_quarantine
+from .optimization import skips_on_device
 from .progress import CurvesCallback
 from .resuming import evaluation_is_due, log_is_due
 from .run_state import load_unlogged
@@ -89,7 +90,11 @@ class PublishCallback(_OfTrainer):
 
 
 class GuardCallback(_OfTrainer):
-    """Has all processes take or skip a step together, and the average and the schedule go with the steps."""
+    """Has all processes take or skip a step together, and the average and the schedule go with the steps.
+
+    Where the optimizer can skip a step on the device, the CPU goes on to the next one without knowing: it learns of the
+    decision, see [`settle_step`], before the next step of the optimizer, or a log, a checkpoint or an evaluation.
+    """
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_guard.begin_step()
@@ -97,26 +102,57 @@ class GuardCallback(_OfTrainer):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         trainer, guard = self.trainer, self.trainer.step_guard
-        scaler = trainer.accelerator.scaler
-        decision = guard.decide(trainer.stop_signals.received, 1.0 if scaler is None else scaler.get_scale())
-        trainer.note("optimizer step")
-        if decision == Decision.TAKE:
-            trainer.step_metrics.take_step()
-            return
+        settle_step(trainer)
+        scaler, optimizer = trainer.accelerator.scaler, trainer.optimizer
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        is_bad = guard.vote(state.global_step, trainer.stop_signals.received, scale)
+        self.waits = not skips_on_device(trainer.accelerator, optimizer)
+        if not self.waits:
+            optimizer.optimizer.found_inf = is_bad
         # An optimizer leaves alone what has no gradient: neither weights nor its own state change.
-        if not trainer.is_deepspeed_enabled:  # which has skipped it already
+        elif guard.decide() != Decision.TAKE and not trainer.is_deepspeed_enabled:  # which has skipped it already
             model.zero_grad(set_to_none=True)
-        trainer.step_metrics.skip_step()
-        if decision == Decision.SKIP:
-            trainer.record.skipped_steps += 1
-            if state.is_world_process_zero:
-                guard.write_skipped(state.global_step, trainer.train_sampler, trainer.train_dataset)
-            guard.check_skipped(state.global_step)
+        trainer.note("optimizer step")
 
     def on_optimizer_step(self, args, state, control, lr_scheduler=None, **kwargs):
-        trainer = self.trainer
-        if trainer.weight_average is not None and trainer.step_guard.decision == Decision.TAKE:
-            trainer.weight_average.update()
+        if self.waits:
+            settle_step(self.trainer)
+        else:
+            del self.trainer.optimizer.optimizer.found_inf
         # Where the scaler, or DeepSpeed, has skipped the step, Trainer would have the schedule fall behind the steps.
-        if trainer.accelerator.optimizer_step_was_skipped:
+        if self.trainer.accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
+
+
+def settle_step(trainer: "CoverTrainer") -> None:
+    """Do what follows from the decision about the last step that was voted on, unless it is done.
+
+    It may wait for the device. The weights must be those after the step.
+    """
+    guard = trainer.step_guard
+    if not guard.is_open:
+        return
+    decision = guard.close()
+    if decision == Decision.TAKE:
+        trainer.step_metrics.take_step()
+        if trainer.weight_average is not None:
+            trainer.weight_average.update()
+        return
+    trainer.step_metrics.skip_step()
+    if decision == Decision.SKIP:
+        trainer.record.skipped_steps += 1
+        if trainer.is_world_process_zero():
+            guard.write_skipped(trainer.train_sampler, trainer.train_dataset)
+        guard.check_skipped()
+
+
+def settled_if_due(trainer: "CoverTrainer") -> bool:
+    """Whether the step that was taken last is followed by a log, an evaluation or a checkpoint. If it is, or is the
+    last one of all, it is settled. A run that was told to stop writes a checkpoint."""
+    control, guard = trainer.control, trainer.step_guard
+    is_due = control.should_log or control.should_evaluate or control.should_save
+    if is_due or guard.must_stop or control.should_training_stop:
+        settle_step(trainer)
+    if guard.must_stop:  # an evaluation that is due is made up for by the run that resumes
+        control.should_evaluate, control.should_save = False, True
+    return is_due or guard.must_stop

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,6 +26,9 @@ _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
 _PRETRAINED = "cover.encoder."
 
 _WHOLE_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Where the CPU runs ahead, and would have to wait so as to decide something.
+ASYNCHRONOUS = ("cuda",)
+_WITH_FOUND_INF = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 
 
 def is_of_heads(name: str) -> bool:
@@ -47,6 +51,22 @@ def gradient_norm(accelerator: Accelerator, model: nn.Module, clipped: torch.Ten
         return clipped
     accelerator.unscale_gradients()
     return nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+
+
+def skips_on_device(accelerator: Accelerator, optimizer: AcceleratedOptimizer) -> bool:
+    """Whether an optimizer may be told by a number on the device to skip a step.
+
+    A fused optimizer of torch leaves weights and state alone where `found_inf` is 1, as torch's gradient scaler sets
+    it; but not before its first step, where SGD would have for momentum what lay in memory.
+    """
+    return (
+        accelerator.device.type in ASYNCHRONOUS
+        and accelerator.distributed_type in _WHOLE_GRADIENTS
+        and accelerator.scaler is None
+        and isinstance(optimizer.optimizer, _WITH_FOUND_INF)
+        and all(group.get("fused") for group in optimizer.param_groups)
+        and len(optimizer.state) > 0
+    )
 
 
 def freeze_all_but(model: CoverForVideoClassification, part: str) -> None:

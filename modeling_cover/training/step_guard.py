@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before each optimizer step: is it finite on every process, and was any process told to stop?
 
-All processes decide together, by one sum over three numbers.
+All processes decide together, by one sum over three numbers. Where the optimizer can skip a step on the device, the
+sum is read a step later, so that nobody waits for the device.
 """
 
 import json
@@ -71,55 +72,78 @@ class StepGuard:
     def begin_session(self) -> None:
         self.must_stop = False
         self.skipped_in_a_row = 0
-        self.decision: Decision | None = None
         self.grad_norm: torch.Tensor | float = 0.0  # that of the step, once it is known
+        self.is_open = False  # a step that was voted on, while what follows from it is not done
+        self._step, self._scale, self._votes, self._arrived = 0, 1.0, torch.zeros(3), None
+        self._decision: Decision | None = None
 
     def begin_step(self) -> None:
         self._losses_are_finite.fill_(True)
-        self.decision = None
 
     def see(self, loss: torch.Tensor) -> None:
         """Look at the loss of a batch of the step, without waiting for the device."""
         self._losses_are_finite &= torch.isfinite(loss)
 
-    def decide(self, told_to_stop: bool, scale: float = 1.0) -> Decision:
-        """Decide about the step, on all processes together.
+    def vote(self, step: int, told_to_stop: bool, scale: float = 1.0) -> torch.Tensor:
+        """Have all processes vote on a step, without waiting for the device.
 
         `scale` is what fp16's gradients are multiplied by; from 1 on down it is not to blame for an overflow.
+
+        Returns:
+            On the device, 1.0 if loss or gradient are not finite on any process, else 0.0.
         """
         norm = torch.as_tensor(self.grad_norm, device=self._losses_are_finite.device)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
         stop = torch.full_like(self._losses_are_finite, told_to_stop)
         votes = torch.stack([~self._losses_are_finite, ~torch.isfinite(norm), stop]).float()
-        losses, gradients, stops = self._reduce(votes).tolist()
+        votes = self._reduce(votes)
+        self.is_open, self._decision, self._step, self._scale = True, None, step, scale
+        self._votes, self._arrived = votes.to("cpu", non_blocking=votes.is_cuda), None
+        if votes.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        return votes[:2].amax().clamp(max=1)
+
+    def decide(self) -> Decision:
+        """What was decided about the last step that was voted on, once the votes are here."""
+        if self._decision is not None:
+            return self._decision
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        losses, gradients, stops = self._votes.tolist()
         self.must_stop = stops > 0
         if losses == gradients == 0:
-            self.decision, self.skipped_in_a_row = Decision.TAKE, 0
-        elif losses == 0 and scale > 1:
-            self.decision = Decision.RESCALE
+            self._decision, self.skipped_in_a_row = Decision.TAKE, 0
+        elif losses == 0 and self._scale > 1:
+            self._decision = Decision.RESCALE
         else:
-            self.decision, self.skipped_in_a_row = Decision.SKIP, self.skipped_in_a_row + 1
-        return self.decision
+            self._decision, self.skipped_in_a_row = Decision.SKIP, self.skipped_in_a_row + 1
+        return self._decision
+
+    def close(self) -> Decision:
+        """As [`decide`], by who does what follows from it."""
+        self.is_open = False
+        return self.decide()
 
     def any_process(self, told_to_stop: bool) -> bool:
         """Whether any process was told to stop; every one must call it."""
         vote = torch.full_like(self._losses_are_finite, told_to_stop).float()
         return self._reduce(vote).item() > 0
 
-    def write_skipped(self, step: int, sampler: MixtureSampler, dataset: CoTrainingDataset) -> None:
-        """Add the samples of a step to the list of skipped steps, a line of JSON for each step."""
-        path = Path(self._output_dir) / SKIPPED_STEPS
+    def write_skipped(self, sampler: MixtureSampler, dataset: CoTrainingDataset) -> None:
+        """Add the samples of the step to the list of skipped steps, a line of JSON for each step."""
+        path, step = Path(self._output_dir) / SKIPPED_STEPS, self._step
         entry = {"step": step, "samples": _samples_of_step(step, sampler, dataset)}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         logger.warning(f"step {step}: loss or gradient is not finite, skipped; its samples are in {path}")
 
-    def check_skipped(self, step: int) -> None:
-        """Raise a [`NonFiniteTrainingError`] if too many steps in a row were skipped, up to `step`."""
+    def check_skipped(self) -> None:
+        """Raise a [`NonFiniteTrainingError`] if too many steps in a row were skipped."""
         if self.skipped_in_a_row >= self._max_skipped_steps:
             raise NonFiniteTrainingError(
-                f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, up to step {step}: a lower "
-                "learning rate, a longer warm-up or gradient clipping may help; their samples are in "
+                f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, up to step {self._step}: a "
+                "lower learning rate, a longer warm-up or gradient clipping may help; their samples are in "
                 f"{Path(self._output_dir) / SKIPPED_STEPS}. {last_checkpoint(self._output_dir)}"
             )
 

@@ -3,6 +3,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,9 @@ from ..recipe.dataset_recipe import SINGLE_LABEL
 class StepMetrics:
     """Sums up what the steps since the last log tell, without waiting for the device.
 
-    A step counts once it is taken: [`take_step`]. The metrics of a step that is skipped are dropped. `heads` are those
-    of the configuration in the order of their ids; `reduce` sums a tensor over processes, all of which call it.
-    `peak_tflops` is what a device can do at most, in 10^12 operations per second, if it is known.
+    A step counts once it is taken: [`take_step`], which may be after the next one has begun. The metrics of a step that
+    is skipped are dropped. `heads` are those of the configuration in the order of their ids; `reduce` sums a tensor
+    over processes, all of which call it. `peak_tflops` is what a device can do at most, in 10^12 operations per second, if it is known.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class StepMetrics:
         self.loss = torch.zeros((), device=device)
         # (3, heads): the losses of each dataset's rows, the rows, and the correct ones, of this process.
         self.sums = torch.zeros(3, len(heads), device=device)
-        self._loss_of_step, self._sums_of_step = torch.zeros_like(self.loss), torch.zeros_like(self.sums)
+        # Of each step that is neither taken nor skipped yet.
+        self._open: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
         self._loss_of_session = torch.zeros_like(self.loss)
         self.begin_session()
 
@@ -44,6 +46,7 @@ class StepMetrics:
         """Start from nothing, at an optimizer step of the run."""
         for total in (self.loss, self.sums, self._loss_of_session):
             total.zero_()
+        self._open.clear()
         self._taken = self._skipped = self._taken_in_session = 0
         # What the log has of the last step alone: its "grad_norm" and "learning_rate".
         self.last_step: dict[str, torch.Tensor | float | None] = {}
@@ -52,25 +55,29 @@ class StepMetrics:
     # ---- Steps ----
 
     def begin_step(self) -> None:
-        self._loss_of_step.zero_()
-        self._sums_of_step.zero_()
+        self._open.append((torch.zeros_like(self.loss), torch.zeros_like(self.sums)))
 
     def add(self, head_losses: torch.Tensor, rows: torch.Tensor, hits: torch.Tensor) -> None:
         """Add a batch of the step: each head's mean loss, its rows, and the correct ones, each (heads,)."""
-        batch = torch.stack([(head_losses * rows).detach(), rows, hits])
-        self._sums_of_step += batch.to(self._sums_of_step)
+        _, sums = self._open[-1]
+        sums += torch.stack([(head_losses * rows).detach(), rows, hits]).to(sums)
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a batch's part of the loss of the step."""
-        self._loss_of_step += loss
+        total, _ = self._open[-1]
+        total += loss
 
     def take_step(self) -> None:
-        self.sums += self._sums_of_step
-        self.loss += self._loss_of_step
-        self._loss_of_session += self._loss_of_step
+        """Count the first of the steps that are open."""
+        loss, sums = self._open.popleft()
+        self.sums += sums
+        self.loss += loss
+        self._loss_of_session += loss
         self._taken, self._taken_in_session = self._taken + 1, self._taken_in_session + 1
 
     def skip_step(self) -> None:
+        """Drop the first of the steps that are open."""
+        self._open.popleft()
         self._skipped += 1
 
     # ---- The clock ----

@@ -28,7 +28,7 @@ from .adapters import save_adapter
 from .arguments import CoverTrainingArguments
 from .background_publisher import RunPublisher
 from .batches import encoder_operations, normalized, rows_of_heads
-from .callbacks import run_callbacks
+from .callbacks import run_callbacks, settled_if_due
 from .checkpoints import ADAPTER, RunCheckpoints, all_kept, write_model, write_trainer_state
 from .compiling import shard_and_compile
 from .evaluation_loss import EvaluationLoss, forget_unreadable
@@ -289,13 +289,9 @@ class CoverTrainer(Trainer):
         self, tr_loss: Any, grad_norm: Any, *args: Any, learning_rate: float | None = None, **kwargs: Any
     ) -> None:
         self.step_metrics.last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
-        control, must_stop = self.control, self.step_guard.must_stop
-        if must_stop:  # an evaluation that is due is made up for by the run that resumes
-            control.should_evaluate, control.should_save = False, True
-        is_due = control.should_log or control.should_evaluate or control.should_save
-        with kept_generators() if is_due else nullcontext():
+        with kept_generators() if settled_if_due(self) else nullcontext():
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
-        if must_stop:
+        if self.step_guard.must_stop:
             self.stop()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

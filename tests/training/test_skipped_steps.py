@@ -4,16 +4,25 @@
 import dataclasses
 import json
 import math
+import os
+import re
+import signal
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from killed_runs import InfiniteGradient, build_recipe
 from modeling_cover import CoverTrainer
-from modeling_cover.training.step_guard import NonFiniteTrainingError, TrainingOutOfMemoryError
+from modeling_cover.training import optimization
+from modeling_cover.training.step_guard import NonFiniteTrainingError, StepGuard, TrainingOutOfMemoryError
+from modeling_cover.training.stop_signals import TrainingPreempted
+from safetensors.torch import load_file
 from tiny import tiny_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
 
 class PoisonedTrainer(CoverTrainer):
@@ -72,6 +81,25 @@ class Calls(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+def recorded(function: Callable, name: str, told: list[str]) -> Callable:
+    """The function; its calls are added to `told`."""
+    return lambda *args: told.append(name) or function(*args)
+
+
+def steps_logged(trainer: CoverTrainer) -> str:
+    """The log without what is of time; in words, as NaN is not itself."""
+    of_time = re.compile("second|runtime|data_wait|tflops").search
+    kept = [{name: value for name, value in entry.items() if not of_time(name)} for entry in trainer.state.log_history]
+    return json.dumps(kept)
+
+
+@pytest.fixture(params=["waits", "goes on"])
+def either_way(request, monkeypatch) -> None:
+    """The CPU waits for what is decided about a step, or goes on without knowing, as it does where there is a GPU."""
+    if request.param == "goes on":
+        monkeypatch.setattr(optimization, "ASYNCHRONOUS", ("cpu",))
+
+
 class TestTheNorm:
     def test_it_is_that_of_torch_and_no_gradient_is_changed_where_none_is_clipped(self, folder, tmp_path):
         norms, multiplied = {}, {}
@@ -87,6 +115,7 @@ class TestTheNorm:
         assert (multiplied["none"], multiplied["all"]) == (0, 2)
 
 
+@pytest.mark.usefixtures("either_way")
 class TestASkippedStep:
     @pytest.mark.parametrize("kind", ["loss", "gradient"])
     @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
@@ -144,6 +173,68 @@ class TestASkippedStep:
             assert torch.equal(weight, weights(resumed)[name]), name
 
 
+class TestGoingOn:
+    """A CPU that goes on without knowing what is decided about a step ends as one that waits, to the bit."""
+
+    @pytest.fixture
+    def goes_on(self, monkeypatch) -> Callable[[], None]:
+        return partial(monkeypatch.setattr, optimization, "ASYNCHRONOUS", ("cpu",))
+
+    def test_weights_and_average_and_logs_and_checkpoints_are_the_same(self, folder, tmp_path, goes_on):
+        poisoned = {0: "gradient", 2: "loss", 3: "gradient", 5: "loss"}
+        options = {"ema_decay": 0.9, "save_steps": 4, "max_steps": 7, "logging_steps": 2}
+        waited = trained(folder, tmp_path / "waited", poisoned, **options)
+        goes_on()
+        went_on = trained(folder, tmp_path / "went_on", poisoned, **options)
+        for name, weight in weights(waited).items():
+            assert torch.equal(weight, weights(went_on)[name]), name
+        assert steps_logged(waited) == steps_logged(went_on)
+        for step in (4, 7):
+            folders = [tmp_path / name / f"checkpoint-{step}" for name in ("waited", "went_on")]
+            files = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*.safetensors"))
+            assert len(files) > 1
+            for file in files:
+                tensors, others = (load_file(folder / file) for folder in folders)
+                assert all(torch.equal(tensors[name], others[name]) for name in tensors | others), file
+            counted = [json.loads((folder / "training_state" / "state.json").read_text()) for folder in folders]
+            assert counted[0]["unlogged"] == counted[1]["unlogged"]
+            assert counted[0]["average_updates"] == counted[1]["average_updates"]
+
+    def test_what_follows_from_a_step_comes_after_the_next_is_computed_but_where_it_is_logged(
+        self, folder, tmp_path, goes_on, monkeypatch
+    ):
+        """The first step makes the optimizer's state, so it waits."""
+        told = []
+        for name in ("see", "vote", "close"):
+            monkeypatch.setattr(StepGuard, name, recorded(getattr(StepGuard, name), name, told))
+        goes_on()
+        trained(folder, tmp_path, {}, max_steps=5, logging_steps=3, save_steps=9)
+        expected = ["see vote close", "see vote", "see close vote close", "see vote", "see close vote close"]
+        assert told == " ".join(expected).split()
+
+    def test_one_that_is_told_to_stop_does_so_a_step_later_and_is_resumed_to_the_same(
+        self, folder, tmp_path, goes_on
+    ):
+        options = {"save_steps": 9, "logging_steps": 9, "max_steps": 6}
+        whole = trained(folder, tmp_path / "whole", {}, **options)
+
+        class Stops(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        goes_on()
+        stopped = make_trainer(folder, tmp_path / "stopped", {}, **options)
+        stopped.add_callback(Stops())
+        with pytest.raises(TrainingPreempted, match="checkpoint-4 is written"):
+            stopped.train()
+        resumed = make_trainer(folder, tmp_path / "stopped", {}, **options)
+        resumed.train(resume_from_checkpoint="auto")
+        for name, weight in weights(whole).items():
+            assert torch.equal(weight, weights(resumed)[name]), name
+
+
+@pytest.mark.usefixtures("either_way")
 class TestTheEnd:
     def test_too_many_in_a_row_stop_it_and_name_the_last_checkpoint(self, folder, tmp_path):
         trainer = make_trainer(

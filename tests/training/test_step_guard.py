@@ -12,11 +12,15 @@ CPU = torch.device("cpu")
 
 
 def decided(guard: StepGuard, losses: list[float], grad_norm: float = 1.0, stop: bool = False, scale: float = 1.0):
+    """What is decided about a step whose number is that of its losses."""
     guard.begin_step()
     for loss in losses:
         guard.see(torch.tensor(loss))
     guard.grad_norm = torch.tensor(grad_norm)
-    return guard.decide(stop, scale)
+    is_bad = guard.vote(len(losses), stop, scale)
+    decision = guard.decide()
+    assert is_bad.item() == (decision != Decision.TAKE)
+    return decision
 
 
 class TestOneProcess:
@@ -49,12 +53,21 @@ class TestOneProcess:
     def test_too_many_in_a_row_are_an_error_that_says_where_their_samples_are(self, tmp_path):
         guard = StepGuard(CPU, output_dir=tmp_path, max_skipped_steps=2)
         decided(guard, [math.nan])
-        guard.check_skipped(4)
-        decided(guard, [math.nan])
+        guard.check_skipped()
+        decided(guard, [math.nan] * 5)
         with pytest.raises(NonFiniteTrainingError, match=r"in 2 steps in a row, up to step 5: .*skipped_steps\.jsonl"):
-            guard.check_skipped(5)
+            guard.check_skipped()
         guard.begin_session()
-        guard.check_skipped(6)
+        guard.check_skipped()
+
+
+    def test_a_step_is_open_until_what_follows_from_it_is_done(self):
+        guard = StepGuard(CPU)
+        assert not guard.is_open
+        decided(guard, [math.nan])
+        assert guard.is_open
+        assert guard.close() == Decision.SKIP
+        assert (guard.is_open, guard.skipped_in_a_row) == (False, 1)
 
 
 class TestSeveralProcesses:
