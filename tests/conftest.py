@@ -115,23 +115,23 @@ def unwaited() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def undrawn() -> Iterator[Callable]:
     """Runs draw no curves at their end, which takes as long as the rest of a short one; `drawn` has them again."""
-    from modeling_cover.training import progress
+    from modeling_cover.training import curves
 
     def draw(log_history: object, names: object, path: Path) -> None:
         path.write_bytes(b"curves")
 
-    original = progress.draw_training_curves
+    original = curves.draw_training_curves
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress, "draw_training_curves", draw)
+        patch.setattr(curves, "draw_training_curves", draw)
         yield original
 
 
 @pytest.fixture
 def drawn(undrawn, monkeypatch) -> None:
     """Runs draw curves at their end."""
-    from modeling_cover.training import progress
+    from modeling_cover.training import curves
 
-    monkeypatch.setattr(progress, "draw_training_curves", undrawn)
+    monkeypatch.setattr(curves, "draw_training_curves", undrawn)
 
 
 @pytest.fixture(scope="module")

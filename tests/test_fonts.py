@@ -15,7 +15,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from modeling_cover.dataset_tools.preparation_report import draw_class_histogram
 from modeling_cover.evaluation.plots import draw_confusion_matrix, draw_scores_of_classes
 from modeling_cover.fonts import find_fonts, told_if_not_drawn
-from modeling_cover.training.progress import draw_training_curves
+from modeling_cover.training.curves import draw_training_curves
 from PIL import Image, ImageFont
 from python_server import python
 

@@ -34,7 +34,7 @@ def ensure_server() -> None:
     }
     try:
         spawn.set_executable(python_server.python())
-        _CONTEXT.set_forkserver_preload(["killed_runs"])
+        _CONTEXT.set_forkserver_preload(["killed_runs", "modeling_cover.training.curves"])
         forkserver.ensure_running()
     finally:
         spawn.set_executable(executable)
@@ -110,5 +110,7 @@ def call(main: Callable[[list[str]], int], arguments: list[str]) -> None:
 
 def _train(folder: Path, output_dir: Path, options: dict[str, Any]) -> None:
     import killed_runs
+    import torch.utils.data._utils as loading
 
+    loading.MP_STATUS_CHECK_INTERVAL = 1.0  # workers of a forked process do not end by themselves
     killed_runs.train(folder, output_dir, **options)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, Video
 from given_datasets import Rows, given_trainer, image_stream, interleaved, video_rows, videos
-from killed_runs import build_recipe, faults_of, run_killed, run_whole, start
+from killed_runs import build_recipe, faults_of, run_killed, run_whole
 from modeling_cover import (
     CoTrainingDataset,
     CoverForVideoClassification,
@@ -116,8 +116,8 @@ class TestResuming:
         """It is killed with one worker, goes on with three, is killed again, and goes on without."""
         options = {"given": True, "processes": processes, "per_device_train_batch_size": 4 // processes}
         whole = run_whole(folder, tmp_path / "whole", launch=forked_runs.start, **options)
-        run, how = tmp_path / "killed", {"launch": start, "workers": (1, 3)}
-        run_killed(folder, run, kills=2, rng=random.Random(processes), **how, **options)
+        run, how = tmp_path / "killed", {"kills": 2, "workers": (1, 3), "rng": random.Random(processes)}
+        run_killed(folder, run, launch=forked_runs.start, **how, **options)
         assert faults_of(run, whole, processes) == []
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import step_clock
 from modeling_cover import CoverTrainer, CoverTrainingArguments
-from modeling_cover.training.progress import draw_training_curves, progress_line
+from modeling_cover.training.curves import draw_training_curves
+from modeling_cover.training.progress import progress_line
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_parameters import make_trainer

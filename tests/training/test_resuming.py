@@ -32,8 +32,7 @@ from short_runs import final_weights, make_trainer, with_validation
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 
-# Processes are forked, which cannot have workers of their own; in `make test-slow` they are started as a user starts
-# them.
+# Processes are forked; some are started as a user starts them.
 FORKED = {"launch": forked_runs.start, "workers": (0,)}
 STARTED = {"launch": start, "workers": (2, 0)}
 
@@ -46,12 +45,13 @@ def whole(folder) -> Path:
 
 @pytest.mark.slow
 class TestKilledRuns:
-    @pytest.mark.parametrize(("seed", "kills", "how"), [(0, 2, FORKED), (1, 1, STARTED)], ids=["forked", "started"])
+    @pytest.mark.parametrize(("seed", "kills", "workers"), [(0, 2, (0,)), (1, 1, (2,))])
     def test_they_end_with_the_weights_and_the_samples_of_one_that_was_not_stopped(
-        self, folder, whole, seed, kills, how
+        self, folder, whole, seed, kills, workers
     ):
         run = folder / f"killed{seed}"
-        run_killed(folder, run, kills=kills, rng=random.Random(seed), **how)
+        how = {"kills": kills, "workers": workers, "rng": random.Random(seed)}
+        run_killed(folder, run, launch=forked_runs.start, **how)
         assert faults_of(run, whole) == []
 
     def test_one_that_has_ended_trains_no_more(self, folder, whole):
