@@ -13,11 +13,15 @@ from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 
 
-def rows_of_heads(batch: dict[str, Any], num_heads: int) -> torch.Tensor:
-    """(heads,), the rows of each head in a training batch."""
+def head_ids_of(batch: dict[str, Any]) -> torch.Tensor:
+    """(rows,), the head of each row of a training batch."""
     if "head_ids" not in batch:
         raise ValueError("a training batch needs head_ids, which say whose row is whose: see collate_clips")
-    head_ids = batch["head_ids"]
+    return batch["head_ids"]
+
+
+def rows_of_heads(head_ids: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(heads,), the rows of each head."""
     # As torch.bincount, which would wait for the device to learn its length.
     return (head_ids[:, None] == torch.arange(num_heads, device=head_ids.device)).sum(dim=0)
 

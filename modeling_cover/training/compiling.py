@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compilation layer by layer: all layers share their graphs, whatever clips and images a batch has."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
@@ -10,17 +15,29 @@ from .batches import layers_of
 from .sharding import configure_sharding
 
 
-def shard_and_compile(accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments) -> None:
-    """Settle how accelerate is to shard a model, and have its layers compiled, before it does."""
+def shard_and_compile(
+    accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments
+) -> Callable[[Callable], Callable]:
+    """Settle how accelerate is to shard a model, and have its layers compiled, before it does.
+
+    Returns:
+        What compiles a function, if the layers are compiled, else leaves it as it is.
+    """
     configure_sharding(accelerator, model, args.max_grad_norm)
-    compile_layers(accelerator, model, args)
+    options = compile_layers(accelerator, model, args)
+    return (lambda function: function) if options is None else partial(torch.compile, **options)
 
 
-def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments) -> None:
+def compile_layers(
+    accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments
+) -> dict[str, Any] | None:
     """Have each layer compiled, in place, where `torch_compile` or accelerate's launcher asks for compilation.
 
     Accelerate would compile the model as a whole: once for each mixture of clips and images, all layers each time, and
     after eight of them no more. Hooks of the layers, as of FSDP2, stay out of the graphs.
+
+    Returns:
+        The options of torch.compile, if it is asked for.
 
     Raises:
         ValueError: with DeepSpeed; or if there is a budget for activations and nothing is compiled.
@@ -33,7 +50,7 @@ def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTraini
     elif args.activation_memory_budget < 1:
         raise ValueError("activation_memory_budget needs torch_compile: it is the compiler that chooses")
     else:
-        return
+        return None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
             "torch_compile: DeepSpeed adds up gradients in the order in which they come, and those of compiled layers "
@@ -52,3 +69,4 @@ def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTraini
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for layer in layers_of(model):
         layer.compile(**options)
+    return options

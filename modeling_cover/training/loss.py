@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of a step: the weighted sum of the losses of all datasets (section 3.3 of the paper)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..model.configuration_cover import CoverConfig
+from ..model.head_losses_cover import mixed_head_losses
 from .arguments import CoverTrainingArguments
 from .batches import rows_of_heads
-from .labels import hits_of_heads, smoothed_labels
+from .labels import Labels, hits_of_heads, smoothed_labels
 from .step_metrics import StepMetrics
 
 
@@ -44,6 +45,24 @@ def step_loss(
     return (weights * sums / divisor.clamp(min=1)).sum()
 
 
+def losses_and_hits(
+    config: CoverConfig, head_logits: Mapping[str, torch.Tensor], labels: Labels, targets: Labels, head_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each head in a batch: the mean loss of its rows, their number, and how many are right, each (heads,).
+
+    Args:
+        head_logits: (R, L) of each head, for all rows.
+        labels, head_ids: as [`~modeling_cover.collate_clips`] makes them.
+        targets: the labels that the loss is of, which may be smoothed.
+    """
+    losses = mixed_head_losses(config, head_logits, targets, head_ids)
+    return (
+        torch.stack([losses[name] for name in config.head_names]),
+        rows_of_heads(head_ids, len(config.head_names)),
+        hits_of_heads(config, head_logits, labels, head_ids),
+    )
+
+
 class TrainingLoss:
     """The forward pass of a training batch, and its part of the loss of its optimizer step, see [`step_loss`].
 
@@ -52,27 +71,36 @@ class TrainingLoss:
         weights: the weight of each dataset's loss.
         args: with the reduction, and the factor of label smoothing.
         metrics: gets the batch's losses, and its hits, which are of the labels without smoothing.
+        compiled: compiles a function, or leaves it as it is. The heads' losses are some hundred small kernels.
     """
 
     def __init__(
-        self, config: CoverConfig, weights: Mapping[str, float], args: CoverTrainingArguments, metrics: StepMetrics
+        self,
+        config: CoverConfig,
+        weights: Mapping[str, float],
+        args: CoverTrainingArguments,
+        metrics: StepMetrics,
+        compiled: Callable[[Callable], Callable] = lambda function: function,
     ):
         self.weights = torch.tensor([float(weights[name]) for name in config.head_names], device=args.device)
         self._config = config
         self._args = args
         self._metrics = metrics
+        # Where labels are a dict, shapes depend on how many rows are whose: each would be compiled anew.
+        self._of_integers = compiled(losses_and_hits)
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Any], rows_of_step: torch.Tensor
     ) -> tuple[torch.Tensor, Any]:
         """The loss and the model's output for a batch of `collate_clips`, normalised; `rows_of_step` is (heads,)."""
-        config, labels, head_ids = self._config, batch["labels"], batch["head_ids"]
+        labels, head_ids = batch["labels"], batch["head_ids"]
+        targets = labels
         if factor := self._args.label_smoothing_factor:
-            batch = {**batch, "labels": smoothed_labels(config, labels, head_ids, factor)}
-        outputs = model(**batch)
-        losses = torch.stack([outputs.head_losses[name] for name in config.head_names])
-        rows = rows_of_heads(batch, len(config.head_names))
-        self._metrics.add(losses, rows, hits_of_heads(config, outputs.head_logits, labels, head_ids))
+            targets = smoothed_labels(self._config, labels, head_ids, factor)
+        outputs = model(batch["pixel_values"])
+        of_heads = self._of_integers if isinstance(targets, torch.Tensor) else losses_and_hits
+        losses, rows, hits = of_heads(self._config, outputs.head_logits, labels, targets, head_ids)
+        self._metrics.add(losses, rows, hits)
         loss = step_loss(losses, rows, rows_of_step, self.weights, self._args.loss_reduction)
         # Gradients are averaged over processes, and this is a sum over them.
         return loss * self._args.world_size, outputs

@@ -2,7 +2,7 @@
 """Co-training with transformers' Trainer: the weighted sum of per-dataset losses (section 3.3 of the paper)."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -27,7 +27,7 @@ from ..recipe.recipe import Recipe
 from .adapters import save_adapter
 from .arguments import CoverTrainingArguments
 from .background_publisher import RunPublisher
-from .batches import encoder_operations, normalized, rows_of_heads
+from .batches import encoder_operations, head_ids_of, normalized, rows_of_heads
 from .callbacks import run_callbacks, settled_if_due
 from .checkpoints import ADAPTER, RunCheckpoints, all_kept, write_model, write_trainer_state
 from .compiling import shard_and_compile
@@ -118,10 +118,10 @@ class CoverTrainer(Trainer):
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, **inputs.for_trainer)
-        shard_and_compile(self.accelerator, model, args)
+        compiled = shard_and_compile(self.accelerator, model, args)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
         self._pixel_processor = inputs.pixel_processor
-        self._make_collaborators()
+        self._make_collaborators(compiled)
         if (data := inputs.train_dataset) is not None:
             self.train_sampler = data.sampler(inputs.schedule, args.rows_per_step, args.train_batch_size)
             how = self.accelerator.mixed_precision, self.accelerator.distributed_type.value
@@ -131,12 +131,12 @@ class CoverTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CoverProgressCallback)
 
-    def _make_collaborators(self) -> None:
+    def _make_collaborators(self, compiled: Callable) -> None:
         args, accelerator = self.args, self.accelerator
         reduce = partial(accelerator.reduce, reduction="sum")
         heads = {name: self._config.get_head(name) for name in self.head_names}
         self.step_metrics = StepMetrics(heads, args.device, reduce, accelerator.num_processes, args.peak_tflops)
-        self.training_loss = TrainingLoss(self._config, self.loss_weights, args, self.step_metrics)
+        self.training_loss = TrainingLoss(self._config, self.loss_weights, args, self.step_metrics, compiled)
         self.step_guard = StepGuard(args.device, reduce, args.output_dir, args.max_skipped_steps)
         self.evaluation_loss = EvaluationLoss(self._config, args.device, accelerator.gather_for_metrics)
         self.weight_average: WeightAverage | None = None
@@ -225,7 +225,7 @@ class CoverTrainer(Trainer):
                 batches.extend(islice(epoch_iterator, 1))  # none at the end of an epoch
         if not batches:
             return [], None
-        rows = sum(rows_of_heads(batch, len(self.head_names)) for batch in batches).to(device)
+        rows = sum(rows_of_heads(head_ids_of(batch), len(self.head_names)) for batch in batches).to(device)
         return with_equal_passes(batches, self.accelerator, self.model), self.accelerator.reduce(rows, reduction="sum")
 
     def note(self, phase: str) -> None:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing in a step of training makes the CPU wait for the device to know a number.
+
+On the device "meta" tensors have no numbers: whatever needs one is an error there.
+"""
+
+import pytest
+import torch
+from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover.training.arguments import CoverTrainingArguments
+from modeling_cover.training.batches import normalized, rows_of_heads
+from modeling_cover.training.loss import TrainingLoss
+from modeling_cover.training.step_guard import StepGuard
+from modeling_cover.training.step_metrics import StepMetrics
+from torch.nn.utils import get_total_norm
+
+
+META = torch.device("meta")
+HEADS = {"clips": {"labels": ["a", "b", "c"], "modality": "video"}, "photos": {"labels": ["d", "e"], "modality": "image"}}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_frames": 2}
+
+
+@pytest.fixture
+def step(tmp_path):
+    """A function that computes a step of a mixed batch, up to the votes on it, and returns the norm of its gradient."""
+    config = CoverConfig(**SIZES, image_size=16, patch_size=8, heads=HEADS, default_head="clips")
+    model = CoverForVideoClassification(config).to(META).train()
+    processor = CoverVideoProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    metrics, guard = StepMetrics(HEADS, META), StepGuard(META)
+    args = CoverTrainingArguments(str(tmp_path), use_cpu=True)
+    loss_of = TrainingLoss(config, dict.fromkeys(HEADS, 1.0), args, metrics)
+    loss_of.weights = loss_of.weights.to(META)
+    groups = [torch.zeros(2, frames, 3, 16, 16, dtype=torch.uint8, device=META) for frames in (2, 1)]
+    labels = torch.zeros(4, dtype=torch.long, device=META)
+
+    def compute(labels: torch.Tensor | dict = labels) -> torch.Tensor:
+        batch = {"pixel_values": groups, "labels": labels, "head_ids": torch.zeros(4, dtype=torch.long, device=META)}
+        metrics.begin_step()
+        guard.begin_step()
+        loss, _ = loss_of(model, normalized(batch, processor), rows_of_heads(batch["head_ids"], len(HEADS)))
+        loss.backward()
+        guard.see(loss)
+        metrics.add_loss(loss.detach())
+        return get_total_norm([weight.grad for weight in model.parameters()])
+
+    return compute
+
+
+def test_a_step_needs_no_number_of_the_device_before_the_votes(step):
+    """Which are copied, and looked at a step later."""
+    assert step().device == META
+
+
+def test_batches_are_copied_while_the_device_computes_but_where_the_user_says_otherwise(tmp_path):
+    def copies(**options) -> bool:
+        return CoverTrainingArguments(str(tmp_path), use_cpu=True, **options).accelerator_config.non_blocking
+
+    assert copies()
+    assert not copies(dataloader_pin_memory=False)
+    assert not copies(accelerator_config={"even_batches": True})
+
+
+def test_a_number_that_is_needed_is_noticed(step):
+    """Labels of a dict are of the rows of a mask, whose number is not known."""
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step({"clips": torch.zeros(4, dtype=torch.long, device=META)})
