@@ -34,7 +34,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch._inductor.config
 import transformers
 from torch import nn
 from tqdm import tqdm
@@ -50,6 +49,7 @@ from transformers.utils import logging
 
 from .. import CoverConfig, CoverForVideoClassification
 from ..text import counted
+from ..training.compiling import prepare_compiler
 from .accounting import Account, account, matrix_ceiling
 from .benchmarking import forward, median_times, print_table
 
@@ -134,8 +134,7 @@ def build(name: str, preset: str, input_setting: str, device: str, dtype: torch.
     model_class, config_class = MODELS[name]
     model = model_class(config_class(**PRESETS[preset]["config"], **sizes)).to(device, dtype)
     if name == COMPILED:
-        # Inductor's analysis of torch 2.11 to 2.13 fails on a GPU with an assertion otherwise.
-        torch._inductor.config.triton.coalesce_tiling_analysis = False
+        prepare_compiler()
         for layer in model.cover.layers:
             # Else the second shape would be compiled for all shapes, and would then serve the first one as well.
             layer.compile(dynamic=False)

@@ -71,8 +71,12 @@ def _packed(
     is_patch[0] = 0
     # Two at least, as a compiler makes a program of its own for a size of 1: a clip without frames is none.
     clips = _of_any_length(torch.tensor([*clips, (0, 0)]))
-    first, clip, spans, tiles = (_of_any_length(table.to(device)) for table in (first, clip, spans, tiles))
-    return PackedFrames(first, clip, spans, tiles, rows, clips, is_patch.to(device), max(lengths) == 1)
+    # For a mixture that is new; the CPU need not wait until the device has done all before.
+    first, clip, spans, tiles, is_patch = (
+        table.to(device, non_blocking=True) for table in (first, clip, spans, tiles, is_patch)
+    )
+    first, clip, spans, tiles = map(_of_any_length, (first, clip, spans, tiles))
+    return PackedFrames(first, clip, spans, tiles, rows, clips, is_patch, max(lengths) == 1)
 
 
 def _of_any_length(tensor: torch.Tensor, axis: int = 0) -> torch.Tensor:
@@ -140,14 +144,21 @@ def packed_features(model: nn.Module, groups: Sequence[torch.Tensor], **kwargs: 
     return _in_groups(pooled, sizes, groups)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Copied once: the CPU would wait at each step until the device has done all before."""
+    return torch.tensor(numbers, device=device)
+
+
 def _drop_path(model: nn.Module, frames: PackedFrames) -> Sequence[torch.Tensor | None]:
     """What multiplies the residual branches of each layer, drawn for all layers at once, and for whole clips. No rate
     is in the layers' programs, so that they share them."""
-    rates = [layer.drop_path.rate for layer in model.layers]
+    rates = tuple(layer.drop_path.rate for layer in model.layers)
     if not model.training or not any(rates):
         return [None] * len(rates)
     device, num_clips = frames.first.device, len(frames.first)
-    rates = torch.tensor(rates, device=device)[:, None, None]
+    rates = _on_device(rates, device)[:, None, None]
     scales = (torch.rand(len(rates), 3, num_clips, device=device) >= rates) / (1 - rates)
     scales = scales.index_select(2, frames.clip)[..., None, None]
     return [_of_any_length(part, axis=1) for part in scales.unbind()]

@@ -56,17 +56,22 @@ def compile_layers(
             "torch_compile: DeepSpeed adds up gradients in the order in which they come, and those of compiled layers "
             "come in one order from clips and in another from images; take DDP or FSDP2"
         )
+    prepare_compiler(args.activation_memory_budget)
+    for layer in layers_of(model):
+        layer.compile(**options)
+    return options
+
+
+def prepare_compiler(activation_memory_budget: float = 1.0) -> None:
+    """Set of torch.compile what has no argument of its own. It holds for all that the process compiles from now on."""
     import torch._dynamo.config
     import torch._functorch.config  # which takes a while
     import torch._inductor.config
 
-    torch._functorch.config.activation_memory_budget = args.activation_memory_budget
+    torch._functorch.config.activation_memory_budget = activation_memory_budget
     # An analysis that fails on a GPU with an assertion, about a token behind the class token.
     torch._inductor.config.triton.coalesce_tiling_analysis = False
     # Weights and biases are cast to the type of the products one by one otherwise, each by a kernel of its own.
     torch._inductor.config.combo_kernels = True
     # Each size of frames has programs of its own, and so has evaluation. Dynamo would give up after eight.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    for layer in layers_of(model):
-        layer.compile(**options)
-    return options

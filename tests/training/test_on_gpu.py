@@ -13,6 +13,7 @@ import torch
 import torch._inductor.config
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from test_skipped_steps import make_trainer
+from transformers import TrainerCallback
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -54,6 +55,22 @@ def test_a_compiled_model_trains_as_any_other(folder, tmp_path):
     )
     for name, weight in compiled.model.state_dict().items():
         torch.testing.assert_close(weight, plain.model.state_dict()[name], atol=1e-4, rtol=1e-3)
+
+
+def test_no_step_waits_for_the_device(folder, tmp_path):
+    """Of those between two logs; torch says where it does."""
+
+    class NeverWaits(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            torch.cuda.set_sync_debug_mode("error" if state.global_step in (4, 5) else "default")
+
+    trainer = make_trainer(folder, tmp_path, {}, use_cpu=False, logging_steps=8, save_steps=8, max_steps=8)
+    trainer.add_callback(NeverWaits())
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.state.global_step == 8
 
 
 class TestFp16:

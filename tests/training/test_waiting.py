@@ -4,15 +4,19 @@
 On the device "meta" tensors have no numbers: whatever needs one is an error there.
 """
 
+from functools import partial
+
 import pytest
 import torch
-from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
+from modeling_cover import CoverConfig, CoverForVideoClassification, CoverModel, CoverVideoProcessor
+from modeling_cover.model import packed_frames_cover
 from modeling_cover.training.arguments import CoverTrainingArguments
 from modeling_cover.training.batches import normalized, rows_of_heads
 from modeling_cover.training.loss import TrainingLoss
 from modeling_cover.training.step_guard import StepGuard
 from modeling_cover.training.step_metrics import StepMetrics
 from torch.nn.utils import get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 META = torch.device("meta")
@@ -20,10 +24,37 @@ HEADS = {"clips": {"labels": ["a", "b", "c"], "modality": "video"}, "photos": {"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_frames": 2}
 
 
-@pytest.fixture
-def step(tmp_path):
+class Copies(TorchDispatchMode):
+    """Notes what is copied to the device, for which the CPU waits."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.found = []
+        for name in ("tensor", "as_tensor"):
+            monkeypatch.setattr(torch, name, partial(self._made, getattr(torch, name)))
+
+    def _made(self, make, data, *args, **kwargs):
+        made = make(data, *args, **kwargs)
+        if not isinstance(data, torch.Tensor) and made.device == META:
+            self.found.append(data)
+        return made
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            self.found.append(args[0])
+        return result
+
+
+@pytest.fixture(params=["plain", "packed"])
+def step(request, tmp_path, monkeypatch):
     """A function that computes a step of a mixed batch, up to the votes on it, and returns the norm of its gradient."""
-    config = CoverConfig(**SIZES, image_size=16, patch_size=8, heads=HEADS, default_head="clips")
+    if request.param == "packed":
+        monkeypatch.setattr(CoverModel, "packing_devices", ("meta",))
+        monkeypatch.setattr(packed_frames_cover, "has_kernel", lambda device: True)
+        # Which asks for autocast, that the device does not have.
+        monkeypatch.setattr(packed_frames_cover, "_product_dtype", lambda model, device: torch.float32)
+    config = CoverConfig(**SIZES, drop_path_rate=0.1, image_size=16, patch_size=8, heads=HEADS, default_head="clips")
     model = CoverForVideoClassification(config).to(META).train()
     processor = CoverVideoProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     metrics, guard = StepMetrics(HEADS, META), StepGuard(META)
@@ -49,6 +80,14 @@ def step(tmp_path):
 def test_a_step_needs_no_number_of_the_device_before_the_votes(step):
     """Which are copied, and looked at a step later."""
     assert step().device == META
+
+
+def test_nothing_is_copied_to_the_device_once_it_has_been_there(step, monkeypatch):
+    with Copies(monkeypatch) as copies:
+        step()
+        first = len(copies.found)
+        step()
+    assert len(copies.found) == first > 0
 
 
 def test_batches_are_copied_while_the_device_computes_but_where_the_user_says_otherwise(tmp_path):
