@@ -112,7 +112,8 @@ def table(preset: str, device: str) -> None:
     lines = []
     for mode in tqdm(MODES, desc=preset, leave=False):
         peaks = {
-            (depth, rows): measure(preset, depth, rows, mode, device) for depth, rows in product(layers, (few, 2 * few))
+            (depth, rows): measure(preset, depth, rows, mode, device)
+            for depth, rows in product(layers, (few, 2 * few))
         }
         fixed, clip = of_model_and_clip(peaks, depth)
         fitting = clips_that_fit(fixed, clip).values()

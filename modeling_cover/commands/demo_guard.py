@@ -234,12 +234,15 @@ class Guard:
             for name in [name for name, of in self.sessions.items() if not of.listeners and of.heard < late]:
                 queue, states = self.page._queue, self.page.state_holder
                 await queue.clean_events(session_hash=name)
+                # While its question is being answered Gradio would keep more of it; or somebody listens by now.
+                is_answered = any(event.session_hash == name for event in queue.event_ids_to_events.values())
+                if is_answered or self.sessions[name].listeners:
+                    continue
                 queue.pending_messages_per_session.pop(name, None)
                 queue.pending_event_ids_session.pop(name, None)
                 states.session_data.pop(name, None)
                 states.time_last_used.pop(name, None)
-                if not self.sessions[name].listeners:
-                    del self.sessions[name]
+                del self.sessions[name]
 
     # ---- Uploads ----
 

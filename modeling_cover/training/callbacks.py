@@ -92,8 +92,8 @@ class PublishCallback(_OfTrainer):
 class GuardCallback(_OfTrainer):
     """Has all processes take or skip a step together, and the average and the schedule go with the steps.
 
-    Where the optimizer can skip a step on the device, the CPU goes on to the next one without knowing: it learns of the
-    decision, see [`settle_step`], before the next step of the optimizer, or a log, a checkpoint or an evaluation.
+    Where the optimizer can skip a step on the device, the CPU goes on to the next one without knowing. It learns of
+    the decision, see [`settle_step`], before the next step of the optimizer, or a log, a checkpoint or an evaluation.
     """
 
     def on_step_begin(self, args, state, control, **kwargs):

@@ -28,9 +28,7 @@ def shard_and_compile(
     return (lambda function: function) if options is None else partial(torch.compile, **options)
 
 
-def compile_layers(
-    accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments
-) -> dict[str, Any] | None:
+def compile_layers(accelerator: Accelerator, model: nn.Module, args: CoverTrainingArguments) -> dict[str, Any] | None:
     """Have each layer compiled, in place, where `torch_compile` or accelerate's launcher asks for compilation.
 
     Accelerate would compile the model as a whole: once for each mixture of clips and images, all layers each time, and

@@ -46,7 +46,11 @@ def step_loss(
 
 
 def losses_and_hits(
-    config: CoverConfig, head_logits: Mapping[str, torch.Tensor], labels: Labels, targets: Labels, head_ids: torch.Tensor
+    config: CoverConfig,
+    head_logits: Mapping[str, torch.Tensor],
+    labels: Labels,
+    targets: Labels,
+    head_ids: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each head in a batch: the mean loss of its rows, their number, and how many are right, each (heads,).
 

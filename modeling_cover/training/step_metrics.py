@@ -16,9 +16,10 @@ from ..recipe.dataset_recipe import SINGLE_LABEL
 class StepMetrics:
     """Sums up what the steps since the last log tell, without waiting for the device.
 
-    A step counts once it is taken: [`take_step`], which may be after the next one has begun. The metrics of a step that
-    is skipped are dropped. `heads` are those of the configuration in the order of their ids; `reduce` sums a tensor
-    over processes, all of which call it. `peak_tflops` is what a device can do at most, in 10^12 operations per second, if it is known.
+    A step counts once it is taken, see [`take_step`], which may be after the next one has begun. The metrics of a step
+    that is skipped are dropped. `heads` are those of the configuration in the order of their ids; `reduce` sums a
+    tensor over processes, all of which call it. `peak_tflops` is what a device can do at most, in 10^12 operations per
+    second, if it is known.
     """
 
     def __init__(

@@ -63,4 +63,7 @@ class StopSignals:
         if not self.received:
             self.received = True
             # Not through the logger, whose lock the interrupted code may hold.
-            os.write(2, f"{signal.Signals(number).name}: a checkpoint will be written after this step or the next\n".encode())
+            os.write(
+                2,
+                f"{signal.Signals(number).name}: a checkpoint will be written after this step or the next\n".encode(),
+            )

@@ -39,7 +39,9 @@ def test_the_table_says_whether_it_is_measured(device, how, depth, monkeypatch, 
     benchmark_memory.table("large", device)
     out = capsys.readouterr().out
     assert f"large, 16x448x448, {how}" in out
-    assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")][1:] == [f"| {m}" for m in MODES]
+    assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")][1:] == [
+        f"| {m}" for m in MODES
+    ]
     assert {layers for _, layers, _ in asked} == depth
     assert f"| eager | 34.0 | 0.79 | 0 | {int((0.92 * 49_140 * 2**20 - 34e9) / 0.79e9)} |" in out
 

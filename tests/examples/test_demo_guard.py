@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import modeling_cover as modeling_cover
 import pytest
@@ -302,6 +304,20 @@ class TestQuestions:
             assert waited_for(lambda: not guard.sessions)
         kept = (queue.pending_messages_per_session, queue.pending_event_ids_session, queue.event_ids_to_events)
         assert all(not of_pages for of_pages in (*kept, states.session_data, states.time_last_used))
+
+    def test_a_page_that_has_gone_is_kept_while_its_question_is_answered(self):
+        """Gradio writes into what it keeps of a page when the answer is there."""
+        guard = app_of(demo_guard.Limits(sweep_seconds=0.01, unheard_seconds=0))
+        events, sweeps = guard.page._queue.event_ids_to_events, Mock(wraps=guard.uploads.drop_old)
+        guard.uploads.drop_old = sweeps
+        events["answered"] = SimpleNamespace(session_hash="gone", data=SimpleNamespace(data=[None]))
+        with serving(guard):
+            guard.sessions["gone"] = demo_guard._Session("192.0.2.1")
+            before = sweeps.call_count
+            assert waited_for(lambda: sweeps.call_count > before + 3)
+            assert "gone" in guard.sessions
+            del events["answered"]
+            assert waited_for(lambda: not guard.sessions)
 
     def test_nobody_listens_to_what_was_not_asked(self, url):
         answer = httpx.get(f"{url}/gradio_api/queue/data?session_hash=nobody")

@@ -70,9 +70,11 @@ class Visitor:
         question = {"data": [file, HEADS], "fn_index": function, "session_hash": self.session}
         return self.client.post("/gradio_api/queue/join", json=question)
 
-    def hear(self) -> str:
-        """The first answer, as JSON: scores and frames, or what is wrong."""
+    def hear(self) -> str | None:
+        """The first answer, as JSON: scores and frames, or what is wrong. None if nobody has listened in time."""
         with self.client.stream("GET", f"/gradio_api/queue/data?session_hash={self.session}") as events:
+            if events.status_code == 404:
+                return None
             for line in events.iter_lines():
                 event = json.loads(line.removeprefix("data: ")) if line else {}
                 is_answer = event.get("msg") in ("process_generating", "process_completed")
@@ -85,8 +87,9 @@ class Visitor:
         self.client.get("/")
         while True:
             sent = self.send(content, name)
-            if sent.status_code == 200 and self.ask(sent.json()[0], function).status_code == 200:
-                return self.hear()
+            is_asked = sent.status_code == 200 and self.ask(sent.json()[0], function).status_code == 200
+            if is_asked and (heard := self.hear()) is not None:
+                return heard
             time.sleep(1)
 
 
@@ -174,7 +177,9 @@ class Crowd:
     def silent_connections(self, visitor: Visitor) -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(60):
-                connection = stack.enter_context(socket.create_connection(self.place, timeout=600))
+                # From an address of their own: if there are too many, those of the address that has most are ended.
+                connection = socket.create_connection(self.place, timeout=600, source_address=("127.0.0.2", 0))
+                stack.enter_context(connection)
                 connection.sendall(b"GET / HTTP/1.1\r\nX: ")
             time.sleep(2)
 

@@ -212,9 +212,7 @@ class TestGoingOn:
         expected = ["see vote close", "see vote", "see close vote close", "see vote", "see close vote close"]
         assert told == " ".join(expected).split()
 
-    def test_one_that_is_told_to_stop_does_so_a_step_later_and_is_resumed_to_the_same(
-        self, folder, tmp_path, goes_on
-    ):
+    def test_one_that_is_told_to_stop_does_so_a_step_later_and_is_resumed_to_the_same(self, folder, tmp_path, goes_on):
         options = {"save_steps": 9, "logging_steps": 9, "max_steps": 6}
         whole = trained(folder, tmp_path / "whole", {}, **options)
 

@@ -60,7 +60,6 @@ class TestOneProcess:
         guard.begin_session()
         guard.check_skipped()
 
-
     def test_a_step_is_open_until_what_follows_from_it_is_done(self):
         guard = StepGuard(CPU)
         assert not guard.is_open

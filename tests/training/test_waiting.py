@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 META = torch.device("meta")
-HEADS = {"clips": {"labels": ["a", "b", "c"], "modality": "video"}, "photos": {"labels": ["d", "e"], "modality": "image"}}
+HEADS = {
+    "clips": {"labels": ["a", "b", "c"], "modality": "video"},
+    "photos": {"labels": ["d", "e"], "modality": "image"},
+}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_frames": 2}
 
 
@@ -48,7 +51,7 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(params=["plain", "packed"])
 def step(request, tmp_path, monkeypatch):
-    """A function that computes a step of a mixed batch, up to the votes on it, and returns the norm of its gradient."""
+    """A function that computes a step of a mixed batch, up to the votes on it; it returns the norm of the gradient."""
     if request.param == "packed":
         monkeypatch.setattr(CoverModel, "packing_devices", ("meta",))
         monkeypatch.setattr(packed_frames_cover, "has_kernel", lambda device: True)
