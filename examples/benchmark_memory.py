@@ -4,10 +4,10 @@
     python examples/benchmark_memory.py [--presets base large] [--device cpu|cuda]
 
 A step is forward, backward, and SGD with momentum, with weights in fp32 under autocast to bf16, all clips in one pass.
-Its peak memory is measured with few clips, each time in a process of its own, and is so much for the model and so much
-for each clip. On a GPU the model is whole, and what is counted are tensors. On a CPU it has one layer and two, from
-which those of all layers are told, and what is counted is by how much the process's resident memory has grown; layers
-are compiled by Inductor for the CPU, and attention over time is not the GPU's kernel. So that is a prediction.
+The tensors that there are at most are counted with few clips, each time in a process of its own: so many bytes for the
+model and so many for each clip. On a GPU the model is whole. On a CPU it has two layers and four, from which those of
+all layers are told. There layers are compiled for the CPU, and attention over time is not the GPU's kernel, so that is a
+prediction.
 
 Without activation checkpointing, what the backward pass needs is kept. Compiled layers keep less, and a budget has
 the compiler choose a part to compute again; checkpointing keeps the inputs of layers alone.
@@ -17,17 +17,17 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from itertools import product
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from itertools import accumulate, product
 
 import torch
 import transformers
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverModel
-from modeling_cover.commands.benchmark import NUM_LABELS, PRESETS, resident_memory
+from modeling_cover.commands.benchmark import NUM_LABELS, PRESETS
 from modeling_cover.commands.benchmarking import print_table
 from modeling_cover.training.compiling import prepare_compiler
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 
@@ -47,7 +47,7 @@ def build(preset: str, num_layers: int, mode: str, device: str) -> nn.Module:
     config = CoverConfig(**fields, num_frames=num_frames, image_size=size, num_labels=NUM_LABELS)
     model = CoverForVideoClassification(config).to(device).train()
     if mode == CHECKPOINTED:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     elif COMPILED[mode] is not None:
         prepare_compiler(COMPILED[mode])
         for layer in model.cover.layers:
@@ -56,25 +56,39 @@ def build(preset: str, num_layers: int, mode: str, device: str) -> nn.Module:
 
 
 def peak_bytes(preset: str, num_layers: int, rows: int, mode: str, device: str) -> int:
-    """Memory of a training step at most, with weights, momentum and input."""
+    """Bytes of tensors in a training step at most, with weights, momentum and input."""
     CoverModel.packing_devices = (device,)
-    before = resident_memory("VmRSS")
     model = build(preset, num_layers, mode, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     num_frames, size = PRESETS[preset]["standard"]
     pixel_values = torch.randn(rows, num_frames, 3, size, size, device=device)
     labels = torch.zeros(rows, dtype=torch.long, device=device)
-    for step in range(2):  # the first compiles, and makes the momentum
-        if step == 1 and device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        elif step == 1:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+
+    def step() -> None:
         with torch.autocast(device, torch.bfloat16):
             loss = model([pixel_values], labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return torch.cuda.max_memory_allocated() if device == "cuda" else resident_memory("VmHWM") - before
+
+    step()  # which compiles, and makes the momentum
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
+    kept = (*model.parameters(), *model.buffers(), *momentum, pixel_values, labels)
+    return sum(tensor.nbytes for tensor in kept) + growth(step)
+
+
+def growth(run: Callable[[], None]) -> int:
+    """Bytes by which a call makes the tensors of the CPU more, at most."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    # Not `profiler.events()`, which has what an operator takes and gives back as one.
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
 
 
 def measure(*what: str | int) -> int:
@@ -106,9 +120,10 @@ def clips_that_fit(fixed: float, clip: float) -> dict[str, int]:
 def table(preset: str, device: str) -> None:
     num_frames, size = PRESETS[preset]["standard"]
     depth = CoverConfig(**PRESETS[preset]["config"]).num_hidden_layers
-    layers = (depth // 2, depth) if device == "cuda" else (1, 2)
-    # The smaller the clips, the more of them, so that they are most of what is measured.
-    few = max(1, 16 * 448**2 // (num_frames * size**2))
+    layers = (depth // 2, depth) if device == "cuda" else (2, 4)
+    # The smaller the clips, the more of them, so that they are most of what is measured: with few, all gradients at the
+    # end of the backward pass are more.
+    few = max(1, 8 * 448**2 // (num_frames * size**2))
     lines = []
     for mode in tqdm(MODES, desc=preset, leave=False):
         peaks = {

@@ -9,8 +9,9 @@ ViViT make one token of two frames. Ours is given clips, images (clips of one fr
 one of the training step (forward, backward, SGD with momentum). A third is of the peak memory of one forward pass at
 high resolution.
 
-On a CPU all is in fp32. On a GPU the forward pass is in bf16, and the training step has weights in fp32 under
-autocast to bf16, as the Trainer has it. With two rounds, 24 minutes on one CPU core.
+On a CPU all is in fp32; where it has instructions for bf16, the first table has another copy of ours in bf16. On a GPU
+the forward pass is in bf16, and the training step has weights in fp32 under autocast to bf16, as the Trainer has it.
+With two rounds, 24 minutes on one CPU core.
 
 columns:
   ms        median over rounds in which all candidates take turns
@@ -69,15 +70,19 @@ PRESETS = {
         "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     },
 }
-OURS, COMPILED, TIMESFORMER = "CoVeR", "CoVeR, layers compiled", "transformers TimeSformer"
+OURS, COMPILED, IN_BF16 = "CoVeR", "CoVeR, layers compiled", "CoVeR, bf16"
+TIMESFORMER = "transformers TimeSformer"
 MODELS = {
     OURS: (CoverForVideoClassification, CoverConfig),
     COMPILED: (CoverForVideoClassification, CoverConfig),
+    IN_BF16: (CoverForVideoClassification, CoverConfig),
     TIMESFORMER: (TimesformerForVideoClassification, TimesformerConfig),
     "transformers VideoMAE": (VideoMAEForVideoClassification, VideoMAEConfig),
     "transformers ViViT": (VivitForVideoClassification, VivitConfig),
 }
 NUM_LABELS = 400
+# Instructions for products of bf16: without one of them, a CPU has to compute in fp32 all the same.
+BF16_INSTRUCTIONS = {"amx_bf16", "avx512_bf16", "sve_bf16"}
 MIB, GB, TERA = 2**20, 1e9, 1e12
 # Products of square matrices of these sides are measured beside those of the MLP.
 SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
@@ -102,6 +107,12 @@ class Setting:
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
         return torch.bfloat16 if self.device == "cuda" else torch.float32
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it is a CPU with instructions for bf16."""
+        capabilities = torch.cpu.get_capabilities()
+        return self.device == "cpu" and any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +160,7 @@ def inputs_of(name: str, setting: Setting, dtype: torch.dtype) -> dict[str, Pixe
         return torch.randn(rows, frames, 3, size, size, device=setting.device, dtype=dtype)
 
     rows, found = setting.rows, {"clips": pixels(setting.rows, num_frames)}
-    if name in (OURS, COMPILED):
+    if name in (OURS, COMPILED, IN_BF16):
         found["images"] = pixels(rows, 1)
         if rows > 1:
             found["half of each"] = [pixels(rows - rows // 2, num_frames), pixels(rows // 2, 1)]
@@ -173,10 +184,11 @@ def training_step(
 
 def candidates(setting: Setting, training: bool) -> dict[tuple[str, str], Candidate]:
     """By the names of model and input. Those of one model share its weights and its optimizer."""
-    dtype, found = torch.float32 if training else setting.dtype, {}
+    found = {}
     for name in MODELS:
-        if name == COMPILED and not setting.compiles:
+        if (name == COMPILED and not setting.compiles) or (name == IN_BF16 and (training or not setting.has_bf16)):
             continue
+        dtype = torch.bfloat16 if name == IN_BF16 else torch.float32 if training else setting.dtype
         model = build(name, setting.preset, "standard", setting.device, dtype).train(training)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) if training else None
         for what, pixel_values in inputs_of(name, setting, dtype).items():
