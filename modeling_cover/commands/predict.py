@@ -51,6 +51,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=float, help="seconds: classify windows of the video, one after the other")
     parser.add_argument("--stride", type=float, help="seconds from one window to the next; default: --window")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the model, by default as it is stored; bfloat16 is faster on a GPU, or a CPU with instructions for it",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON rather than tables")
     return parser.parse_args()
 
@@ -58,7 +64,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     make_printable()
     arguments = parse_arguments()
-    classify = pipeline(PIPELINE_TASK, model=arguments.model, revision=arguments.revision, device=arguments.device)
+    source = {"model": arguments.model, "revision": arguments.revision}
+    classify = pipeline(PIPELINE_TASK, **source, device=arguments.device, dtype=arguments.dtype)
     names = ("top_k", "threshold", "views", "num_clips", "window", "stride")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     heads = arguments.head or classify.model.config.head_names

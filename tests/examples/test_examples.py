@@ -73,6 +73,15 @@ class TestPredict:
         assert heads["motions"][0]["score"] == pytest.approx(logits["motions"].softmax(-1).max().item())
         assert heads["tags"][0]["score"] == pytest.approx(logits["tags"].sigmoid().max().item())
 
+    def test_in_bf16_they_are_so_to_its_precision(self, folder, monkeypatch, capsys):
+        options = [folder / "clip.mp4", "--model", folder / "model", "--head", "motions", "--json"]
+        exact, near = (
+            {entry["label"]: entry["score"] for entry in json.loads(out)[0]["heads"]["motions"]}
+            for _, out, _ in (self.run(monkeypatch, capsys, *options, "--dtype", dtype) for dtype in ("auto", "bfloat16"))
+        )
+        assert near == pytest.approx(exact, abs=0.02)
+        assert near != exact
+
     def test_three_crops_are_averaged(self, folder, monkeypatch, capsys):
         arguments = (folder / "clip.mp4", "--model", folder / "model", "--views", 3, "--json")
         _, out, _ = self.run(monkeypatch, capsys, *arguments)
@@ -155,7 +164,9 @@ def test_the_benchmark_prints_both_models_side_by_side(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command)
     benchmark.main()
     out = capsys.readouterr().out
-    for title in ("Forward, 4x32x32", "Training step, 4x32x32"):
+    setting = benchmark.Setting(preset="tiny", device="cpu", rows=8)
+    forward = ["clips", "images", "half of each"] if setting.has_bf16 else []
+    for title, in_bf16 in (("Forward, 4x32x32", forward), ("Training step, 4x32x32", [])):
         header, _, *rows = out.split(f"{title}; ceiling, ")[1].split("\n\n")[1].splitlines()
         assert header == "| model | input | ms | x | clips/s | TFLOP/s | ceiling | operators |"
         names = [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows]
@@ -163,6 +174,7 @@ def test_the_benchmark_prints_both_models_side_by_side(monkeypatch, capsys):
             ("CoVeR", "clips"),
             ("CoVeR", "images"),
             ("CoVeR", "half of each"),
+            *(("CoVeR, bf16", what) for what in in_bf16),
             ("transformers TimeSformer", "clips"),
             ("transformers VideoMAE", "clips"),
             ("transformers ViViT", "clips"),
