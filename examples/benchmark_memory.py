@@ -6,8 +6,8 @@
 A step is forward, backward, and SGD with momentum, with weights in fp32 under autocast to bf16, all clips in one pass.
 The tensors that there are at most are counted with few clips, each time in a process of its own: so many bytes for the
 model and so many for each clip. On a GPU the model is whole. On a CPU it has two layers and four, from which those of
-all layers are told. There layers are compiled for the CPU, and attention over time is not the GPU's kernel, so that is a
-prediction.
+all layers are told. There layers are compiled for the CPU, and attention over time is not the GPU's kernel, so that is
+a prediction.
 
 Without activation checkpointing, what the backward pass needs is kept. Compiled layers keep less, and a budget has
 the compiler choose a part to compute again; checkpointing keeps the inputs of layers alone.
@@ -121,7 +121,7 @@ def table(preset: str, device: str) -> None:
     num_frames, size = PRESETS[preset]["standard"]
     depth = CoverConfig(**PRESETS[preset]["config"]).num_hidden_layers
     layers = (depth // 2, depth) if device == "cuda" else (2, 4)
-    # The smaller the clips, the more of them, so that they are most of what is measured: with few, all gradients at the
+    # The smaller the clips, the more of them, so that they are most of what is measured: with few, the gradients at the
     # end of the backward pass are more.
     few = max(1, 8 * 448**2 // (num_frames * size**2))
     lines = []

@@ -77,7 +77,9 @@ class TestPredict:
         options = [folder / "clip.mp4", "--model", folder / "model", "--head", "motions", "--json"]
         exact, near = (
             {entry["label"]: entry["score"] for entry in json.loads(out)[0]["heads"]["motions"]}
-            for _, out, _ in (self.run(monkeypatch, capsys, *options, "--dtype", dtype) for dtype in ("auto", "bfloat16"))
+            for _, out, _ in (
+                self.run(monkeypatch, capsys, *options, "--dtype", dtype) for dtype in ("auto", "bfloat16")
+            )
         )
         assert near == pytest.approx(exact, abs=0.02)
         assert near != exact
