@@ -121,7 +121,7 @@ def table(preset: str, device: str) -> None:
     num_frames, size = PRESETS[preset]["standard"]
     depth = CoverConfig(**PRESETS[preset]["config"]).num_hidden_layers
     layers = (depth // 2, depth) if device == "cuda" else (2, 4)
-    # The smaller the clips, the more of them, so that they are most of what is measured: with few, the gradients at the
+    # The smaller the clips, the more of them, so that they are most of what is measured: of few, the gradients at the
     # end of the backward pass are more.
     few = max(1, 8 * 448**2 // (num_frames * size**2))
     lines = []
