@@ -48,6 +48,7 @@ class StepMetrics:
         for total in (self.loss, self.sums, self._loss_of_session):
             total.zero_()
         self._open.clear()
+        self._of_step = self._zeros()  # of a batch before any step
         self._taken = self._skipped = self._taken_in_session = 0
         # What the log has of the last step alone: its "grad_norm" and "learning_rate".
         self.last_step: dict[str, torch.Tensor | float | None] = {}
@@ -56,16 +57,20 @@ class StepMetrics:
     # ---- Steps ----
 
     def begin_step(self) -> None:
-        self._open.append((torch.zeros_like(self.loss), torch.zeros_like(self.sums)))
+        self._of_step = self._zeros()
+        self._open.append(self._of_step)
+
+    def _zeros(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(self.loss), torch.zeros_like(self.sums)
 
     def add(self, head_losses: torch.Tensor, rows: torch.Tensor, hits: torch.Tensor) -> None:
         """Add a batch of the step: each head's mean loss, its rows, and the correct ones, each (heads,)."""
-        _, sums = self._open[-1]
+        _, sums = self._of_step
         sums += torch.stack([(head_losses * rows).detach(), rows, hits]).to(sums)
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a batch's part of the loss of the step."""
-        total, _ = self._open[-1]
+        total, _ = self._of_step
         total += loss
 
     def take_step(self) -> None:
