@@ -155,6 +155,8 @@ for capability in (80, 90):
     build("mean_over_clips_kernel", "bf16", BLOCK=256)
     build("temporal_attention_kernel", "bf16", M=64, D=64, WIDTH=64, WIDE=False)
     build("temporal_attention_backward_kernel", "bf16", M=64, D=64, WIDTH=64, WIDE=False)
+build("temporal_attention_backward_kernel", "fp16", M=128, D=64, WIDTH=64, WIDE=False)
+build("temporal_attention_backward_kernel", "fp32", M=16, D=64, WIDTH=64, WIDE=False)
 """
 
 
@@ -164,5 +166,7 @@ def test_the_kernels_can_be_built_for_gpus(tmp_path):
     built = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     sizes = [int(line.split()[-1]) for line in built.stdout.splitlines()]
-    assert len(sizes) == 6
-    assert max(sizes) <= 96 * 1024  # the shared memory of the smallest GPU that is meant
+    *usual, longest, fp32 = sizes
+    assert len(usual) == 6
+    assert max(*usual, fp32) <= 96 * 1024  # the shared memory of the smallest GPU that is meant
+    assert longest <= 160 * 1024  # that of an A100's: others take plain PyTorch for more than 64 frames

@@ -29,7 +29,12 @@ OPTIONS = {**EXACT, "max_steps": 2, "save_steps": 2, "mixed_sizes": True}
 KINDS = {
     "ddp": {},
     "ddp, packed and compiled": COMPILED,
-    "fsdp, packed and compiled": {"fsdp": True, "fsdp_config": {"version": 2}, **COMPILED},
+    "fsdp, packed and compiled": {
+        "fsdp": True,
+        "fsdp_config": {"version": 2},
+        "torch_compile": True,
+        "torch_compile_backend": "aot_eager",
+    },
 }
 
 
