@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.sources import heads_of
     from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
+    from .training.equal_updates import EqualUpdates
     from .training.from_recipe import CoTraining, prepare_cotraining
     from .training.trainer import CoverTrainer
 
@@ -56,6 +57,7 @@ __all__ = [
     "CoverTrainingArguments",
     "CoverVideoClassificationPipeline",
     "CoverVideoProcessor",
+    "EqualUpdates",
     "EvaluationDataset",
     "Recipe",
     "VideoDecodingError",
@@ -72,6 +74,7 @@ _MODULES = {
     "CoTrainingDataset": "data.samples",
     "CoverTrainer": "training.trainer",
     "CoverTrainingArguments": "training.arguments",
+    "EqualUpdates": "training.equal_updates",
     "EvaluationDataset": "data.samples",
     "Recipe": "recipe.recipe",
     "collate_clips": "data.collation",

@@ -10,6 +10,7 @@ from .checks import check_choice, check_positive
 
 SAMPLINGS = ("proportional", "equal", "temperature", "shares")
 WHEN_EXHAUSTED = ("repeat", "stop")
+WEIGHTS = ("fixed", "equal_updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,16 @@ class MixtureRecipe:
         when_exhausted: a dataset that is drawn more often than it has rows is by default gone through again,
             reshuffled ("repeat"). With "stop", an epoch ends where the first dataset would be exhausted, each being
             drawn a whole number of times: of a dataset of three rows, that may be far from its share.
+        weights: of the datasets' losses: "fixed", those that the datasets list, as the paper has it; or
+            "equal_updates": they adapt, so that each dataset has its share of the encoder's update.
+        update_shares: of each dataset, relative to their sum; by default its share of the rows.
     """
 
     sampling: str = "proportional"
     temperature: float = 1.0
     when_exhausted: str = "repeat"
+    weights: str = "fixed"
+    update_shares: Mapping[str, float] | None = None
 
     def __post_init__(self):
         check_choice("mixture: sampling", self.sampling, SAMPLINGS)
@@ -35,6 +41,15 @@ class MixtureRecipe:
         check_positive("mixture: temperature", self.temperature)
         if self.temperature != 1 and self.sampling != "temperature":
             raise ValueError(f"mixture: temperature {self.temperature} has no effect with sampling '{self.sampling}'")
+        check_choice("mixture: weights", self.weights, WEIGHTS)
+        if self.update_shares is None:
+            return
+        if self.weights != "equal_updates":
+            raise ValueError("mixture: update_shares have no effect without `weights: equal_updates`")
+        if not isinstance(self.update_shares, Mapping):
+            raise ValueError(f"mixture: update_shares: expected one for each dataset, got {self.update_shares!r}")
+        for name, share in self.update_shares.items():
+            check_positive(f"mixture: update_shares: {name}", share)
 
     def shares(self, sizes: Mapping[str, int], listed: Mapping[str, float | None]) -> dict[str, float]:
         """The share of each dataset, adding up to 1, by its rows and the share that it lists, if it does.

@@ -20,6 +20,7 @@ clips:
 mixture:                              # see mixture_recipe.py
   sampling: proportional              # to the datasets' sizes; or equal, temperature, shares
   when_exhausted: repeat              # a dataset that is drawn more often than it has rows; or stop
+  weights: fixed                      # each dataset's `weight`; equal_updates: they adapt, see equal_updates.py
 bad_files:
   max_share: 0.05                     # of a dataset: with more files that cannot be decoded, training stops
 augmentation: {}                      # of all datasets, see augmentation_recipe.py
@@ -143,6 +144,7 @@ class Recipe:
             )
         if all(dataset.weight == 0 for dataset in self.datasets):
             raise ValueError("datasets: every weight is 0, there is nothing to train")
+        self._check_weights(names)
         if len(starts := [key for key in STARTING_POINTS if key in self.model]) > 1:
             raise ValueError(f"model: expected one starting point, got {' and '.join(starts)}")
         for key in starts:
@@ -156,6 +158,18 @@ class Recipe:
             raise ValueError(f"model: default_head must be a dataset's name, got {self.model['default_head']!r}")
         for augmentation in self.augmentations.values():
             augmentation.check(self.clips.image_size)
+
+    def _check_weights(self, names: list[str]) -> None:
+        if self.mixture.weights == "fixed":
+            return
+        if given := [dataset.name for dataset in self.datasets if dataset.weight != 1]:
+            raise ValueError(
+                f"dataset '{given[0]}': weight has no effect with `weights: equal_updates`, which sets it: ask for a share by "
+                "the mixture's update_shares"
+            )
+        asked = self.mixture.update_shares
+        if asked is not None and set(asked) != set(names):
+            raise ValueError(f"mixture: update_shares: expected one for each of {names}, got {list(asked)}")
 
     @property
     def augmentations(self) -> dict[str, Augmentation]:

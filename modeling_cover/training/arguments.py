@@ -89,6 +89,13 @@ class CoverTrainingArguments(TrainingArguments):
             "data sheet has it or a benchmark: the log then has `mfu`, the share of it that the model makes use of."
         },
     )
+    log_gradient_shares: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every so many steps, measure the share of each dataset in the encoder's gradient and update, and the "
+            "cosine between the gradients of each pair, for the log. It costs as much as one step more each time."
+        },
+    )
     max_skipped_steps: int = field(
         default=10,
         metadata={
@@ -177,8 +184,9 @@ class CoverTrainingArguments(TrainingArguments):
             raise ValueError(f"activation_memory_budget must be from 0 to 1, got {self.activation_memory_budget}")
         if self.peak_tflops is not None:
             check_positive("peak_tflops", self.peak_tflops)
-        if self.max_skipped_steps < 1:
-            raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}")
+        for name in ("max_skipped_steps", "log_gradient_shares"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def _check_drops(self) -> None:
         if not self.learning_rate_drop_epochs:

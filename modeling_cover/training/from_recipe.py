@@ -18,6 +18,7 @@ from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.recipe import STARTING_POINTS, Recipe, checked_keys
 from .adapters import with_lora
+from .equal_updates import EqualUpdates
 from .run_data import DataMaker, build_schedule, quarantine_of
 from .zero import whole_parameters
 
@@ -56,7 +57,7 @@ class CoTraining:
     train_dataset: CoTrainingDataset
     schedule: MixtureSchedule
     eval_datasets: dict[str, EvaluationDataset]
-    loss_weights: dict[str, float]
+    loss_weights: dict[str, float] | EqualUpdates
 
     @property
     def trainer_kwargs(self) -> dict[str, Any]:
@@ -102,8 +103,14 @@ def prepare_cotraining(recipe: Recipe, seed: int = 0, output_dir: str | os.PathL
         eval_datasets=maker.evaluation(
             {name: splits["validation"] for name, splits in sources.items() if "validation" in splits}
         ),
-        loss_weights={dataset.name: dataset.weight for dataset in recipe.datasets},
+        loss_weights=_loss_weights(recipe),
     )
+
+
+def _loss_weights(recipe: Recipe) -> dict[str, float] | EqualUpdates:
+    if recipe.mixture.weights == "equal_updates":
+        return EqualUpdates(recipe.mixture.update_shares)
+    return {dataset.name: dataset.weight for dataset in recipe.datasets}
 
 
 def read_recipe_sources(recipe: Recipe) -> dict[str, dict[str, SplitOfDataset]]:

@@ -86,25 +86,36 @@ class TrainingLoss:
         metrics: StepMetrics,
         compiled: Callable[[Callable], Callable] = lambda function: function,
     ):
-        self.weights = torch.tensor([float(weights[name]) for name in config.head_names], device=args.device)
         self._config = config
         self._args = args
+        self.set_weights(weights)
         self._metrics = metrics
         # Where labels are a dict, shapes depend on how many rows are whose: each would be compiled anew.
         self._of_integers = compiled(losses_and_hits)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Have the weight of each dataset's loss."""
+        self.weights = torch.tensor([weights[name] for name in self._config.head_names], device=self._args.device)
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Any], rows_of_step: torch.Tensor
     ) -> tuple[torch.Tensor, Any]:
         """The loss and the model's output for a batch of `collate_clips`, normalised; `rows_of_step` is (heads,)."""
+        outputs, of_heads = self.of_heads(model, batch)
+        self._metrics.add(*of_heads)
+        losses, rows, _ = of_heads
+        loss = step_loss(losses, rows, rows_of_step, self.weights, self._args.loss_reduction)
+        # Gradients are averaged over processes, and this is a sum over them.
+        return loss * self._args.world_size, outputs
+
+    def of_heads(
+        self, model: nn.Module, batch: Mapping[str, Any], may_compile: bool = True
+    ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The model's output for a batch, and [`losses_and_hits`] of it."""
         labels, head_ids = batch["labels"], batch["head_ids"]
         targets = labels
         if factor := self._args.label_smoothing_factor:
             targets = smoothed_labels(self._config, labels, head_ids, factor)
         outputs = model(batch["pixel_values"])
-        of_heads = self._of_integers if isinstance(targets, torch.Tensor) else losses_and_hits
-        losses, rows, hits = of_heads(self._config, outputs.head_logits, labels, targets, head_ids)
-        self._metrics.add(losses, rows, hits)
-        loss = step_loss(losses, rows, rows_of_step, self.weights, self._args.loss_reduction)
-        # Gradients are averaged over processes, and this is a sum over them.
-        return loss * self._args.world_size, outputs
+        compute = self._of_integers if may_compile and isinstance(targets, torch.Tensor) else losses_and_hits
+        return outputs, compute(self._config, outputs.head_logits, labels, targets, head_ids)

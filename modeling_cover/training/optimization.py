@@ -25,7 +25,7 @@ _EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
 # Of an encoder of transformers, which has them under `cover.encoder`.
 _PRETRAINED = "cover.encoder."
 
-_WHOLE_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+WHOLE_GRADIENTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # Where the CPU runs ahead, and would have to wait so as to decide something.
 ASYNCHRONOUS = ("cuda",)
 _WITH_FOUND_INF = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -47,7 +47,7 @@ def is_new(name: str) -> bool:
 def gradient_norm(accelerator: Accelerator, model: nn.Module, clipped: torch.Tensor | None) -> torch.Tensor | None:
     """The norm of all gradients: that which clipping has found, or where nothing is clipped that which clipping at
     infinity would find, but it multiplies each gradient by one. None where they are in parts: Trainer knows how."""
-    if clipped is not None or accelerator.distributed_type not in _WHOLE_GRADIENTS:
+    if clipped is not None or accelerator.distributed_type not in WHOLE_GRADIENTS:
         return clipped
     accelerator.unscale_gradients()
     return nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
@@ -61,7 +61,7 @@ def skips_on_device(accelerator: Accelerator, optimizer: AcceleratedOptimizer) -
     """
     return (
         accelerator.device.type in ASYNCHRONOUS
-        and accelerator.distributed_type in _WHOLE_GRADIENTS
+        and accelerator.distributed_type in WHOLE_GRADIENTS
         and accelerator.scaler is None
         and isinstance(optimizer.optimizer, _WITH_FOUND_INF)
         and all(group.get("fused") for group in optimizer.param_groups)

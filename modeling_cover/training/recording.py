@@ -47,6 +47,7 @@ class RunRecord:
         loss_weights: the weight of each dataset's loss.
         recipe: the run's; without it, the record does not say how the data are stored and licensed, nor how to run it.
         precision, distributed: accelerate's names for the mixed precision and the kind of distribution.
+        update_shares: what each dataset is to have of the update, where its weight adapts to that.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class RunRecord:
         recipe: Recipe | None = None,
         precision: str = "no",
         distributed: str = "NO",
+        update_shares: Mapping[str, float] | None = None,
     ):
         self._args = args
         self._config = config
         self._dataset = dataset
         self._sampler = sampler
         self._loss_weights = loss_weights
+        self._update_shares = update_shares
         self._recipe = recipe
         self._how = {
             "rows_per_step": sampler.step_size,
@@ -122,7 +125,11 @@ class RunRecord:
     @property
     def settings(self) -> Settings:
         """What decides what is learnt, see [`run_settings`]."""
-        return run_settings(self._args, self._config, self._dataset, self._loss_weights)
+        weights = self._loss_weights if self._update_shares is None else dict.fromkeys(self._loss_weights)
+        settings = run_settings(self._args, self._config, self._dataset, weights)
+        if self._update_shares is not None:
+            settings |= {f"update share of '{name}'": share for name, share in self._update_shares.items()}
+        return settings
 
     def check_resumes(self, checkpoint: Path) -> None:
         """Raise a [`CheckpointError`] that says what differs if a checkpoint is another run's, see
@@ -192,6 +199,7 @@ class RunRecord:
                 "classes": len(source.labels),
                 "share": schedule.quotas[name] / schedule.round_size,
                 "weight": round(self._loss_weights[name], 6),
+                "update_share": None if self._update_shares is None else round(self._update_shares[name], 6),
                 "bad_files": bad_files.get(name, 0),
                 **dataset_origin(entries.get(name)),
             }

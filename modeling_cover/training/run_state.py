@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -31,6 +31,10 @@ from .generators import load_rng_state, rng_state
 from .step_guard import StepGuard
 from .step_metrics import StepMetrics
 from .weight_average import WeightAverage
+
+
+if TYPE_CHECKING:
+    from .gradient_watch import GradientWatch
 
 
 logger = logging.get_logger(__name__)
@@ -187,6 +191,7 @@ class RunState:
     sampler: MixtureSampler
     metrics: StepMetrics
     guard: StepGuard
+    watch: "GradientWatch"
     average: WeightAverage | None
 
     def gathered(self, step: int) -> tuple[Tensors, dict[str, Any], dict[str, Tensors]]:
@@ -214,6 +219,7 @@ class RunState:
                 "last_step": finite({name: _number(value) for name, value in self.metrics.last_step.items()}),
                 "sums": gather_object([self.metrics.process_sums()]),
             },
+            "gradient_watch": self.watch.state_dict(),
         }
         tensors = {"optimizer": optimizer_tensors, "rng": rng_tensors}
         if self.average is not None:
@@ -236,6 +242,7 @@ class RunState:
             self.scaler.load_state_dict(state["gradient_scaler"])
         for name, stream in state["streams"].items():
             self.sampler.streams[name].load_state_dict(stream)
+        self.watch.load_state_dict(state.get("gradient_watch"))
 
 
 def average_of_run(

@@ -31,9 +31,11 @@ from .batches import encoder_operations, head_ids_of, normalized, rows_of_heads
 from .callbacks import run_callbacks, settled_if_due
 from .checkpoints import ADAPTER, RunCheckpoints, all_kept, write_model, write_trainer_state
 from .compiling import shard_and_compile
+from .equal_updates import EqualUpdates
 from .evaluation_loss import EvaluationLoss, forget_unreadable
 from .folder_lock import FolderLock
 from .generators import kept_generators
+from .gradient_watch import GradientWatch
 from .launching import begin_training
 from .loss import TrainingLoss
 from .optimization import drop_schedule, freeze_all_but, gradient_norm, parameter_groups
@@ -66,7 +68,7 @@ class CoverTrainer(Trainer):
     Args:
         model: with a head for each dataset, of the same name.
         args: training arguments.
-        loss_weights: the weight of each dataset's loss; 1 where none is given.
+        loss_weights: the weight of each dataset's loss, 1 where none is given; or [`EqualUpdates`].
         train_dataset: by name of the head, see [`to_source`] for what each may be; or a [`CoTrainingDataset`], and as
             `schedule` what is drawn when, by default every dataset in proportion to its size.
         eval_dataset: by name of the head, or the default head's alone; or [`EvaluationDataset`]s.
@@ -104,7 +106,7 @@ class CoverTrainer(Trainer):
         model: CoverForVideoClassification,
         args: CoverTrainingArguments,
         *,
-        loss_weights: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float] | EqualUpdates | None = None,
         train_dataset: Mapping[str, Any] | CoTrainingDataset | None = None,
         schedule: MixtureSchedule | None = None,
         eval_dataset: Mapping[str, Any] | Any | None = None,
@@ -114,17 +116,18 @@ class CoverTrainer(Trainer):
         self._config, self.head_names = model.config, model.config.head_names
         self.loss_weights = checked_weights(self.head_names, loss_weights)
         inputs = checked_inputs(self._config, args, train_dataset, schedule, eval_dataset, kwargs)
-        self._given = inputs.given
+        self._given, self.pixel_processor = inputs.given, inputs.pixel_processor
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
         super().__init__(model=model, args=args, **inputs.for_trainer)
         compiled = shard_and_compile(self.accelerator, model, args)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
-        self._pixel_processor = inputs.pixel_processor
         self._make_collaborators(compiled)
         if (data := inputs.train_dataset) is not None:
             self.train_sampler = data.sampler(inputs.schedule, args.rows_per_step, args.train_batch_size)
+            self.gradient_watch = GradientWatch(self, loss_weights)
             how = self.accelerator.mixed_precision, self.accelerator.distributed_type.value
+            how += (self.gradient_watch.update_shares,)
             self.record = RunRecord(args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
             for callback in run_callbacks(self):
                 self.add_callback(callback)
@@ -140,8 +143,7 @@ class CoverTrainer(Trainer):
         self.step_guard = StepGuard(args.device, reduce, args.output_dir, args.max_skipped_steps)
         self.evaluation_loss = EvaluationLoss(self._config, args.device, accelerator.gather_for_metrics)
         self.weight_average: WeightAverage | None = None
-        self.stop_signals = StopSignals()
-        self.watch = Watch(accelerator, args.ddp_timeout)
+        self.stop_signals, self.watch = StopSignals(), Watch(accelerator, args.ddp_timeout)
         self.checkpoints = RunCheckpoints(args.output_dir)
         self.record: RunRecord | None = None  # of a trainer that trains
         self._folder_lock: FolderLock | None = None
@@ -196,7 +198,7 @@ class CoverTrainer(Trainer):
     @property
     def run_state(self) -> RunState:
         schedule, scaler = self.lr_scheduler, self.accelerator.scaler
-        parts = self.train_sampler, self.step_metrics, self.step_guard, self.weight_average
+        parts = self.train_sampler, self.step_metrics, self.step_guard, self.gradient_watch, self.weight_average
         return RunState(self.whole_state, schedule, scaler, *parts)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -226,7 +228,9 @@ class CoverTrainer(Trainer):
         if not batches:
             return [], None
         rows = sum(rows_of_heads(head_ids_of(batch), len(self.head_names)) for batch in batches).to(device)
-        return with_equal_passes(batches, self.accelerator, self.model), self.accelerator.reduce(rows, reduction="sum")
+        rows = self.accelerator.reduce(rows, reduction="sum")
+        self.gradient_watch.before_step(batches, rows)
+        return with_equal_passes(batches, self.accelerator, self.model), rows
 
     def note(self, phase: str) -> None:
         """Say what this process begins to do, see [`Watchdog`]."""
@@ -236,7 +240,7 @@ class CoverTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         self.note("forward pass")
-        loss = super().training_step(model, normalized(inputs, self._pixel_processor), num_items_in_batch)
+        loss = super().training_step(model, normalized(inputs, self.pixel_processor), num_items_in_batch)
         self.step_guard.see(loss)
         self.step_metrics.add_loss(loss)
         return loss
@@ -298,7 +302,7 @@ class CoverTrainer(Trainer):
         if "loss" in logs:
             clock = self.step_metrics.clock_logs(self.state.global_step, self.args.rows_per_step)
             bad_files = {f"{name}_bad_files": count for name, count in self.train_dataset.bad_files.items()}
-            logs |= self.step_metrics.logs() | bad_files | clock
+            logs |= self.step_metrics.logs() | self.gradient_watch.logs() | bad_files | clock
         elif "train_loss" in logs:  # in Trainer's are the steps that were skipped
             logs["train_loss"] = self.step_metrics.session_loss()
         super().log(logs, start_time)
@@ -349,7 +353,7 @@ class CoverTrainer(Trainer):
         self.note("evaluation")
         if self.is_in_train and self.step_guard.any_process(self.stop_signals.received):
             raise EvaluationAbandonedError
-        return super().prediction_step(model, normalized(inputs, self._pixel_processor), *args, **kwargs)
+        return super().prediction_step(model, normalized(inputs, self.pixel_processor), *args, **kwargs)
 
     def stop(self) -> NoReturn:
         """End the run, which was told to stop and has a checkpoint of its last step, if it has taken one."""

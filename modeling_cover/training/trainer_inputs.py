@@ -16,15 +16,16 @@ from ..model.normalisation_cover import check_normalisation
 from ..model.video_processing_cover import CoverVideoProcessor
 from .arguments import CoverTrainingArguments
 from .checkpoints import check_writable
+from .equal_updates import EqualUpdates
 from .given_data import DataOptions, GivenData
 
 
 logger = logging.get_logger(__name__)
 
 
-def checked_weights(heads: list[str], loss_weights: Mapping[str, float] | None) -> dict[str, float]:
+def checked_weights(heads: list[str], loss_weights: Mapping[str, float] | EqualUpdates | None) -> dict[str, float]:
     """The weight of each head's loss, 1 where none is given; a `ValueError` names what is no weight of a head."""
-    given = loss_weights or {}
+    given = {} if isinstance(loss_weights, EqualUpdates) else loss_weights or {}
     if unknown := sorted(set(given) - set(heads)):
         raise ValueError(f"loss_weights: unknown datasets {unknown}: the model's heads are {heads}")
     if negative := {name: weight for name, weight in given.items() if weight < 0}:

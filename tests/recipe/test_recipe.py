@@ -370,6 +370,20 @@ class TestOtherBadValues:
         ("sections", "message"),
         [
             ({"mixture": {"temperatur": 2}}, "mixture: unknown key 'temperatur', did you mean 'temperature'"),
+            ({"mixture": {"weights": "equal"}}, "mixture: weights must be one of .*, got 'equal'"),
+            (
+                {"mixture": {"update_shares": {"k400": 1}}},
+                "update_shares have no effect without `weights: equal_updates`",
+            ),
+            (
+                {"mixture": {"weights": "equal_updates", "update_shares": {"imagenet": 1}}},
+                r"update_shares: expected one for each of \['k400'\], got \['imagenet'\]",
+            ),
+            (
+                {"mixture": {"weights": "equal_updates", "update_shares": {"k400": 0}}},
+                "mixture: update_shares: k400 must be .*, got 0",
+            ),
+            ({"mixture": {"weights": "equal_updates", "update_shares": 3}}, "update_shares: expected one for each"),
             ({"bad_files": {"max_share": 5}}, "bad_files: max_share must be a finite number, from 0 to 1, got 5"),
             ({"clips": {"sampling": "random"}}, "clips: sampling must be one of .*, got 'random'"),
             ({"clips": {"frame_stride": 2}}, "frame_stride has no effect with sampling 'uniform'"),
@@ -382,6 +396,13 @@ class TestOtherBadValues:
     def test_what_a_section_does_not_take_is_named(self, load, sections, message):
         with pytest.raises(ValueError, match=message):
             load(**sections)
+
+    def test_a_weight_that_would_be_overwritten_is_refused(self, load):
+        mixture = {"weights": "equal_updates", "update_shares": {"k400": 3, "imagenet": 1}}
+        loaded = load(mixture=mixture, datasets=[KINETICS, IMAGENET])
+        assert loaded.mixture == MixtureRecipe(**mixture)
+        with pytest.raises(ValueError, match="dataset 'imagenet': weight has no effect with `weights: equal_updates`"):
+            load(mixture=mixture, datasets=[KINETICS, {**IMAGENET, "weight": 0.5}])
 
     def test_a_model_has_one_starting_point(self, load):
         with pytest.raises(

@@ -56,6 +56,19 @@ class TestTheCurves:
             for color in ((31, 119, 180), (255, 127, 14)):  # matplotlib's first two
                 assert (np.abs(half - color).sum(axis=-1) < 12).sum() > 100
 
+    def test_shares_of_the_update_are_below_where_there_are_some(self, tmp_path):
+        history = [
+            {"step": step, "a_loss": 1.0, "a_update_share": 0.3, "b_update_share": 0.7, "a_b_gradient_cosine": 0.1}
+            for step in range(10)
+        ]
+        draw_training_curves(history, ["a", "b"], tmp_path / "with.png")
+        draw_training_curves([{"step": 1, "a_loss": 1.0}], ["a", "b"], tmp_path / "without.png")
+        sizes = {name: Image.open(tmp_path / f"{name}.png").size for name in ("with", "without")}
+        assert sizes["with"][1] == 2 * sizes["without"][1]
+        below = np.asarray(Image.open(tmp_path / "with.png").convert("RGB")).astype(int)[sizes["without"][1] :]
+        for half, color in zip(np.array_split(below, 2, axis=1), ((255, 127, 14), (31, 119, 180)), strict=True):
+            assert (np.abs(half - color).sum(axis=-1) < 12).sum() > 100
+
     def test_a_metric_that_was_never_measured_leaves_its_panel_empty(self, tmp_path):
         draw_training_curves([{"step": 1, "tags_loss": 0.5}], ["tags"], tmp_path / "curves.png")
         assert (tmp_path / "curves.png").stat().st_size > 1000
