@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "predict the classes of videos and images with every head",
     "check": "find bad files, empty classes and leaks in the datasets of a recipe",
     "prepare": "keep only the frames that training samples",
+    "diagnose": "tell whether the datasets of a recipe help one another",
     "show": "draw a batch as the model is fed with it",
     "explain": "draw where a model looks",
     "probe": "fit classifiers to the features of an encoder",

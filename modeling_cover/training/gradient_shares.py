@@ -148,6 +148,22 @@ class EncoderGradients:
             else:
                 yield float(rate)
 
+    def length_of_step(self, optimizer: torch.optim.Optimizer, scales: Sequence[torch.Tensor | float]) -> float | None:
+        """The norm of the step that an optimizer would take now, by its momentum, at the rates before any schedule;
+        None where it has none."""
+        squared = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+        group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        for parameter, scale in zip(self.parameters, scales, strict=True):
+            state = optimizer.state.get(parameter, {})
+            if state.get("exp_avg") is not None:
+                corrected = state["exp_avg"] / (1 - group_of[parameter]["betas"][0] ** float(state["step"]))
+                squared += (corrected * scale).double().pow(2).sum()
+            elif state.get("momentum_buffer") is not None:
+                squared += (state["momentum_buffer"] * scale).double().pow(2).sum()
+            else:
+                return None
+        return squared.sqrt().item()
+
     def products(
         self, names: Sequence[str], gradients: Sequence[torch.Tensor], scales: Iterator[torch.Tensor | float]
     ) -> GradientProducts:
