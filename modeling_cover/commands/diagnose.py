@@ -5,15 +5,15 @@
 
     accelerate launch -m modeling_cover.commands.diagnose RECIPE.yaml       on many processes
 
-It trains as the recipe says, at its peak learning rate, for a few steps, and every second step it measures:
+It trains as the recipe says, at its peak learning rate, for a few steps, and every third step it measures:
 
 - the share of each dataset in the encoder's gradient, by layer, and in what the optimizer makes of it;
 - the cosine between the gradients of each pair of datasets, with its standard error over the steps;
 - how much a step for one dataset lowers or raises the loss of another;
 - how far their features lie among each other.
 
-It prints tables and what they mean, and writes diagnosis.json and diagnosis.png. Nothing else is kept. It takes less
-time than as many training steps times the number of datasets.
+It prints tables and what they mean, and writes diagnosis.json and diagnosis.png. Nothing else is kept. It takes no
+more time than as many training steps times the number of datasets.
 
 --checkpoint starts from a trained model in place of the recipe's starting point. What is left of the command line are
 training arguments, as of `cover train`.
@@ -48,9 +48,10 @@ _SHORT = {
     "lr_scheduler_type": "constant_with_warmup",
 }
 MEANING = """
-Shares are of norms: of the gradient, and of the update that the optimizer makes of it. A cosine is of the gradients of
-one step, or of their moving averages, which have less noise; ± is its standard error. "Do" is how much a step for the
-other dataset lowers the loss, in the measure of the dataset's own step: 100% is as much, and less than 0 raises it."""
+Shares are of norms: of the gradient, and of the update that the optimizer makes of it. A cosine is of the gradients of a
+step's rows, or of what they have in common with those of other rows, which is without their noise; ± is its standard
+error. "Do" is how much a step for the other dataset lowers the loss, in the measure of the dataset's own step: 100% is
+as much, and less than 0 raises it."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -58,7 +59,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         prog="cover diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps, of which two in five are measured")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="optimizer steps, of which about one in four is measured"
+    )
     parser.add_argument("--checkpoint", help="a trained model to start from: a folder or a Hub id")
     parser.add_argument("--output", type=Path, default=Path("outputs/diagnosis"), help="the folder of what is found")
     options, others = parser.parse_known_args(arguments)

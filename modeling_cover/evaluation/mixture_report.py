@@ -56,7 +56,7 @@ def dataset_table(diagnosis: Diagnosis) -> str:
 
 
 def pair_table(diagnosis: Diagnosis) -> str:
-    header = ["pair", "cosine of steps", "of averages", "overlap of features", "a step of the other does"]
+    header = ["pair", "cosine of steps", "without noise", "overlap of features", "a step of the other does"]
     rows = []
     for first, second in itertools.combinations(diagnosis["datasets"], 2):
         overlap = diagnosis["feature_overlap"][first][second]
@@ -65,7 +65,7 @@ def pair_table(diagnosis: Diagnosis) -> str:
             [
                 f"{shortened(first, _LONGEST_NAME)}, {shortened(second, _LONGEST_NAME)}",
                 _with_error(diagnosis["gradient_cosine"][first][second]),
-                _with_error(diagnosis["average_cosine"][first][second]),
+                _with_error(diagnosis["signal_cosine"][first][second]),
                 "?" if overlap is None else f"{overlap:.2f}",
                 ", ".join("?" if effect is None else f"{effect:+.0%}" for effect in effects),
             ]
@@ -98,10 +98,11 @@ def _of_datasets(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _of_pair(diagnosis: Diagnosis, first: str, second: str) -> str:
-    cosine = diagnosis["average_cosine"][first][second]
+    cosine = diagnosis["signal_cosine"][first][second]
     if cosine["mean"] is None:
         return (
-            f"{first} and {second}: no step that was looked at had rows of both. Try more steps, or more rows a step."
+            f"{first} and {second}: the gradients of one of them have no more in common than chance, or no step had rows of "
+            "both. Try more --steps, or more rows a step."
         )
     angle = f"cosine {_with_error(cosine)}"
     effects = [_effect_in_words(diagnosis, first, second), _effect_in_words(diagnosis, second, first)]
@@ -156,7 +157,7 @@ def draw_diagnosis(diagnosis: Diagnosis, title: str, path: str | os.PathLike) ->
         side = max(3.6, 0.5 * len(names) + 2.4)
         figure = Figure(figsize=(3 * side + 1.6, side + 0.9), layout="constrained")
         axes = figure.subplots(1, 3)
-        _draw_matrix(axes[0], figure, _cosines(diagnosis), names, "Cosine between average gradients", "{:+.2f}")
+        _draw_matrix(axes[0], figure, _cosines(diagnosis), names, "Cosine between gradients", "{:+.2f}")
         _draw_matrix(axes[1], figure, _effects(diagnosis), names, "A step for the row's dataset does", "{:+.0%}")
         axes[1].set_xlabel("to the loss of, relative to its own step")
         _draw_depths(axes[2], diagnosis, names)
@@ -166,7 +167,7 @@ def draw_diagnosis(diagnosis: Diagnosis, title: str, path: str | os.PathLike) ->
 
 def _cosines(diagnosis: Diagnosis) -> np.ndarray:
     names = diagnosis["datasets"]
-    means = [[diagnosis["average_cosine"][row][column]["mean"] for column in names] for row in names]
+    means = [[diagnosis["signal_cosine"][row][column]["mean"] for column in names] for row in names]
     return np.array(means, dtype=float)
 
 

@@ -177,6 +177,12 @@ class EncoderGradients:
         return GradientProducts(tuple(names), by_depth.cpu(), of_updates.cpu())
 
 
+def inner_products(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(D, E), on the CPU in fp64, of gradients (D, ...) and others (E, ...) of the same parameters."""
+    parts = (one.flatten(1) @ other.flatten(1).T for one, other in zip(first, second, strict=True))
+    return sum(part.double() for part in parts).cpu()
+
+
 def rows_of_dataset(batch: Mapping[str, Any], index: int, name: str) -> dict[str, Any] | None:
     """The rows of one head of a batch of `collate_clips`, by the head's index and name; None if there are none."""
     own, labels = batch["head_ids"] == index, batch["labels"]

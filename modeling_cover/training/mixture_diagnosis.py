@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the datasets of a mixture help one another: measured in the first steps of a run.
 
-In some steps, before each is taken: the gradient of each dataset in the encoder; the loss of each, on the rows of the
-step before, after a step for one of them alone; the features.
+In some steps, before each is taken: the gradient of each dataset in the encoder, on the rows of the step and on those
+of the step before; the loss of each, on those of the step before, after a step for one of them alone; the features.
 
-The gradient of a few rows is mostly noise, at right angles to any other: so a step goes along a dataset's moving
-average of gradients, and cosines are of these, too. On its own rows, a step would lower the loss by what is learnt of
-them alone. And what heads that are random ask of the encoder says little: the first fifth of the steps only trains.
+The gradient of a few rows is mostly noise, at right angles to any other. Products of gradients of different rows, at
+the same weights, have none of it on average, a dataset's with itself either. An average over steps would not do: the
+weights have gone along it since, so that all seem to pull against each other. What heads that are random ask of the
+encoder says little: the first fifth of the steps only trains.
 
 Axes: M measured steps, D datasets in the order of the heads. What a step without rows of a dataset cannot tell is NaN.
 """
@@ -24,7 +25,7 @@ from accelerate.utils import gather_object
 from ..evaluation.feature_overlap import feature_overlap
 from .batches import normalized
 from .generators import kept_generators
-from .gradient_shares import cosines, shares
+from .gradient_shares import cosines, inner_products, norms, shares
 from .gradient_watch import encoder_gradients, gradients_of_step
 
 
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 
 
 SHARE_OF_WARMUP = 5  # one in so many steps is before the first measurement
-INTERVAL = 2  # steps from a measurement to the next
-_DECAY = 0.8  # of a dataset's moving average of gradients
+INTERVAL = 3  # steps from a measurement to the next
 # Of the length of the optimizer's own step: a whole one along one dataset's gradient may go beyond where that lowers
 # anything, and which way is what is asked.
 _PART_OF_STEP = 0.1
@@ -43,9 +43,9 @@ _PART_OF_STEP = 0.1
 class MixtureDiagnosis:
     """Measures in a trainer's steps; put in the place of its [`GradientWatch`], which it has do its part.
 
-    Beside training itself, a measured step takes as long as one more (the gradients) and D + 1 forward passes (the
-    losses): for S steps of two datasets 1.8 S in all, of four 2.1 S, less than D S. It takes up to 2 D + 1 times the
-    memory of the encoder's parameters.
+    Beside training itself, a measured step takes as long as two more (the gradients) and D + 1 forward passes (the
+    losses): for S steps of two datasets 1.8 S in all, of four 2 S, no more than D S. It takes 2 D + 1 times the memory
+    of the encoder's parameters.
 
     Raises:
         ValueError: if there is one dataset alone, the encoder is frozen, or no process has whole gradients.
@@ -58,12 +58,7 @@ class MixtureDiagnosis:
         self._names = [name for name in trainer.head_names if name in trainer.train_dataset.sizes]
         self._measured: list[dict[str, np.ndarray]] = []
         self._features: dict[str, list[torch.Tensor]] = {name: [] for name in self._names}
-        self._batches_before: Sequence[Mapping[str, Any]] = ()
-        # Of each parameter (D, ...), and the datasets that there is something of.
-        self._averages = [
-            p.new_zeros((len(self._names), *p.shape), dtype=torch.float32) for p in self._gradients.parameters
-        ]
-        self._seen: set[str] = set()
+        self._before: tuple[Sequence[Mapping[str, Any]], torch.Tensor] = (), torch.zeros(0)
 
     # ---- In place of the trainer's GradientWatch ----
 
@@ -74,7 +69,7 @@ class MixtureDiagnosis:
             self._trainer.note("diagnosing the mixture")
             with kept_generators():
                 self._measure(batches, rows_of_step)
-        self._batches_before = batches
+        self._before = batches, rows_of_step
 
     def logs(self) -> dict[str, float]:
         return self._watch.logs()
@@ -99,53 +94,44 @@ class MixtureDiagnosis:
                 "gradient_share": self._placed(names, shares(products.of_gradients, weights)),
                 "update_share": self._placed(names, shares(products.of_updates, weights)),
                 "share_by_depth": self._placed(names, shares(products.by_depth, weights).T),
-                "gradient_cosine": self._placed(names, cosines(products.of_gradients), axes=2),
+                "gradient_cosine": self._placed(names, cosines(products.of_gradients), names),
             }
         )
-        self._average(names, gradients)
-        self._look_ahead(scales)
-
-    def _average(self, names: Sequence[str], gradients: Sequence[torch.Tensor]) -> None:
-        """Take the gradients of a step's datasets, (D', ...) of each parameter, into the averages."""
-        for place, name in enumerate(names):
-            weight = 1 - _DECAY if name in self._seen else 1.0
-            for average, gradient in zip(self._averages, gradients, strict=True):
-                average[self._names.index(name)].lerp_(gradient[place], weight)
-        self._seen |= set(names)
-
-    def _look_ahead(self, scales: Sequence[torch.Tensor | float]) -> None:
-        """Add what a step for each dataset does to the loss of each, and the cosines of the averages."""
-        trainer, names = self._trainer, [name for name in self._names if name in self._seen]
-        averages = [average[[self._names.index(name) for name in names]] for average in self._averages]
-        products = self._gradients.products(names, averages, iter(scales))
-        other_rows = [normalized(batch, trainer.pixel_processor) for batch in self._batches_before]
-        before, features = self._losses(other_rows)
-        for name, rows in features.items():
-            self._features[name].append(rows)
+        others_of, others, _ = gradients_of_step(trainer, self._gradients, *self._before)
+        self._measured[-1]["product"] = self._placed(names, inner_products(gradients, others), others_of)
+        del others
         # Each dataset's step is equally long: how much of the step that all take together is whose, shares tell.
         length = self._gradients.length_of_step(trainer.optimizer.optimizer, scales)
         if length is None:
-            length = _length_of_step(products.of_updates, [trainer.loss_weights[name] for name in names])
-        after = []
-        for place in range(len(names)):
-            own = products.of_updates[place, place].sqrt().item()
-            with self._moved(
-                [average[place] for average in averages], scales, _PART_OF_STEP * length / own if own > 0 else 0.0
-            ):
-                after.append(self._losses(other_rows)[0] - before)
-        self._measured[-1] |= {
-            "average_cosine": self._placed(names, cosines(products.of_gradients), axes=2),
-            "effect": self._placed(names, torch.stack(after)[:, self._places(names)], axes=2),
-        }
+            length = _length_of_step(products.of_updates, weights)
+        factors = [_PART_OF_STEP * length / own if own > 0 else 0.0 for own in norms(products.of_updates).tolist()]
+        effects = self._effects(gradients, scales, factors)
+        self._measured[-1]["effect"] = self._placed(names, effects[:, self._places(self._names)], self._names)
+
+    def _effects(
+        self, gradients: Sequence[torch.Tensor], scales: Sequence[torch.Tensor | float], factors: Sequence[float]
+    ) -> torch.Tensor:
+        """(D, heads), what a step for each dataset adds to the loss of each head, on the rows of the step before."""
+        pixels = self._trainer.pixel_processor
+        other_rows = [normalized(batch, pixels) for batch in self._before[0]]
+        before, features = self._losses(other_rows)
+        for name, rows in features.items():
+            self._features[name].append(rows)
+        effects = []
+        for place, factor in enumerate(factors):
+            with self._moved([gradient[place] for gradient in gradients], scales, factor):
+                effects.append(self._losses(other_rows)[0] - before)
+        return torch.stack(effects)
 
     def _places(self, names: Sequence[str]) -> list[int]:
         return [self._trainer.head_names.index(name) for name in names]
 
-    def _placed(self, names: Sequence[str], values: torch.Tensor, axes: int = 1) -> np.ndarray:
-        """Values of the datasets of a step, (D', ...) or (D', D'), among those of all."""
-        number, where = len(self._names), [self._names.index(name) for name in names]
-        found = np.full((number,) * axes + tuple(values.shape[axes:]), np.nan)
-        found[np.ix_(*[where] * axes)] = values.double().cpu().numpy()
+    def _placed(self, names: Sequence[str], values: torch.Tensor, columns: Sequence[str] | None = None) -> np.ndarray:
+        """Values of the datasets of a step, (D', ...) or (D', D''), among those of all."""
+        number, axes = len(self._names), [names] if columns is None else [names, columns]
+        found = np.full((number,) * len(axes) + tuple(values.shape[len(axes) :]), np.nan)
+        where = [[self._names.index(name) for name in axis] for axis in axes]
+        found[np.ix_(*where)] = values.double().cpu().numpy()
         return found
 
     @contextmanager
@@ -208,7 +194,10 @@ class MixtureDiagnosis:
             "loss_weight": {name: trainer.loss_weights[name] for name in names},
             **{key: _of_datasets(names, stacked[key]) for key in ("gradient_share", "update_share", "share_by_depth")},
             **{key: _of_pairs(names, stacked[key]) for key in ("gradient_cosine", "effect")},
-            "average_cosine": _of_pairs(names, stacked["average_cosine"], _DECAY),
+            "signal_cosine": {
+                first: {second: signal_cosine(stacked["product"], row, column) for column, second in enumerate(names)}
+                for row, first in enumerate(names)
+            },
             "feature_overlap": self._overlaps(),
         }
 
@@ -228,31 +217,56 @@ def _length_of_step(products: torch.Tensor, weights: Sequence[float]) -> float:
     return (weights @ products @ weights).clamp(min=0).sqrt().item()
 
 
-def _of_datasets(names: Sequence[str], values: np.ndarray, decay: float = 0.0) -> dict[str, dict[str, Any]]:
-    """[`_statistics`] of values (M, D, ...)."""
-    return {name: _statistics(values[:, index], decay) for index, name in enumerate(names)}
+def signal_cosine(products: np.ndarray, first: int, second: int) -> dict[str, Any]:
+    """The cosine between the expected gradients of two datasets, as [`_statistics`] has means.
 
+    Args:
+        products: (M, D, D), of the gradients of a step's rows, and those of other rows, at the same weights.
+        first, second: of the datasets.
 
-def _of_pairs(names: Sequence[str], values: np.ndarray, decay: float = 0.0) -> dict[str, dict[str, dict[str, Any]]]:
-    """The same of values (M, D, D): by the row's dataset, then the column's."""
-    return {name: _of_datasets(names, values[:, index], decay) for index, name in enumerate(names)}
-
-
-def _statistics(values: np.ndarray, decay: float = 0.0) -> dict[str, Any]:
-    """Of what is there of values (M, ...): mean, standard deviation, standard error, and in how many steps it was.
-    None where there is nothing, or one value has no deviation.
-
-    Averages with a decay over the steps say nearly the same in one as in the next: their mean's error is larger by the
-    root of (1 + decay) / (1 - decay).
+    Returns:
+        None in place of the mean where the gradients of a dataset have no more in common than chance; the error is the
+        jackknife's, over steps.
     """
+    parts = products[:, (first, first, second, second), (first, second, first, second)]
+    parts = parts[~np.isnan(parts).any(axis=1)]  # (M', 4)
+    number = len(parts)
+
+    def cosine(sums: np.ndarray) -> np.ndarray:
+        own = np.where((sums[..., 0] > 0) & (sums[..., 3] > 0), sums[..., 0] * sums[..., 3], np.nan)
+        return (sums[..., 1] + sums[..., 2]) / 2 / np.sqrt(own)
+
+    mean = cosine(parts.sum(axis=0)) if number else np.nan
+    without_one = cosine(parts.sum(axis=0) - parts)
+    error = np.sqrt((number - 1) * np.mean((without_one - without_one.mean()) ** 2)) if number > 1 else np.nan
+    is_known = not np.isnan(mean)
+    return {
+        "mean": float(np.clip(mean, -1, 1)) if is_known else None,
+        "error": float(error) if is_known and not np.isnan(error) else None,
+        "steps": number,
+    }
+
+
+def _of_datasets(names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, Any]]:
+    """[`_statistics`] of values (M, D, ...)."""
+    return {name: _statistics(values[:, index]) for index, name in enumerate(names)}
+
+
+def _of_pairs(names: Sequence[str], values: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
+    """The same of values (M, D, D): by the row's dataset, then the column's."""
+    return {name: _of_datasets(names, values[:, index]) for index, name in enumerate(names)}
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    """Of what is there of values (M, ...): mean, standard deviation, standard error, and in how many steps it was.
+    None where there is nothing, or one value has no deviation."""
     number = int((~np.isnan(values)).all(axis=tuple(range(1, values.ndim))).sum())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of means of nothing
         mean, deviation = np.nanmean(values, axis=0), np.nanstd(values, axis=0, ddof=1)
-    factor = np.sqrt((1 + decay) / (1 - decay) / max(number, 1))
     return {
         "mean": mean.tolist() if number else None,
         "std": deviation.tolist() if number > 1 else None,
-        "error": (deviation * factor).tolist() if number > 1 else None,
+        "error": (deviation / np.sqrt(number)).tolist() if number > 1 else None,
         "steps": number,
     }

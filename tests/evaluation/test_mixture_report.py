@@ -37,7 +37,7 @@ def diagnosis():
         "update_share": {"a": statistics(0.4), "b": statistics(0.6)},
         "share_by_depth": {"a": statistics([0.2, 0.3, 0.4]), "b": statistics([0.8, 0.7, 0.6])},
         "gradient_cosine": of_pairs({"a": {"a": 1.0, "b": 0.1}, "b": {"a": 0.1, "b": 1.0}}),
-        "average_cosine": of_pairs({"a": {"a": 1.0, "b": 0.25}, "b": {"a": 0.25, "b": 1.0}}),
+        "signal_cosine": of_pairs({"a": {"a": 1.0, "b": 0.25}, "b": {"a": 0.25, "b": 1.0}}),
         "effect": of_pairs({"a": {"a": -0.02, "b": -0.01}, "b": {"a": -0.005, "b": -0.04}}),
         "feature_overlap": {"a": {"b": 0.9}, "b": {"a": 0.9}},
     }
@@ -67,7 +67,7 @@ class TestSentences:
         )
 
     def test_of_datasets_that_do_not(self, diagnosis):
-        diagnosis["average_cosine"]["a"]["b"] = statistics(-0.2)
+        diagnosis["signal_cosine"]["a"]["b"] = statistics(-0.2)
         diagnosis["effect"]["a"]["b"] = statistics(0.02)
         (sentence,) = sentences(diagnosis)
         assert "pull against each other (cosine -0.20 ± 0.00)" in sentence
@@ -75,7 +75,7 @@ class TestSentences:
         assert "Try each without the other" in sentence
 
     def test_of_datasets_of_which_nothing_can_be_told(self, diagnosis):
-        diagnosis["average_cosine"]["a"]["b"] = statistics(0.02, error=0.02)
+        diagnosis["signal_cosine"]["a"]["b"] = statistics(0.02, error=0.02)
         diagnosis["effect"]["a"]["b"] = statistics(0.001, error=0.001)
         (sentence,) = sentences(diagnosis)
         assert "at right angles, as far as can be told (cosine +0.02 ± 0.02)" in sentence
@@ -101,9 +101,9 @@ class TestSentences:
         assert "the loss of a by" not in sentences(diagnosis)[-1]
 
     def test_of_datasets_that_were_never_in_one_step(self, diagnosis):
-        for key in ("average_cosine", "gradient_cosine", "effect"):
+        for key in ("signal_cosine", "gradient_cosine", "effect"):
             diagnosis[key]["a"]["b"] = {"mean": None, "std": None, "error": None, "steps": 0}
-        assert "no step that was looked at had rows of both" in sentences(diagnosis)[-1]
+        assert "no step had rows of both" in sentences(diagnosis)[-1]
         assert "?" in pair_table(diagnosis)
 
 
@@ -121,7 +121,7 @@ class TestThePicture:
         def with_all(cosine, effect):
             found = copy.deepcopy(diagnosis)
             for first, second in (("a", "b"), ("b", "a")):
-                found["average_cosine"][first][second] = statistics(cosine)
+                found["signal_cosine"][first][second] = statistics(cosine)
                 found["effect"][first][second] = statistics(effect)
             return found
 
