@@ -21,6 +21,7 @@ training arguments, as of `cover train`.
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if trainer.is_world_process_zero():
         report(found, Path(options.recipe).name, options.output)
+        shutil.rmtree(args.output_dir)
     trainer.end()
     return 0
 
