@@ -21,8 +21,8 @@ training arguments, as of `cover train`.
 
 import argparse
 import dataclasses
-import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,14 @@ from ..training.mixture_diagnosis import SHARE_OF_WARMUP, MixtureDiagnosis
 
 
 # Of a recipe's training arguments those that are about a whole run, or about what is left of it.
-_OF_A_RUN = ("learning_rate_drop_epochs", "load_best_model_at_end", "push_to_hub", "ema_decay", "log_gradient_shares")
+_OF_A_RUN = (
+    "learning_rate_drop_epochs",
+    "load_best_model_at_end",
+    "push_to_hub",
+    "ema_decay",
+    "log_gradient_shares",
+    "restart_schedule",
+)
 _SHORT = {
     "save_strategy": "no",
     "eval_strategy": "no",
@@ -71,11 +78,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     return options, others
 
 
-def short_run(recipe: Recipe, steps: int, checkpoint: str | None, output: Path) -> Recipe:
-    """The recipe of the first steps of a run, at its peak rate after a short warm-up."""
+def short_run(recipe: Recipe, steps: int, checkpoint: str | None, folder: str | Path) -> Recipe:
+    """The recipe of the first steps of a run in a folder, at its peak rate after a short warm-up."""
     training = {name: value for name, value in recipe.training.items() if name not in _OF_A_RUN}
     training |= {**_SHORT, "max_steps": steps, "warmup_steps": steps // SHARE_OF_WARMUP, "logging_steps": steps}
-    training |= {"output_dir": str(output / "run")}
+    training |= {"output_dir": str(folder)}
     model = dict(recipe.model)
     if checkpoint is not None:
         default_head = {key: model[key] for key in ("default_head",) if key in model}
@@ -98,23 +105,38 @@ def diagnose(trainer: CoverTrainer) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     make_printable()
     options, others = parse_arguments(arguments)
-    try:
-        recipe = short_run(load_recipe(options.recipe), options.steps, options.checkpoint, options.output)
-        args = parse_training_arguments(recipe, others)
-        set_seed(args.seed)
-        cotraining = prepare_cotraining(
-            recipe, args.seed if args.data_seed is None else args.data_seed, args.output_dir
-        )
-        trainer = CoverTrainer(args=args, **{**cotraining.trainer_kwargs, "eval_dataset": None})
-        found = diagnose(trainer)
-    except (OSError, ValueError) as error:
-        print(plain_message(error), file=sys.stderr)
-        return 1
-    if trainer.is_world_process_zero():
-        report(found, Path(options.recipe).name, options.output)
-        shutil.rmtree(args.output_dir)
-    trainer.end()
+    # Each process has a folder of its own for what a run leaves, which nobody needs.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trainer = build_trainer(options, others, folder)
+            found = diagnose(trainer)
+            if trainer.is_world_process_zero():
+                report(found, Path(options.recipe).name, options.output)
+        except (OSError, ValueError) as error:
+            print(plain_message(error), file=sys.stderr)
+            return 1
+        trainer.end()
     return 0
+
+
+def build_trainer(options: argparse.Namespace, others: Sequence[str], folder: str) -> CoverTrainer:
+    """The trainer of what the command line asks for.
+
+    Raises:
+        ValueError: if it asks for what is no training argument, or the recipe cannot be trained.
+        OSError: if figures cannot be written where they are to be.
+    """
+    if (
+        given := next((argument for argument in others if argument.split("=")[0] == "--output_dir"), None)
+    ) is not None:
+        raise ValueError(f"{given}: nothing of the run is kept; --output is the folder of figures and picture")
+    options.output.mkdir(parents=True, exist_ok=True)
+    recipe = short_run(load_recipe(options.recipe), options.steps, options.checkpoint, folder)
+    args = parse_training_arguments(recipe, others)
+    set_seed(args.seed)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    cotraining = prepare_cotraining(recipe, seed, args.output_dir)
+    return CoverTrainer(args=args, **{**cotraining.trainer_kwargs, "eval_dataset": None})
 
 
 def report(found: dict[str, Any], name: str, output: Path) -> None:

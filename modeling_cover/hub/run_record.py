@@ -31,12 +31,13 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(summary, dict) or summary.get("version") != _VERSION:
         raise ValueError(f"{path}: expected version {_VERSION} of a training summary")
-    # Earlier records have no parts, nor commits, nor the license of what a run started from.
+    # Earlier records have no parts, nor commits, the license of what a run started from, or shares of the update.
     summary.setdefault("parts", [])
     for origin in (summary.get("starting_point"), *summary.get("datasets", ())):
         if origin is not None:
             origin.setdefault("commit", None)
             origin.setdefault("license", None)
+            origin.setdefault("update_share", None)
     return summary
 
 

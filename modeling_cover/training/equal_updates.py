@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-_DECAY = 0.9  # of the mean of measured norms, once there are some
+_DECAY = 0.9  # of the mean of the logarithms of measured norms, once there are some
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class AdaptedWeights:
     """The weights of a run with [`EqualUpdates`], after the norms that were measured so far.
 
     A dataset's weight is its share over the mean norm of its updates, times one number for all, so that they add up to
-    as many as there are datasets. Before anything is measured each is 1.
+    as many as there are datasets. The mean is the geometric one: norms of all datasets fall together by orders of
+    magnitude, and what matters is how they compare. Before anything is measured each weight is 1.
 
     Args:
         targets: the share of each dataset, adding up to 1.
@@ -56,7 +57,7 @@ class AdaptedWeights:
     def __init__(self, targets: Mapping[str, float], presence: Mapping[str, float]):
         self._targets = targets
         self._presence = presence
-        self._norms: dict[str, float] = {}
+        self._log_norms: dict[str, float] = {}
         self._seen: dict[str, int] = {}
 
     def see(self, norms: Mapping[str, float]) -> None:
@@ -66,21 +67,25 @@ class AdaptedWeights:
                 seen = self._seen.get(name, 0)
                 # The first ones count little later on: heads are still random.
                 decay = min(_DECAY, seen / (seen + 2))
-                self._norms[name] = decay * self._norms.get(name, norm) + (1 - decay) * norm
+                self._log_norms[name] = decay * self._log_norms.get(name, 0.0) + (1 - decay) * math.log(norm)
                 self._seen[name] = seen + 1
 
     def weights(self) -> dict[str, float]:
-        if set(self._norms) != set(self._targets):
+        if set(self._log_norms) != set(self._targets):
             return dict.fromkeys(self._targets, 1.0)
-        raw = {name: share / (self._norms[name] * self._presence[name]) for name, share in self._targets.items()}
+        largest = max(self._log_norms.values())
+        raw = {
+            name: share / (math.exp(self._log_norms[name] - largest) * self._presence[name])
+            for name, share in self._targets.items()
+        }
         scale = len(raw) / math.fsum(raw.values())
         return {name: weight * scale for name, weight in raw.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": dict(self._norms), "seen": dict(self._seen)}
+        return {"log_norms": dict(self._log_norms), "seen": dict(self._seen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._norms, self._seen = dict(state["norms"]), dict(state["seen"])
+        self._log_norms, self._seen = dict(state["log_norms"]), dict(state["seen"])
 
 
 def presence_in_steps(shares_of_rows: Mapping[str, float], rows_per_step: int) -> dict[str, float]:

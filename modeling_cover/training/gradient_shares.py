@@ -66,7 +66,7 @@ class EncoderGradients:
     """The gradients that the datasets of a step have in the encoder's parameters that are trained.
 
     They take the forward and the backward pass of one step more, each dataset's rows apart, and for as long as they
-    are needed D times the memory of these parameters.
+    are needed D times the memory of these parameters in fp32.
 
     Args:
         model: as it is trained, whole on each process.
@@ -121,66 +121,95 @@ class EncoderGradients:
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
                         total[place] += gradient
-        return [self._names[index] for index in present], [self._reduce(total) / scale for total in sums]
+        for place, total in enumerate(sums):  # one after the other, as each is copied
+            sums[place] = self._reduce(total).div_(scale)
+        return [self._names[index] for index in present], sums
 
     def _loss(self, part: Mapping[str, Any], rows_of_step: torch.Tensor) -> torch.Tensor:
         _, (losses, rows, _) = self._training_loss.of_heads(self.model, part, may_compile=False)
         return step_loss(losses, rows, rows_of_step, torch.ones_like(losses), self._reduction)
 
     def scales(
-        self, optimizer: torch.optim.Optimizer, gradients: Sequence[torch.Tensor], weights: Sequence[float]
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradients: Sequence[torch.Tensor],
+        weights: Sequence[float],
+        max_norm: float = 0.0,
     ) -> Iterator[torch.Tensor | float]:
-        """What an optimizer multiplies the gradient of each parameter by, at the rates before any schedule.
+        """What an optimizer would multiply the gradient of each parameter by in this step, at the rates before any
+        schedule: its learning rate and, of Adam and AdamW, one by the root of the mean of squared gradients, this
+        step's among them. Momentum is left out.
 
-        That is its learning rate and, where it keeps a mean of squared gradients as Adam does, one by the root of
-        that. Adam's first step has but its own gradient, the weighted sum of `gradients`. Momentum is left out.
+        Args:
+            gradients: those of the datasets, (D, ...) of each parameter.
+            weights: of the datasets' losses.
+            max_norm: that gradients are clipped at; 0 if they are not.
+
+        Raises:
+            ValueError: of another optimizer, which may do anything with a gradient.
         """
-        group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-        for parameter, of_datasets in zip(self.parameters, gradients, strict=True):
-            group = group_of[parameter]
-            rate, state = group.get("initial_lr", group["lr"]), optimizer.state.get(parameter, {})
+        if not isinstance(optimizer, torch.optim.Adam | torch.optim.SGD):  # AdamW is an Adam
+            raise ValueError(
+                f"what {type(optimizer).__name__} makes of a gradient is not known: expected Adam, AdamW or SGD of torch"
+            )
+        group_of, of_parameters = _groups(optimizer), zip(self.parameters, gradients, strict=True)
+        if isinstance(optimizer, torch.optim.SGD):
+            yield from (float(_rate(group_of[parameter])) for parameter, _ in of_parameters)
+            return
+        summed = [
+            torch.tensordot(torch.tensor(weights, device=of_datasets.device), of_datasets, dims=1)
+            for of_datasets in gradients
+        ]
+        norm = torch.stack([part.norm().cpu() for part in summed]).norm()
+        # The heads' part of the norm is not known.
+        clipping = min(1.0, max_norm / (norm.item() + 1e-6)) if max_norm > 0 and norm.isfinite() else 1.0
+        for parameter, part in zip(self.parameters, summed, strict=True):
+            group, state = group_of[parameter], optimizer.state.get(parameter, {})
+            decay, steps = group["betas"][1], 1 + float(state.get("step", 0))
+            squared = part.mul_(clipping).square_().mul_(1 - decay)
             if "exp_avg_sq" in state:
-                corrected = state["exp_avg_sq"].float() / (1 - group["betas"][1] ** float(state["step"]))
-                yield rate / (corrected.sqrt() + group["eps"])
-            elif isinstance(optimizer, torch.optim.Adam):  # AdamW is one
-                summed = torch.tensordot(torch.tensor(weights, device=of_datasets.device), of_datasets, dims=1)
-                yield rate / (summed.abs() + group["eps"])
-            else:
-                yield float(rate)
+                squared.add_(state["exp_avg_sq"], alpha=decay)
+            yield _rate(group) / (squared.div_(1 - decay**steps).sqrt_().add_(group["eps"]))
 
     def length_of_step(self, optimizer: torch.optim.Optimizer, scales: Sequence[torch.Tensor | float]) -> float | None:
-        """The norm of the step that an optimizer would take now, by its momentum, at the rates before any schedule;
-        None where it has none."""
-        squared = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
-        group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        """The norm of the step that an optimizer would take now by its momentum alone, at the rates before any
+        schedule; None where it has none."""
+        group_of, squares = _groups(optimizer), []
         for parameter, scale in zip(self.parameters, scales, strict=True):
             state = optimizer.state.get(parameter, {})
             if state.get("exp_avg") is not None:
                 corrected = state["exp_avg"] / (1 - group_of[parameter]["betas"][0] ** float(state["step"]))
-                squared += (corrected * scale).double().pow(2).sum()
+                squares.append((corrected * scale).norm().cpu().double() ** 2)
             elif state.get("momentum_buffer") is not None:
-                squared += (state["momentum_buffer"] * scale).double().pow(2).sum()
-            else:
-                return None
-        return squared.sqrt().item()
+                squares.append((state["momentum_buffer"] * scale).norm().cpu().double() ** 2)
+        return torch.stack(squares).sum().sqrt().item() if squares else None
 
     def products(
         self, names: Sequence[str], gradients: Sequence[torch.Tensor], scales: Iterator[torch.Tensor | float]
     ) -> GradientProducts:
-        device, number = gradients[0].device, len(names)
-        by_depth = torch.zeros(self.num_depths, number, number, dtype=torch.float64, device=device)
+        number = len(names)
+        by_depth = torch.zeros(self.num_depths, number, number, dtype=torch.float64)
         of_updates = torch.zeros_like(by_depth[0])
         for depth, of_datasets, scale in zip(self._depths, gradients, scales, strict=True):
             flat, scaled = of_datasets.flatten(1), (of_datasets * scale).flatten(1)
-            by_depth[depth] += flat @ flat.T
-            of_updates += scaled @ scaled.T
-        return GradientProducts(tuple(names), by_depth.cpu(), of_updates.cpu())
+            by_depth[depth] += (flat @ flat.T).cpu().double()
+            of_updates += (scaled @ scaled.T).cpu().double()
+        return GradientProducts(tuple(names), by_depth, of_updates)
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
+    """The group of each parameter."""
+    return {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    return group.get("initial_lr", group["lr"])
 
 
 def inner_products(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
     """(D, E), on the CPU in fp64, of gradients (D, ...) and others (E, ...) of the same parameters."""
     parts = (one.flatten(1) @ other.flatten(1).T for one, other in zip(first, second, strict=True))
-    return sum(part.double() for part in parts).cpu()
+    return sum(part.cpu().double() for part in parts)
 
 
 def rows_of_dataset(batch: Mapping[str, Any], index: int, name: str) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """At some steps of a run: what each dataset does to the encoder, for the log, and for weights that adapt to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,7 +66,7 @@ class GradientWatch:
         if not (self._is_logged(step) or self._is_adapted(step)):
             return
         trainer.note("measuring gradients of datasets")
-        with kept_generators(), trainer.step_metrics.clock_stopped():
+        with generators_of(trainer):
             found = self._gradients.products(*gradients_of_step(trainer, self._gradients, batches, rows_of_step))
         if not found.is_finite:
             logger.warning(
@@ -105,6 +106,16 @@ class GradientWatch:
         if self.adapted is not None and state["adapted"] is not None:
             self.adapted.load_state_dict(state["adapted"])
             self._apply_weights()
+
+
+@contextmanager
+def generators_of(trainer: "CoverTrainer") -> Iterator[None]:
+    """Inside, random numbers that depend on the run's seed, the step and the process alone, as a run that resumes has
+    not loaded those of training yet when its first step is looked at; after it, those of before."""
+    args, step = trainer.args, trainer.state.global_step
+    with kept_generators():
+        torch.manual_seed(((args.seed * 1_000_003 + step) * 1_009 + args.process_index) % 2**63)
+        yield
 
 
 def encoder_gradients(trainer: "CoverTrainer", why: str) -> EncoderGradients:
@@ -147,7 +158,8 @@ def gradients_of_step(
         scale = 1.0 if scaler is None else scaler.get_scale()
         names, of_datasets = gradients.of_step(batches, rows_of_step, scale)
     weights = [trainer.loss_weights[name] for name in names]
-    return names, of_datasets, list(gradients.scales(optimizer, of_datasets, weights))
+    scales = list(gradients.scales(optimizer, of_datasets, weights, trainer.args.max_grad_norm or 0.0))
+    return names, of_datasets, scales
 
 
 def shares_log(found: GradientProducts, weights: Mapping[str, float]) -> dict[str, float]:

@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from transformers.utils import logging
 
 from ..evaluation.feature_overlap import feature_overlap
 from .batches import normalized
-from .generators import kept_generators
 from .gradient_shares import cosines, inner_products, norms, shares
-from .gradient_watch import encoder_gradients, gradients_of_step
+from .gradient_watch import encoder_gradients, generators_of, gradients_of_step
 
 
 if TYPE_CHECKING:
     from .trainer import CoverTrainer
 
+
+logger = logging.get_logger(__name__)
 
 SHARE_OF_WARMUP = 5  # one in so many steps is before the first measurement
 INTERVAL = 3  # steps from a measurement to the next
@@ -67,7 +69,7 @@ class MixtureDiagnosis:
         step, first = self._trainer.state.global_step, max(1, self._trainer.state.max_steps // SHARE_OF_WARMUP)
         if step >= first and (step - first) % INTERVAL == 0:
             self._trainer.note("diagnosing the mixture")
-            with kept_generators():
+            with generators_of(self._trainer):
                 self._measure(batches, rows_of_step)
         self._before = batches, rows_of_step
 
@@ -84,10 +86,8 @@ class MixtureDiagnosis:
         names, gradients, scales = gradients_of_step(trainer, self._gradients, batches, rows_of_step)
         products = self._gradients.products(names, gradients, iter(scales))
         if not products.is_finite:
-            raise ValueError(
-                f"diagnose: gradients of {', '.join(names)} are not finite at step {trainer.state.global_step}: lower the "
-                "learning rate, or look for rows that are not what they should be"
-            )
+            self._refuse(names)
+            return
         weights = [trainer.loss_weights[name] for name in names]
         self._measured.append(
             {
@@ -97,9 +97,14 @@ class MixtureDiagnosis:
                 "gradient_cosine": self._placed(names, cosines(products.of_gradients), names),
             }
         )
-        others_of, others, _ = gradients_of_step(trainer, self._gradients, *self._before)
-        self._measured[-1]["product"] = self._placed(names, inner_products(gradients, others), others_of)
+        others_of, others = gradients_of_step(trainer, self._gradients, *self._before)[:2]
+        product = inner_products(gradients, others)
         del others
+        if not product.isfinite().all():
+            self._measured.pop()
+            self._refuse(others_of)
+            return
+        self._measured[-1]["product"] = self._placed(names, product, others_of)
         # Each dataset's step is equally long: how much of the step that all take together is whose, shares tell.
         length = self._gradients.length_of_step(trainer.optimizer.optimizer, scales)
         if length is None:
@@ -107,6 +112,18 @@ class MixtureDiagnosis:
         factors = [_PART_OF_STEP * length / own if own > 0 else 0.0 for own in norms(products.of_updates).tolist()]
         effects = self._effects(gradients, scales, factors)
         self._measured[-1]["effect"] = self._placed(names, effects[:, self._places(self._names)], self._names)
+
+    def _refuse(self, names: Sequence[str]) -> None:
+        """Leave out a step whose gradients are not finite, as its scale of fp16's may be to blame.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        step = self._trainer.state.global_step
+        what = f"diagnose: gradients of {', '.join(names)} are not finite at step {step}"
+        if self._trainer.accelerator.scaler is None:
+            raise ValueError(f"{what}: lower the learning rate, or look for rows that are not what they should be")
+        logger.warning(f"{what}, which is left out")
 
     def _effects(
         self, gradients: Sequence[torch.Tensor], scales: Sequence[torch.Tensor | float], factors: Sequence[float]
@@ -160,12 +177,12 @@ class MixtureDiagnosis:
         for batch in batches:
             with trainer.accelerator.autocast():
                 outputs, (losses, rows, _) = trainer.training_loss.of_heads(trainer.model, batch, may_compile=False)
-            sums = sums + torch.stack([losses.double() * rows, rows.double()])
+            sums = sums + torch.stack([losses * rows, rows]).float()
             for name in self._names:
                 own = batch["head_ids"] == trainer.head_names.index(name)
                 features[name].append(outputs.pooler_output[own].float().cpu())
         trainer.model.train(was_training)
-        losses, rows = trainer.accelerator.reduce(sums, reduction="sum")
+        losses, rows = trainer.accelerator.reduce(sums, reduction="sum").cpu()
         return losses / rows, {name: torch.cat(parts) for name, parts in features.items()}
 
     # ---- All of them ----
@@ -177,6 +194,10 @@ class MixtureDiagnosis:
             ValueError: if a dataset had no row in any step that was looked at.
         """
         trainer, names = self._trainer, self._names
+        if not self._measured:
+            raise ValueError(
+                f"diagnose: none of {trainer.state.global_step} steps could be measured, take more --steps"
+            )
         stacked = {key: np.stack([found[key] for found in self._measured]) for key in self._measured[0]}
         without = [name for index, name in enumerate(names) if np.isnan(stacked["update_share"][:, index]).all()]
         if without:

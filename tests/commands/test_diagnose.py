@@ -39,7 +39,12 @@ def run(tmp_path, capsys):
             "clips": {"num_frames": 2, "image_size": 16},
             "bad_files": {"max_share": 0.5},
             "datasets": [VIDEOS, IMAGES],
-            "training": {"num_train_epochs": 100, "save_strategy": "epoch", "learning_rate_drop_epochs": [50]},
+            "training": {
+                "num_train_epochs": 100,
+                "save_strategy": "epoch",
+                "learning_rate_drop_epochs": [50],
+                "restart_schedule": True,
+            },
         }
         path = tmp_path / "mixed.yaml"
         path.write_text(yaml.safe_dump({**recipe, **sections}))
@@ -66,6 +71,9 @@ def test_it_prints_tables_and_sentences_and_leaves_figures_and_a_picture(run, tm
     ("arguments", "sections", "message"),
     [
         ((), {"datasets": [VIDEOS]}, "diagnose: 'videos' is trained alone, expected at least two datasets to compare"),
+        (("--output_dir", "outputs/trained"), {}, "--output_dir: nothing of the run is kept; --output is the folder"),
+        (("--max_steps", "1"), {}, "diagnose: none of 1 steps could be measured, take more --steps"),
+        (("--optim", "adafactor"), {}, "what Adafactor makes of a gradient is not known"),
         (("--trained_part", "heads"), {}, "diagnose: the encoder is frozen: no gradients of datasets meet in it"),
         (("--checkpoint", "/nowhere/at/all"), {}, "model: /nowhere/at/all cannot be loaded"),
     ],

@@ -29,9 +29,12 @@ def test_copies_are_the_nearest_neighbours():
     assert feature_overlap(features, features.clone(), neighbours=1) == pytest.approx(59 / 30)
 
 
-def test_it_does_not_depend_on_which_has_more_rows():
-    features = torch.randn(200, 4)
-    assert feature_overlap(features[:20], features[20:]) == feature_overlap(features[:20], features[20:60])
+def test_it_does_not_matter_which_has_more_rows_nor_in_what_order():
+    features = torch.randn(600, 16)
+    overlap = feature_overlap(features[:60], features[60:])
+    assert overlap == pytest.approx(1, abs=0.1)
+    assert feature_overlap(features[60:], features[:60]) == pytest.approx(overlap)
+    assert feature_overlap(features[:60], features[60:].flip(0)) == pytest.approx(overlap)
 
 
 @pytest.mark.parametrize("rows", [0, 1])

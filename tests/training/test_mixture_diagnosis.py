@@ -178,3 +178,5 @@ def test_it_is_the_same_on_1_2_and_4_processes(folder, tmp_path):
             for first, of_first in found[1][key].items():
                 for second, statistics in of_first.items():
                     assert found[processes][key][first][second]["mean"] == pytest.approx(statistics["mean"], abs=1e-4)
+        for first, overlaps in found[1]["feature_overlap"].items():
+            assert found[processes]["feature_overlap"][first] == pytest.approx(overlaps, abs=1e-6)
