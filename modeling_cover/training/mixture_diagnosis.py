@@ -46,8 +46,8 @@ class MixtureDiagnosis:
     """Measures in a trainer's steps; put in the place of its [`GradientWatch`], which it has do its part.
 
     Beside training itself, a measured step takes as long as two more (the gradients) and D + 1 forward passes (the
-    losses): for S steps of two datasets 1.8 S in all, of four 2 S, no more than D S. It takes 2 D + 1 times the memory
-    of the encoder's parameters.
+    losses): for S steps of two datasets 1.8 S in all, of four 2 S, no more than D S. It takes up to 3 D + 1 times the
+    memory of the encoder's parameters.
 
     Raises:
         ValueError: if there is one dataset alone, the encoder is frozen, or no process has whole gradients.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards: what they say of a checkpoint, in the Hub's form; that their snippets run; and whose card is whose."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -112,6 +113,14 @@ class TestFrontMatter:
         assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("org/ucf101", "full", "test")
         assert "(https://huggingface.co/google/vit)" in card.text
         assert row_of(section(card, DATA), "[`videos`]")[0] == "[`videos`](https://huggingface.co/datasets/org/ucf101)"
+
+    def test_records_from_before_there_were_shares_of_the_update_have_a_card(self, checkpoint):
+        path = checkpoint / "training_summary.json"
+        summary = json.loads(path.read_text())
+        for entry in summary["datasets"]:
+            del entry["update_share"]
+        path.write_text(json.dumps(summary))
+        assert "of the update" not in build_model_card(checkpoint, "org/mine").text
 
     def test_a_license_that_allows_more_than_that_of_the_start_is_refused(self, checkpoint):
         start = {"kind": "from_encoder", "hub_id": "org/encoder", "license": "cc-by-nc-4.0"}

@@ -32,7 +32,9 @@ def state_of(checkpoint: Path) -> dict:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "activation_checkpointing": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ema_decay": 0.9, "activation_checkpointing": True}, {"log_gradient_shares": 1}]
+)
 def test_a_run_goes_on_where_it_was_stopped(folder, tmp_path, precision, options):
     options = {precision: True, **options}
     whole = trained(folder, tmp_path / "whole", **options)
