@@ -2,17 +2,23 @@
 """Draws the data of examples/paper_in_miniature.py: pictures of clothes from Fashion-MNIST, moved about, as real H.264
 and PNG files.
 
-Three datasets, each with a train, a validation and a test split:
+Each dataset has a train, a validation and a test split:
 
 - `outfits`, videos, the miniature's Kinetics: what is seen. Two garments drift about, each its own way. The class is
-  the pair, of three tops and three shoes. How they move says nothing.
-- `moves`, videos, the miniature's Something-Something: what happens. One garment moves before another one that stands
-  still. The class is the movement and what of four kinds moves: "sandal, to the left". Played backwards, that is
-  "sandal, to the right"; what moves to and fro does so backwards, too.
+  the pair, of three tops and three shoes. How they move says nothing, and backwards they move alike.
+- `moves`, videos, the miniature's Something-Something, and the small one: what happens. A garment of any kind moves
+  before another one that stands still. The class is one of eight motions: "right, then up".
+- `moments_all`, `moments_half` and `moments_none`, videos, the miniature's Moments in Time, the large one: what does
+  what. The class is one of three kinds of garment and one of eight motions, under other names:
+  "coat, east then north".
+  All, half or none of its motions are those of `moves`: the one thing in which the three differ. They have the same
+  number of clips, of classes, and of clips of each class; and a class
+  that two of them have has the same clips in both.
 - `garments`, images, the miniature's ImageNet: a garment, of ten kinds. `wardrobe`, the miniature's ImageNet-21k, has
   more of them, for pre-training.
 
-So the three have what is seen in common, and no class.
+There are sixteen motions, each of two legs: right, left, down or up, and then any of these. Those of `moves` begin
+sideways. The others begin up or down: they are the same with x and y exchanged, and so about as hard.
 
 All are on a slowly moving background cut from other garments, enlarged and dimmed, in random tints, with noise, and
 compressed. The pictures of the train splits are from Fashion-MNIST's train split, those of validation and test from
@@ -51,24 +57,49 @@ KINDS = (
 TOPS, SHOES = ("T-shirt", "dress", "coat"), ("sandal", "sneaker", "ankle boot")
 OUTFITS = {f"{top} and {shoe}": (top, shoe) for top in TOPS for shoe in SHOES}
 
-Course = Callable[[np.ndarray], np.ndarray]  # time from 0 to 1 -> how far on the way, from 0 to 1
+LEGS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # in x, and in y downwards
+COMPASS = {"right": "east", "left": "west", "down": "south", "up": "north"}
+Motion = tuple[str, str]  # two legs
+MOTIONS: tuple[Motion, ...] = tuple((first, second) for first in LEGS for second in LEGS)
+OF_MOVES = tuple(motion for motion in MOTIONS if motion[0] in ("right", "left"))
+# One straight on, one there and back, and two that turn.
+_HALF_OF_MOVES = (("right", "right"), ("left", "right"), ("right", "up"), ("left", "down"))
 
 
-def _to_and_fro(time: np.ndarray) -> np.ndarray:
-    return abs(1 - 2 * time)
+def _transposed(motion: Motion) -> Motion:
+    """The motion with x and y exchanged."""
+    names = dict(zip(("right", "left", "down", "up"), ("down", "up", "right", "left"), strict=True))
+    return names[motion[0]], names[motion[1]]
 
 
-COURSES: dict[str, tuple[int, Course]] = {  # which of (x, y) changes, and how
-    "to the right": (0, lambda time: time),
-    "to the left": (0, lambda time: 1 - time),
-    "down": (1, lambda time: time),
-    "up": (1, lambda time: 1 - time),
-    "to and fro": (0, _to_and_fro),
+OVERLAPS: dict[str, tuple[Motion, ...]] = {  # what share of the motions of `moves` each `moments` has -> its motions
+    "none": tuple(map(_transposed, OF_MOVES)),
+    "half": (*_HALF_OF_MOVES, *map(_transposed, _HALF_OF_MOVES)),
+    "all": OF_MOVES,
 }
-MOVING_KINDS = ("dress", "coat", "sandal", "ankle boot")
-MOVES = {f"{kind}, {course}": (kind, course) for kind in MOVING_KINDS for course in COURSES}
-LABELS = {"outfits": tuple(OUTFITS), "moves": tuple(MOVES), "garments": KINDS, "wardrobe": KINDS}
+MOMENTS = {overlap: f"moments_{overlap}" for overlap in OVERLAPS}
+MOVING_KINDS = ("coat", "dress", "sandal")
+MOVES = {f"{first}, then {second}": (first, second) for first, second in OF_MOVES}
+# Those that even `moments_half` has.
+SHARED_MOVES = tuple(label for label, motion in MOVES.items() if motion in _HALF_OF_MOVES)
+MOMENT_LABELS = {
+    f"{kind}, {COMPASS[first]} then {COMPASS[second]}": (kind, (first, second))
+    for kind in MOVING_KINDS
+    for first, second in MOTIONS
+}
+LABELS = {
+    "outfits": tuple(OUTFITS),
+    "moves": tuple(MOVES),
+    **{
+        name: tuple(label for label, (_, motion) in MOMENT_LABELS.items() if motion in OVERLAPS[overlap])
+        for overlap, name in MOMENTS.items()
+    },
+    "garments": KINDS,
+    "wardrobe": KINDS,
+}
 IMAGE_DATASETS = ("garments", "wardrobe")
+# Mirrored, these would be of another class.
+DIRECTED_DATASETS = ("moves", *MOMENTS.values())
 MARKER = "miniature.json"
 
 FilesPerLabel = Mapping[str, Mapping[str, int]]  # dataset -> split -> files of each class
@@ -160,7 +191,7 @@ def _backgrounds(rng: np.random.Generator, picture: np.ndarray, num_frames: int)
     """A picture larger than the canvas, of which each frame shows a place a little further on."""
     size, colour = rng.uniform(70, 110), _tint(rng, 0.1, 0.4)
     start, pan = rng.uniform(-8, 8, 2) + SIZE / 2, rng.uniform(-5, 5, 2)
-    for time in np.linspace(0, 1, num_frames):
+    for time in np.linspace(-0.5, 0.5, num_frames):  # about the middle, so that it is alike backwards
         yield _placed(picture, *(start + time * pan), size)[..., None] * colour
 
 
@@ -183,29 +214,50 @@ def _outfit(rng: np.random.Generator, garment: Callable[[str], np.ndarray], labe
     ]
 
 
-def _move(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
-    """One that moves in a part of the clip, from and to a random point of the way, and one in the background that does
-    not."""
-    kind, name = MOVES[label]
-    axis, course = COURSES[name]
-    start, end = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
-    time = np.clip((np.linspace(0, 1, NUM_FRAMES) - start) / (end - start), 0, 1)
-    track = _still(rng, SIZE / 2, SIZE / 2, 18, 3)[:, None].repeat(NUM_FRAMES, axis=1)
+def _way(motion: Motion, progress: np.ndarray) -> np.ndarray:
+    """(2, T): where two legs of length 1 have led, about the middle of the box that they take."""
+    first, second = (np.array(LEGS[leg])[:, None] for leg in motion)
+    corners = np.hstack([np.zeros((2, 1)), first, first + second])
+    way = first * np.clip(2 * progress, 0, 1) + second * np.clip(2 * progress - 1, 0, 1)
+    return way - (corners.min(axis=1) + corners.max(axis=1))[:, None] / 2
+
+
+def _moving(
+    rng: np.random.Generator, garment: Callable[[str], np.ndarray], kind: str, motion: Motion
+) -> list[_Garment]:
+    """One in the background that stands still, and one that moves in a part of the clip."""
+    start, end = rng.uniform(0, 0.15), rng.uniform(0.85, 1)
+    progress = np.clip((np.linspace(0, 1, NUM_FRAMES) - start) / (end - start), 0, 1)
+    track = _still(rng, SIZE / 2, SIZE / 2, 17, 3)[:, None].repeat(NUM_FRAMES, axis=1)
     track += rng.uniform(-1.5, 1.5, (3, 1)) * np.linspace(-0.5, 0.5, NUM_FRAMES)
-    reach = rng.uniform(9, 16)
-    if course is _to_and_fro and rng.random() < 0.5:
-        reach = -reach  # to the other side first
-    track[axis] += reach * (course(time) - 0.5)
+    track[:2] += rng.uniform(7, 11) * _way(motion, progress)
     moving, standing = garment(kind), garment(str(rng.choice(KINDS)))
     other = _still(rng, SIZE / 2, SIZE / 2, 16, 12)[:, None].repeat(NUM_FRAMES, axis=1)
     return [_Garment(rng, standing, other, brightness=0.6), _Garment(rng, moving, track)]
+
+
+def _move(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
+    return _moving(rng, garment, str(rng.choice(KINDS)), MOVES[label])
+
+
+def _moment(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
+    return _moving(rng, garment, *MOMENT_LABELS[label])
 
 
 def _image(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label: str) -> list[_Garment]:
     return [_Garment(rng, garment(label), _still(rng, SIZE / 2, SIZE / 2, rng.uniform(17, 25), 6)[:, None])]
 
 
-SCENES = {"outfits": _outfit, "moves": _move, "garments": _image, "wardrobe": _image}
+SCENES = {
+    "outfits": _outfit,
+    "moves": _move,
+    **dict.fromkeys(MOMENTS.values(), _moment),
+    "garments": _image,
+    "wardrobe": _image,
+}
+# What random numbers go by: `moments` of each overlap draw the same clips of a class.
+_DRAWN_AS = {**{name: name for name in LABELS}, **dict.fromkeys(MOMENTS.values(), "moments")}
+_NUMBERS = {name: number for number, name in enumerate(dict.fromkeys(_DRAWN_AS.values()))}
 
 
 def plan_sample(dataset: str, split: str, label: str, number: int) -> Sample:
@@ -217,8 +269,9 @@ def plan_sample(dataset: str, split: str, label: str, number: int) -> Sample:
 
 def render(sample: Sample, pictures: FashionMNIST, seed: int) -> np.ndarray:
     """The frames (T, SIZE, SIZE, 3) of a sample, uint8 RGB, a function of the sample and the seed alone."""
-    labels = LABELS[sample.dataset]
-    key = (list(LABELS).index(sample.dataset), SPLITS.index(sample.split), labels.index(sample.label), sample.number)
+    drawn_as = _DRAWN_AS[sample.dataset]
+    labels = tuple(MOMENT_LABELS) if drawn_as == "moments" else LABELS[sample.dataset]
+    key = (_NUMBERS[drawn_as], SPLITS.index(sample.split), labels.index(sample.label), sample.number)
     rng = np.random.default_rng((seed, *key))
     scene = SCENES[sample.dataset](rng, functools.partial(pictures.draw, rng, sample.split), sample.label)
     num_frames = scene[0].track.shape[1]
@@ -245,7 +298,7 @@ def _draw(samples: list[Sample], pictures: FashionMNIST, output: Path, seed: int
 def draw_miniature(
     output: str | os.PathLike, fashion_mnist: str | os.PathLike, files_per_label: FilesPerLabel, seed: int
 ) -> int:
-    """Draws the three datasets under `output`, and returns the number of files drawn: 0 where all is there already.
+    """Draws the datasets under `output`, and returns the number of files drawn: 0 where all is there already.
 
     What an interrupted run left behind, or one of other numbers, is drawn again.
 
@@ -290,5 +343,8 @@ def draw_preview(pictures: FashionMNIST, seed: int, columns: int = NUM_FRAMES) -
 
     rows = {f"outfits: {label}": first("outfits", label) for label in list(OUTFITS)[::4]}
     rows |= {f"moves: {label}": first("moves", label) for label in list(MOVES)[::3]}
+    for name in (MOMENTS["all"], MOMENTS["none"]):
+        label = LABELS[name][1]
+        rows[f"{name}: {label}"] = first(name, label)
     rows["garments: T-shirt, trouser, ..."] = [first("garments", kind)[0] for kind in KINDS[:columns]]
     return contact_sheet(rows, columns)
