@@ -1,53 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained in the study in miniature: how large, on what, and from where."""
+"""What is trained in the study in miniature: how large, on what, for how long, and from where."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from miniature.data import FilesPerLabel
+from miniature.data import LABELS, MOMENTS, FilesPerLabel
+
+
+# Of training, as in the paper: its learning rate drops after 11 and 15 of 20 epochs.
+DROPS = (11 / 20, 15 / 20)
+SECONDARY_SEEDS = 3  # the first ones, for what is not in the main table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a study is. What is called an update of a dataset is an optimizer step with `rows` of its rows.
+    """How large a study is.
 
     Attributes:
         files_per_label: of each dataset and split.
         encoders: fields of `CoverConfig` of each size.
         inputs: frames of a clip and side of the crop, in pixels, of each input setting.
-        rows: of each dataset in a step.
-        updates: of every dataset, in each stage.
+        rows: of a step of each stage, of all datasets together.
+        epochs: of the mixture, of each stage.
         training: arguments of all runs.
+        optimizers: more arguments, of each optimizer.
+        learning_rates: of each optimizer, and of each kind of run with it, see `Run.kind`.
     """
 
     files_per_label: FilesPerLabel
     encoders: Mapping[str, Mapping[str, int]]
     inputs: Mapping[str, Mapping[str, int]]
     rows: Mapping[str, int]
-    updates: Mapping[str, int]
+    epochs: Mapping[str, float]
     training: Mapping[str, Any]
+    optimizers: Mapping[str, Mapping[str, Any]]
+    learning_rates: Mapping[str, Mapping[str, float]]
+
+    def num_rows(self, *datasets: str) -> int:
+        """That the datasets have to train on."""
+        return sum(self.files_per_label[name]["train"] * len(LABELS[name]) for name in datasets)
+
+    def steps(self, run: "Run") -> int:
+        rows = self.num_rows(*(run.as_long_as or run.datasets))
+        return math.ceil(self.epochs[run.stage] * rows / self.rows[run.stage])
 
 
 CPU = Scale(
     files_per_label={
-        "outfits": {"train": 20, "validation": 30, "test": 40},
-        "moves": {"train": 12, "validation": 15, "test": 20},
-        "garments": {"train": 150, "validation": 30, "test": 50},
-        "wardrobe": {"train": 600, "validation": 30, "test": 50},
+        "outfits": {"train": 26, "validation": 45, "test": 45},
+        "moves": {"train": 10, "validation": 50, "test": 50},
+        **{key: {"train": 20, "validation": 17, "test": 17} for key in MOMENTS.values()},
+        "garments": {"train": 128, "validation": 50, "test": 50},
+        "wardrobe": {"train": 600, "validation": 30, "test": 30},
     },
     encoders={
-        "base": {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384},
-        "large": {"hidden_size": 112, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 448},
+        "base": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+        "large": {"hidden_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160},
     },
-    inputs={"standard": {"num_frames": 4, "image_size": 32}, "small": {"num_frames": 2, "image_size": 24}},
-    rows={"outfits": 8, "moves": 8, "garments": 16, "wardrobe": 64},
-    updates={"pretraining": 1200, "training": 800, "transfer": 200},
-    training={"learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 50, "lr_scheduler_type": "cosine"},
+    inputs={"standard": {"num_frames": 4, "image_size": 24}, "small": {"num_frames": 3, "image_size": 16}},
+    rows={"pretraining": 64, "training": 16, "transfer": 16},
+    epochs={"pretraining": 12, "training": 60, "transfer": 30},
+    training={
+        "weight_decay": 0.05,
+        "max_grad_norm": 1.0,
+        "warmup_steps": 20,
+        "lr_scheduler_type": "constant_with_warmup",
+    },
+    optimizers={"adamw": {}, "sgd": {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.0}},
+    learning_rates={
+        "adamw": {"alone": 1e-3, "alone, as many steps": 1e-3, "together": 1e-3, "pretraining": 1e-3},
+        "sgd": {"alone": 0.05, "alone, as many steps": 0.05, "together": 0.05},
+    },
 )
 
-# Ten times the data, six times the updates and wider encoders.
+# Ten times the data, wider encoders, and four times the rows in a step.
 GPU = dataclasses.replace(
     CPU,
     files_per_label={
@@ -58,9 +87,8 @@ GPU = dataclasses.replace(
         "base": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
         "large": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
     },
-    rows={"outfits": 32, "moves": 32, "garments": 32, "wardrobe": 128},
-    updates={stage: 6 * updates for stage, updates in CPU.updates.items()},
-    training={**CPU.training, "dataloader_num_workers": 8, "bf16": True},
+    rows={stage: 4 * rows for stage, rows in CPU.rows.items()},
+    training={**CPU.training, "bf16": True},
 )
 
 # To see that all of it works, in a minute or two; its metrics say nothing.
@@ -71,8 +99,7 @@ TINY = dataclasses.replace(
         "base": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
         "large": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     },
-    rows=dict.fromkeys(CPU.rows, 2),
-    updates=dict.fromkeys(CPU.updates, 2),
+    epochs=dict.fromkeys(CPU.epochs, 0.6),
 )
 
 SCALES = {"cpu": CPU, "gpu": GPU, "tiny": TINY}
@@ -85,56 +112,120 @@ class Run:
     Attributes:
         name: of its folder.
         datasets: the weight of the loss of each.
+        as_long_as: the datasets in whose mixture `Scale.epochs` are counted; by default the run's own. With others, a
+            dataset alone has as many steps as all of them together.
         start: the run whose encoder it starts from; heads are always new.
-        stage: "pretraining", "training" or "transfer", which decides the number of updates.
-        encoder, input: of the scale's.
+        stage: "pretraining", "training" or "transfer".
+        encoder, input, optimizer: of the scale's.
+        mixture: more of what its recipe says under `mixture`.
+        num_seeds: how many of the seeds it is done for; None for all.
         backwards: whether clips are evaluated played backwards, too.
         probes: datasets for which a linear classifier is fitted to the encoder's features, too.
     """
 
     name: str
     datasets: Mapping[str, float]
+    as_long_as: tuple[str, ...] = ()
     start: str | None = "pretrained"
     stage: str = "training"
     encoder: str = "base"
     input: str = "standard"
+    optimizer: str = "adamw"
+    mixture: Mapping[str, Any] = field(default_factory=dict)
+    num_seeds: int | None = None
     backwards: bool = False
     probes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What its learning rate goes by."""
+        if self.stage == "pretraining":
+            return "pretraining"
+        if len(self.datasets) > 1:
+            return "together"
+        return "alone, as many steps" if self.as_long_as else "alone"
 
     def head(self, dataset: str) -> str:
         """Another name than in the run that it starts from, whose heads stay in the checkpoint as they are."""
         return dataset if self.stage == "training" else f"{dataset}_{self.stage}"
 
 
-def plan_runs() -> list[Run]:
-    """All runs of a seed, and those that it starts from before it; the longest early, so that none is left over at the
-    end."""
-    together = {"outfits": 1.0, "moves": 1.0, "garments": 1.0}
-    images = {"garments": 1.0}
-    wardrobe = {"wardrobe": 1.0}
-    pretraining = {"start": None, "stage": "pretraining"}
-    runs = [
-        Run(name="pretrained", datasets=wardrobe, **pretraining),
-        Run(name="pretrained_large", datasets=wardrobe, encoder="large", **pretraining),
-        Run(name="pretrained_small_input", datasets=wardrobe, input="small", **pretraining),
-        Run(name="together_large", datasets=together, encoder="large", start="pretrained_large"),
-        Run(name="outfits", datasets={"outfits": 1.0}, backwards=True, probes=("moves",)),
-        Run(name="moves", datasets={"moves": 1.0}, backwards=True),
-        Run(name="garments", datasets=images),
-        Run(name="videos", datasets={"outfits": 1.0, "moves": 1.0}),
-        Run(name="together", datasets=together, backwards=True),
-        Run(name="together_0.5", datasets={**together, "garments": 0.5}),
-        Run(name="together_0.75", datasets={**together, "garments": 0.75}),
-        Run(name="together_from_scratch", datasets=together, start=None),
-        Run(name="outfits_garments", datasets={"outfits": 1.0, "garments": 1.0}, probes=("moves",)),
-        Run(name="together_small_input", datasets=together, input="small", start="pretrained_small_input"),
+def videos(overlap: str) -> tuple[str, ...]:
+    """The three video datasets, with `moments` of an overlap."""
+    return "outfits", "moves", MOMENTS[overlap]
+
+
+def _weights(*datasets: str) -> dict[str, float]:
+    return dict.fromkeys(datasets, 1.0)
+
+
+def _core_runs() -> list[Run]:
+    """Those of the main table: each video dataset alone, for as many epochs and for as many steps as together; and
+    together, at each overlap."""
+    together = [
+        Run(name=f"videos_{overlap}", datasets=_weights(*videos(overlap)), backwards=True) for overlap in MOMENTS
     ]
-    for target in ("outfits", "moves"):
-        sources = ("outfits", "moves", "together")
-        # An encoder that was co-trained, but not on the target.
-        sources += ("outfits_garments",) if target == "moves" else ()
-        runs += [
-            Run(name=f"{source}_to_{target}", datasets={target: 1.0}, start=source, stage="transfer")
-            for source in sources
+    alone, long = (
+        [
+            Run(
+                name=name + suffix,
+                datasets=_weights(name),
+                as_long_as=as_long_as,
+                backwards=True,
+                probes=("moves",) if name == "outfits" and not suffix else (),
+            )
+            for name in videos("all")
         ]
-    return runs
+        for suffix, as_long_as in (("", ()), ("_long", videos("all")))
+    )
+    return together + long + alone
+
+
+def _image_runs() -> list[Run]:
+    with_images = _weights(*videos("all"), "garments")
+    secondary = {"num_seeds": SECONDARY_SEEDS}
+    return [
+        Run(name="images", datasets=with_images, **secondary),
+        Run(name="images_0.5", datasets={**with_images, "garments": 0.5}, **secondary),
+    ]
+
+
+def _sgd_runs() -> list[Run]:
+    sgd = {"optimizer": "sgd", "num_seeds": SECONDARY_SEEDS}
+    return [
+        Run(name="sgd_videos_all", datasets=_weights(*videos("all")), **sgd),
+        Run(name="sgd_videos_none", datasets=_weights(*videos("none")), **sgd),
+        Run(name="sgd_moves_long", datasets=_weights("moves"), as_long_as=videos("all"), **sgd),
+        Run(name="sgd_moves", datasets=_weights("moves"), **sgd),
+    ]
+
+
+def _secondary_runs() -> list[Run]:
+    together, secondary = _weights(*videos("all")), {"num_seeds": SECONDARY_SEEDS}
+    runs = [
+        Run(name="large", datasets=together, encoder="large", start="pretrained_large", **secondary),
+        Run(name="from_scratch", datasets=together, start=None, **secondary),
+        Run(name="small_input", datasets=together, input="small", start="pretrained_small_input", **secondary),
+        # Whether the motions that `moves` does not have are as hard as those that it has.
+        Run(name=MOMENTS["none"], datasets=_weights(MOMENTS["none"]), **secondary),
+    ]
+    sources = {
+        "outfits": ("moves", "outfits", "videos_all"),
+        "moves": ("outfits", MOMENTS["none"], MOMENTS["all"], "moves", "videos_all"),
+    }
+    return runs + [
+        Run(name=f"{source}_to_{target}", datasets=_weights(target), start=source, stage="transfer", **secondary)
+        for target, names in sources.items()
+        for source in names
+    ]
+
+
+def plan_runs() -> list[Run]:
+    """All runs of a seed, and those that it starts from before it."""
+    wardrobe = {"datasets": _weights("wardrobe"), "start": None, "stage": "pretraining"}
+    pretraining = [
+        Run(name="pretrained", **wardrobe),
+        Run(name="pretrained_large", encoder="large", **wardrobe),
+        Run(name="pretrained_small_input", input="small", **wardrobe),
+    ]
+    return [*pretraining, *_image_runs(), *_core_runs(), *_sgd_runs(), *_secondary_runs()]

@@ -2,7 +2,9 @@
 """Doing the runs of a study: each is a recipe, written into its folder, that `examples/cotrain.py` trains by itself,
 too."""
 
+import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from miniature.data import IMAGE_DATASETS, LABELS, draw_miniature
-from miniature.plan import Run, Scale, plan_runs
+from miniature.data import DIRECTED_DATASETS, IMAGE_DATASETS, LABELS, draw_miniature
+from miniature.decoding import DecodedOnce
+from miniature.measures import accuracies
+from miniature.plan import DROPS, Run, Scale, plan_runs
 from modeling_cover import (
     CoverForVideoClassification,
     CoverTrainer,
@@ -47,7 +52,7 @@ def dataset_entry(name: str, split: str) -> dict[str, Any]:
         "modality": "image" if name in IMAGE_DATASETS else "video",
         "splits": {"train": f"{name}/train", "validation": f"{name}/{split}"},
         "labels": list(LABELS[name]),
-        "horizontal_flip": name != "moves",  # which would turn left into right
+        "horizontal_flip": name not in DIRECTED_DATASETS,
     }
 
 
@@ -58,7 +63,8 @@ class Study:
     Attributes:
         output: the folder of data and runs.
         scale: how large it is.
-        seeds: each of data, weights and order of its own; pre-training is there once, as in the paper.
+        seeds: each of data, weights and order of its own; pre-training is there once, as in the paper. Some runs are
+            done for the first of them only.
         split: that is evaluated, "test" or "validation".
         use_gpu: whether to train on it.
     """
@@ -73,7 +79,12 @@ class Study:
         """Each run and its seed, after the one that it starts from."""
         runs = plan_runs()
         pretraining = [(run, PRETRAINING_SEED) for run in runs if run.stage == "pretraining"]
-        return pretraining + [(run, seed) for seed in self.seeds for run in runs if run.stage != "pretraining"]
+        return pretraining + [
+            (run, seed)
+            for index, seed in enumerate(self.seeds)
+            for run in runs
+            if run.stage != "pretraining" and (run.num_seeds is None or index < run.num_seeds)
+        ]
 
     def needed(self, run: Run, seed: int) -> list[tuple[str, int]]:
         """The run and its seed that must be done before; none before those that start from random weights."""
@@ -108,35 +119,39 @@ class Study:
         if run.start is not None:
             model = {"from_pretrained": str(self.folder(run.start, seed))}
         datasets = [
-            {
-                "name": run.head(name),
-                **dataset_entry(name, self.split),
-                "weight": weight,
-                "share": scale.rows[name],
-            }
+            {"name": run.head(name), **dataset_entry(name, self.split), "weight": weight}
             for name, weight in run.datasets.items()
         ]
-        training = {
-            **scale.training,
-            "output_dir": str(self.folder(run.name, seed)),
-            "max_steps": scale.updates[run.stage],
-            "per_device_train_batch_size": sum(scale.rows[name] for name in run.datasets),
-            "save_strategy": "steps",
-            "save_steps": 200,
-            "save_total_limit": 1,
-            "logging_steps": 100,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "seed": seed,
-            "use_cpu": not self.use_gpu,
-        }
         return {
             "data_root": str(self._data(seed)),
             "model": {**model, "default_head": datasets[0]["name"]},
             "clips": {**clips, "short_side": clips["image_size"] * 9 // 8},
-            "mixture": {"sampling": "shares"},
+            "mixture": {"sampling": "proportional", **run.mixture},
             "datasets": datasets,
-            "training": training,
+            "training": self._training(run, seed),
+        }
+
+    def _training(self, run: Run, seed: int) -> dict[str, Any]:
+        """The arguments of the training of a run."""
+        scale, steps = self.scale, self.scale.steps(run)
+        steps_per_epoch = math.ceil(scale.num_rows(*run.datasets) / scale.rows[run.stage])
+        return {
+            **scale.training,
+            **scale.optimizers[run.optimizer],
+            "learning_rate": scale.learning_rates[run.optimizer][run.kind],
+            # In epochs of the run's own data, at the same parts of the training whatever it is as long as.
+            "learning_rate_drop_epochs": [part * steps / steps_per_epoch for part in DROPS],
+            "output_dir": str(self.folder(run.name, seed)),
+            "max_steps": steps,
+            "per_device_train_batch_size": scale.rows[run.stage],
+            "save_strategy": "steps",
+            "save_steps": 500,
+            "save_total_limit": 1,
+            "logging_steps": 500,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": seed,
+            "use_cpu": not self.use_gpu,
         }
 
     def settings(self, run: Run, seed: int) -> dict[str, Any]:
@@ -180,10 +195,10 @@ class Study:
     def _train_and_evaluate(self, run: Run, seed: int, folder: Path) -> dict[str, dict[str, float]]:
         model = _train(folder / "recipe.yaml")
         processor = CoverVideoProcessor.from_pretrained(folder)
-        sources = {
-            name: read_sources(DatasetRecipe(name=name, **dataset_entry(name, self.split)).resolved(self._data(seed)))
-            for name in (*run.datasets, *run.probes)
-        }
+        sources = {}
+        for name in (*run.datasets, *run.probes):
+            recipe = DatasetRecipe(name=name, **dataset_entry(name, self.split)).resolved(self._data(seed))
+            sources[name] = {part: _decoded_once(source, processor) for part, source in read_sources(recipe).items()}
         return _evaluate(run, model, processor, sources)
 
 
@@ -195,11 +210,18 @@ def _of_seed(seed: int) -> str:
     return "pretraining" if seed == PRETRAINING_SEED else f"seed_{seed}"
 
 
+def _decoded_once(source: Source, processor: CoverVideoProcessor) -> Source:
+    return dataclasses.replace(source, media=DecodedOnce(source.media, source.modality, processor))
+
+
 def _train(path: Path) -> CoverForVideoClassification:
+    """As cotrain.py trains a recipe, but that no file is decoded twice, which takes longer than a step on it."""
     recipe = load_recipe(path)
     args = parse_training_arguments(recipe, [])
     set_seed(args.seed)
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
+    sources = cotraining.train_dataset.sources
+    sources.update({name: _decoded_once(source, cotraining.processor) for name, source in sources.items()})
     trainer = CoverTrainer(args=args, **{**cotraining.trainer_kwargs, "eval_dataset": None})
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model()
@@ -212,22 +234,29 @@ def _evaluate(
     processor: CoverVideoProcessor,
     sources: Mapping[str, Mapping[str, Source]],
 ) -> dict[str, dict[str, float]]:
-    """Top-1 of each dataset; of videos also played backwards; and of a linear classifier of the frozen encoder's
-    features."""
-    top1, backwards = {}, {}
+    """Top-1 of each dataset, and what else `accuracies` tells apart; on the rows that it was trained on; of videos
+    also played backwards; and of a linear classifier of the frozen encoder's features."""
+    measured = {"top1": {}, "trained_on": {}, "reversed": {}}
     for name in run.datasets:
-        source = sources[name]["validation"]
-        top1[name] = _top1(model, run.head(name), ViewsDataset(source, processor, views=VIEWS))
-        if run.backwards and source.modality == "video":
-            reverse = ViewsDataset(source, processor, views=VIEWS, frame_order="reversed")
-            backwards[name] = _top1(model, run.head(name), reverse)
-    probed = {name: _probe(model, processor, sources[name]) for name in run.probes}
-    return {"top1": top1, "reversed": backwards, "probed": probed}
+        head, evaluated = run.head(name), sources[name]["validation"]
+        predicted = _predicted(model, head, ViewsDataset(evaluated, processor, views=VIEWS))
+        for measure, accuracy in accuracies(name, predicted, evaluated.classes).items():
+            measured.setdefault(measure, {})[name] = accuracy
+        if run.stage != "pretraining":
+            trained_on = sources[name]["train"]
+            predicted = _predicted(model, head, ViewsDataset(trained_on, processor))
+            measured["trained_on"][name] = float((predicted == trained_on.classes).mean())
+        if run.backwards and evaluated.modality == "video":
+            reverse = ViewsDataset(evaluated, processor, views=VIEWS, frame_order="reversed")
+            predicted = _predicted(model, head, reverse)
+            measured["reversed"][name] = float((predicted == evaluated.classes).mean())
+    measured["probed"] = {name: _probe(model, processor, sources[name]) for name in run.probes}
+    return measured
 
 
-def _top1(model: CoverForVideoClassification, head: str, dataset: ViewsDataset) -> float:
-    scored = score_rows(model, dataset, head, batch_size=32)
-    return float((scored.outputs.argmax(axis=1) == scored.targets).mean())
+def _predicted(model: CoverForVideoClassification, head: str, dataset: ViewsDataset) -> np.ndarray:
+    """The class of each row, (rows,)."""
+    return score_rows(model, dataset, head, batch_size=32).outputs.argmax(axis=1)
 
 
 def _probe(model: CoverForVideoClassification, processor: CoverVideoProcessor, splits: Mapping[str, Source]) -> float:
