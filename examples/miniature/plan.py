@@ -172,7 +172,9 @@ def _core_runs() -> list[Run]:
                 datasets=_weights(name),
                 as_long_as=as_long_as,
                 backwards=True,
-                probes=("moves",) if name == "outfits" and not suffix else (),
+                probes=("moves",) if name != "moves" and not suffix else (),
+                # Of the largest set, the longest runs, and not what the study is about.
+                num_seeds=SECONDARY_SEEDS if name == MOMENTS["all"] else None,
             )
             for name in videos("all")
         ]
@@ -182,11 +184,17 @@ def _core_runs() -> list[Run]:
 
 
 def _image_runs() -> list[Run]:
+    """With images beside the videos, for as many steps as videos alone: as many epochs would take the longest of
+    all."""
     with_images = _weights(*videos("all"), "garments")
-    secondary = {"num_seeds": SECONDARY_SEEDS}
     return [
-        Run(name="images", datasets=with_images, **secondary),
-        Run(name="images_0.5", datasets={**with_images, "garments": 0.5}, **secondary),
+        Run(
+            name=f"images_{weight:g}",
+            datasets={**with_images, "garments": weight},
+            as_long_as=videos("all"),
+            num_seeds=SECONDARY_SEEDS,
+        )
+        for weight in (0.5, 1.0)
     ]
 
 
@@ -207,7 +215,7 @@ def _secondary_runs() -> list[Run]:
         Run(name="from_scratch", datasets=together, start=None, **secondary),
         Run(name="small_input", datasets=together, input="small", start="pretrained_small_input", **secondary),
         # Whether the motions that `moves` does not have are as hard as those that it has.
-        Run(name=MOMENTS["none"], datasets=_weights(MOMENTS["none"]), **secondary),
+        Run(name=MOMENTS["none"], datasets=_weights(MOMENTS["none"]), probes=("moves",), **secondary),
     ]
     sources = {
         "outfits": ("moves", "outfits", "videos_all"),
