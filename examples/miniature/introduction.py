@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report says of the study before anything that was measured."""
+
+from miniature.data import LABELS, MOMENTS, OF_MOVES, OVERLAPS
+from miniature.plan import Scale
+from miniature.study import Study
+
+
+STANDS_FOR = {
+    "outfits": "Kinetics",
+    "moves": "Something-Something",
+    **dict.fromkeys(MOMENTS.values(), "Moments in Time"),
+    "garments": "ImageNet",
+    "wardrobe": "ImageNet-21k",
+}
+
+
+def introduction(study: Study, hours: float) -> str:
+    tasks, seeds = study.tasks(), ", ".join(map(str, study.seeds))
+    machine = "one GPU" if study.use_gpu else "one CPU core"
+    return f"""# The paper in miniature
+
+Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits: {len(tasks)} runs,
+seeds {seeds}, {hours:.1f} hours of {machine} in all. What does training on several datasets at once
+gain over training on each alone, and where does the gain come from? These are tiny models on made-up videos. Compare
+the signs with the paper's, not the numbers.
+
+![Frames of training clips, and images](paper_in_miniature/data.png)
+
+{_datasets(study)}
+
+The clips show pictures of clothes from Fashion-MNIST, moved about in front of others. `outfits` asks what is seen,
+`moves` asks how something moves, and `moments` asks what moves how. `garments` and `wardrobe` ask what is on an image.
+`examples/miniature/data.py` says how they are drawn. Garments of the {study.split} split were never trained on.
+
+- **The knob.** `moments` shares {", ".join(f"{len(set(motions) & set(OF_MOVES))} ({overlap})" for overlap, motions in OVERLAPS.items())} of the {len(OF_MOVES)} motions of `moves`, under other names. It has the
+  same number of clips, classes and motions each time. The other motions are the same with x and y exchanged.
+{_protocol(study.scale)}
+- **A seed** has its own data, head weights and order of training. ± is the standard deviation over seeds. A difference
+  is between runs of one seed. {_num_seeds(study)}
+- **Nothing was chosen on the test splits.** Settings were chosen on the validation split of data of seed 93.
+
+Departures from the paper: AdamW with clipped gradients in place of SGD without (SGD is beside it in a table of its
+own, also clipped). Pre-training: the paper's has no temporal layers, and they begin at their initial values. Here
+images are videos of one frame, and temporal attention to the one key passes its value on. So its value and output
+projections are pre-trained, and its queries and keys, and the embeddings of all but one time, are not. With images,
+runs are not for as many epochs but for as many steps as without, to save time.
+
+A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
+
+
+def _datasets(study: Study) -> str:
+    scale = study.scale
+    rows = [["dataset", "stands for", "classes", "training files", "evaluated files"], ["---"] * 5]
+    for name, files in scale.files_per_label.items():
+        classes = len(LABELS[name])
+        counts = (classes, files["train"] * classes, files[study.split] * classes)
+        rows.append([name, STANDS_FOR[name], *map(str, counts)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _protocol(scale: Scale) -> str:
+    standard, small = (scale.inputs[name] for name in ("standard", "small"))
+    sizes = "; ".join(
+        f"{name.capitalize()} {fields['num_hidden_layers']} layers, {fields['hidden_size']} wide"
+        for name, fields in scale.encoders.items()
+    )
+    rates = "; ".join(
+        f"{optimizer}: " + ", ".join(f"{rate:g} {kind}" for kind, rate in kinds.items())
+        for optimizer, kinds in scale.learning_rates.items()
+    )
+    return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of {scale.rows["training"]} rows, which are drawn from all datasets in proportion to
+  their sizes. So alone for as many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is
+  gone through more often. The learning rate is divided by 10 at 11/20 and 15/20 of the training, as in the paper. It
+  was chosen for each kind of run: {rates}.
+- **Every run** except one of Table 4 **starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs. There
+  is one for each size and input setting, the same for all seeds. Fine-tuning (Figure 3) takes {scale.epochs["transfer"]:g} epochs more, with
+  a new head.
+- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, and {small["num_frames"]} x {small["image_size"]}² in Table 7. The encoders are {sizes}. Views are 1x3, as in the paper."""
+
+
+def _num_seeds(study: Study) -> str:
+    runs = {run.name: run.num_seeds for run, _ in study.tasks() if run.stage != "pretraining"}
+    fewer = {number for number in runs.values() if number is not None and number < len(study.seeds)}
+    if not fewer:
+        return ""
+    all_seeds = ", ".join(f"`{name}`" for name, number in runs.items() if number is None)
+    return f"These runs are done for all {len(study.seeds)} seeds: {all_seeds}. The others are done for the first {min(fewer)}."
