@@ -84,11 +84,11 @@ def _co_training(results: Results, scale: Scale) -> Comparison:
         Claim(
             f"{dataset}, {what}, over alone for as many {unit}", paper, results.difference(*gain(run, over, dataset))
         )
-        for dataset, paper, with_images in (("outfits", 2.2, 2.2), ("moves", 3.4, 3.6))
+        for dataset, with_videos, with_images in (("outfits", 2.2, 2.2), ("moves", 3.4, 3.6))
         for unit, over in (("epochs", dataset), ("steps", f"{dataset}_long"))
         for what, run, paper in (
-            ("with the other videos, all shared", "videos_all", paper),
-            ("with the other videos, none shared", "videos_none", paper),
+            ("with the other videos, all shared", "videos_all", with_videos),
+            ("with the other videos, none shared", "videos_none", with_videos),
             ("with all shared and images", "images_1", with_images),
         )
     ]
