@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study in miniature: its data, its runs and its report."""
+"""The study in miniature: its runs and its report."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import forked_runs
@@ -19,26 +17,19 @@ import paper_in_miniature
 import psutil
 import pytest
 from fashion_mnist import write_fashion_mnist
-from miniature.data import (
-    COURSES,
-    KINDS,
-    LABELS,
-    MOVES,
-    SCENES,
-    FashionMNIST,
-    draw_miniature,
-    plan_sample,
-    render,
-)
-from miniature.plan import CPU, GPU, TINY, plan_runs
-from miniature.report import Claim, Results, compare
+from miniature.comparisons import compare
+from miniature.data import LABELS, MOMENTS, SHARED_MOVES
+from miniature.expectations import EXPECTATIONS
+from miniature.measures import accuracies
+from miniature.plan import CPU, TINY, Run, plan_runs
+from miniature.report import gain_sentences, gains
+from miniature.results import EVERY, NO, SOME, Claim, Results, agreement
 from miniature.study import Study
 from modeling_cover.commands import train as cotrain
 from PIL import Image
 
 
 LIMIT = 1800.0  # seconds, for what hangs: a busy machine takes many times as long as an idle one
-FILES = {name: {"train": 2, "validation": 1, "test": 1} for name in ("outfits", "moves", "garments")}
 
 
 @pytest.fixture(scope="module")
@@ -46,145 +37,66 @@ def pictures_folder(tmp_path_factory) -> Path:
     return write_fashion_mnist(tmp_path_factory.mktemp("fashion_mnist"))
 
 
-@pytest.fixture(scope="module")
-def pictures(pictures_folder) -> FashionMNIST:
-    return FashionMNIST(pictures_folder)
+def test_a_dataset_alone_has_a_control_of_as_many_epochs_and_one_of_as_many_steps(tmp_path):
+    study = Study(output=tmp_path, scale=CPU, seeds=(1,))
+    runs = {run.name: run for run in plan_runs()}
+    steps = {name: study.recipe(run, 1)["training"]["max_steps"] for name, run in runs.items()}
+    assert steps["videos_all"] == steps["videos_half"] == steps["videos_none"] == 2978  # 60 * 794 / 16
+    assert steps["moves_long"] == steps["outfits_long"] == steps["moments_all_long"] == 2978
+    assert (steps["moves"], steps["outfits"], steps["moments_all"]) == (300, 878, 1800)  # 60 epochs of each
+    assert steps["images_1"] == steps["images_0.5"] == 2978
+    for name in ("moves_long", "moves", "videos_all"):
+        assert steps[f"sgd_{name}"] == steps[name]
+    rows = {recipe["training"]["per_device_train_batch_size"] for recipe in recipes_of(study, "training").values()}
+    assert rows == {16}
 
 
-def test_pictures_of_a_split_are_in_no_other(pictures, pictures_folder):
-    rng, seen = np.random.default_rng(0), {}
-    for split in ("train", "validation", "test"):
-        drawn = (pictures.draw(rng, split, "coat") for _ in range(60))
-        seen[split] = {min(picture.tobytes(), picture[:, ::-1].tobytes()) for picture in drawn}
-    assert len(seen["train"]) > 1
-    assert not seen["train"] & seen["validation"]
-    assert not seen["train"] & seen["test"]
-    assert not seen["validation"] & seen["test"]
+def recipes_of(study: Study, stage: str) -> dict[str, dict]:
+    return {run.name: study.recipe(run, study.seeds[0]) for run in plan_runs() if run.stage == stage}
 
 
-def test_pictures_are_of_the_kind_that_is_asked_for(pictures_folder, pictures):
-    content = gzip.decompress((pictures_folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    labels = np.frombuffer(content, np.uint8, offset=8)
-    images = gzip.decompress((pictures_folder / "t10k-images-idx3-ubyte.gz").read_bytes())
-    images = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
-    sandals = {picture.tobytes() for picture in images[labels == KINDS.index("sandal")]}
-    picture = pictures.draw(np.random.default_rng(1), "test", "sandal")
-    assert {picture.tobytes(), picture[:, ::-1].tobytes()} & sandals
-
-
-def test_a_missing_file_of_fashion_mnist_is_named_with_where_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is missing: .*dataset-fashion-mnist"):
-        FashionMNIST(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", bytes((0, 0, 8, 3)), bytes((0, 0, 8, 1, 0, 0, 0, 9)) + bytes(9)])
-def test_a_file_that_is_not_of_fashion_mnist_is_refused(tmp_path, content):
-    write_fashion_mnist(tmp_path)
-    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is not a file of MNIST's format with 3 axes"):
-        FashionMNIST(tmp_path)
-
-
-def test_files_without_pictures_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no T-shirt of train"):
-        FashionMNIST(write_fashion_mnist(tmp_path, pictures_per_kind=0))
-
-
-def test_a_file_that_is_not_compressed_is_refused(tmp_path):
-    write_fashion_mnist(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte\.gz is not a file of MNIST's format"):
-        FashionMNIST(tmp_path)
-
-
-def test_a_sample_is_a_function_of_itself_and_the_seed(pictures):
-    sample = plan_sample("outfits", "train", "coat and sandal", 3)
-    frames = render(sample, pictures, seed=1)
-    assert frames.shape == (8, 40, 40, 3)
-    np.testing.assert_array_equal(frames, render(sample, pictures, seed=1))
-    assert (frames != render(sample, pictures, seed=2)).any()
-    other = plan_sample("outfits", "train", "coat and sandal", 4)
-    assert (frames != render(other, pictures, seed=1)).any()
-
-
-@pytest.mark.parametrize("label", MOVES)
-def test_a_garment_moves_as_its_label_says_and_the_other_one_stands(pictures, label):
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        standing, moving = SCENES["moves"](rng, partial(pictures.draw, rng, "train"), label)
-        (right, down), size = moving.track[:2, -1] - moving.track[:2, 0], np.ptp(moving.track[2])
-        reach = np.ptp(moving.track[:2], axis=1)
-        course = label.partition(", ")[2]
-        expected = {"to the right": right, "to the left": -right, "down": down, "up": -down, "to and fro": reach[0]}
-        assert expected[course] > 6
-        across = reach[0] if course in ("up", "down") else reach[1]
-        assert max(across, size) < 2
-        if course == "to and fro":
-            assert abs(right) < 2
-        assert np.ptp(standing.track, axis=1).max() == 0
-
-
-def test_every_movement_but_to_and_fro_is_another_one_backwards():
-    time = np.linspace(0, 1, 9)
-    played = {(axis, *course(time)) for axis, course in COURSES.values()}
-    assert len(played) == len(COURSES)
-    for name, (axis, course) in COURSES.items():
-        backwards = (axis, *course(time)[::-1])
-        assert backwards in played
-        assert (backwards == (axis, *course(time))) == (name == "to and fro")
-
-
-def test_data_are_drawn_once_and_anew_where_they_were_interrupted_or_are_others(pictures_folder, tmp_path):
-    folder, labels = tmp_path / "data", {name: LABELS[name] for name in FILES}
-    total = 4 * sum(map(len, labels.values()))
-    assert draw_miniature(folder, pictures_folder, FILES, seed=1) == total
-    files = sorted(path for path in folder.rglob("*.*") if path.suffix in (".mp4", ".png"))
-    assert len(files) == total
-    content = files[0].read_bytes()
-    assert draw_miniature(folder, pictures_folder, FILES, seed=1) == 0
-    (folder / "miniature.json").unlink()
-    files[0].write_bytes(b"half of it")
-    assert draw_miniature(folder, pictures_folder, FILES, seed=1) == total
-    assert files[0].read_bytes() == content
-    assert draw_miniature(folder, pictures_folder, FILES, seed=2) == total
-    assert files[0].read_bytes() != content
-
-
-def test_a_folder_that_holds_something_else_is_left_alone(pictures_folder, tmp_path):
-    (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(ValueError, match=r"holds thesis\.tex, which this script did not draw"):
-        draw_miniature(tmp_path, pictures_folder, FILES, seed=1)
-    assert (tmp_path / "thesis.tex").read_text() == "all of it"
-
-
-@pytest.mark.parametrize("scale", [CPU, GPU, TINY], ids=["cpu", "gpu", "tiny"])
-def test_a_dataset_has_the_same_updates_of_the_same_rows_alone_and_together(scale, tmp_path):
-    study = Study(output=tmp_path, scale=scale, seeds=(1,))
-    updates = {}
-    for run in plan_runs():
-        recipe = study.recipe(run, 1)
-        assert recipe["training"]["per_device_train_batch_size"] == sum(entry["share"] for entry in recipe["datasets"])
-        for name, entry in zip(run.datasets, recipe["datasets"], strict=True):
-            key = (run.stage, name)
-            updates.setdefault(key, set()).add((recipe["training"]["max_steps"], entry["share"]))
-    assert {key for key in updates if key[0] == "training"} == {
-        ("training", name) for name in ("outfits", "moves", "garments")
-    }
-    assert all(len(found) == 1 for found in updates.values())
+def test_the_learning_rate_drops_at_the_same_parts_of_each_training(tmp_path):
+    study = Study(output=tmp_path, scale=CPU, seeds=(1,))
+    runs = {run.name: run for run in plan_runs()}
+    for name, recipe in recipes_of(study, "training").items():
+        training = recipe["training"]
+        steps_per_epoch = -(-CPU.num_rows(*runs[name].datasets) // 16)
+        drops = [
+            round(epoch * steps_per_epoch) / training["max_steps"] for epoch in training["learning_rate_drop_epochs"]
+        ]
+        np.testing.assert_allclose(drops, [11 / 20, 15 / 20], atol=0.01)
 
 
 def test_runs_differ_in_nothing_but_what_they_compare(tmp_path):
     study = Study(output=tmp_path, scale=CPU, seeds=(1,))
-    recipes = {run.name: study.recipe(run, 1) for run in plan_runs()}
-    weighted, together = recipes["together_0.5"], recipes["together"]
-    assert [entry["weight"] for entry in weighted["datasets"]] == [1.0, 1.0, 0.5]
-    assert [entry["weight"] for entry in together["datasets"]] == [1.0, 1.0, 1.0]
+    recipes = recipes_of(study, "training")
+    weighted, together = recipes["images_0.5"], recipes["images_1"]
+    assert [entry["weight"] for entry in weighted["datasets"]] == [1.0, 1.0, 1.0, 0.5]
+    assert [entry["weight"] for entry in together["datasets"]] == [1.0, 1.0, 1.0, 1.0]
     for recipe in (weighted, together):
         for entry in recipe["datasets"]:
             del entry["weight"]
         del recipe["training"]["output_dir"]
     assert weighted == together
-    assert recipes["moves"]["model"] == recipes["videos"]["model"] | {"default_head": "moves"}
+    shared, others = recipes["videos_all"], recipes["videos_none"]
+    assert shared["datasets"][:2] == others["datasets"][:2]
+    for recipe in (shared, others):
+        del recipe["datasets"], recipe["training"]["output_dir"]
+    assert shared == others
+    assert recipes["moves"]["model"] == recipes["moves_long"]["model"] == recipes["sgd_moves"]["model"]
+
+
+def test_a_run_may_have_more_in_its_mixture(tmp_path):
+    run = Run(name="other", datasets={"outfits": 1.0, "moves": 1.0}, mixture={"when_exhausted": "stop"})
+    recipe = Study(output=tmp_path, scale=CPU, seeds=(1,)).recipe(run, 1)
+    assert recipe["mixture"] == {"sampling": "proportional", "when_exhausted": "stop"}
+
+
+def test_runs_beside_the_main_table_are_for_the_first_seeds(tmp_path):
+    tasks = [(run.name, seed) for run, seed in Study(output=tmp_path, scale=CPU, seeds=(5, 3, 9, 7)).tasks()]
+    assert len(set(tasks)) == len(tasks)
+    assert [seed for name, seed in tasks if name == "moves_long"] == [5, 3, 9, 7]
+    assert [seed for name, seed in tasks if name == "large"] == [5, 3, 9]
 
 
 def test_a_run_comes_after_the_one_that_it_starts_from(tmp_path):
@@ -201,9 +113,26 @@ def test_a_run_is_done_after_the_one_that_it_starts_from_and_known_to_be(picture
     study = Study(output=tmp_path, scale=TINY, seeds=(1,))
     study.draw(pictures_folder)
     runs = {run.name: run for run in plan_runs()}
-    done = {("pretrained", 0): study.do(runs["pretrained"], 0), ("videos", 1): study.do(runs["videos"], 1)}
+    done = {("pretrained", 0): study.do(runs["pretrained"], 0), ("videos_half", 1): study.do(runs["videos_half"], 1)}
     assert study.finished() == done
-    assert set(done["videos", 1]["top1"]) == {"outfits", "moves"}
+    for measure in ("top1", "trained_on", "reversed"):
+        assert set(done["videos_half", 1][measure]) == {"outfits", "moves", MOMENTS["half"]}
+    assert set(done["videos_half", 1]["motion"]) == {MOMENTS["half"]}
+
+
+def test_what_is_right_of_a_label_is_told_apart():
+    labels = list(LABELS[MOMENTS["all"]])
+    targets = np.array([labels.index(name) for name in ("coat, east then east", "dress, west then rests")])
+    predicted = np.array([labels.index(name) for name in ("coat, west then rests", "coat, west then rests")])
+    found = accuracies(MOMENTS["all"], predicted, targets)
+    assert found == {"top1": 0.0, "kind": 0.5, "motion": 0.5}
+    labels = list(LABELS["moves"])
+    targets = np.array(
+        [labels.index(SHARED_MOVES[0]), labels.index("right, then left"), labels.index(SHARED_MOVES[1])]
+    )
+    predicted = np.array([targets[0], targets[1], targets[0]])
+    found = accuracies("moves", predicted, targets)
+    assert found == {"top1": 2 / 3, "shared": 0.5, "others": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -221,19 +150,57 @@ def test_a_claim_is_judged_by_the_sign_of_every_seed(paper, seeds, verdict):
     assert Claim("a difference", paper, np.array(seeds)).verdict == verdict
 
 
-def test_a_difference_is_one_within_each_seed():
+def made_up(changes: dict[str, dict[str, float]], seeds: int = 2) -> Results:
+    """Half of everything right in each run, but for what is given: of a run and dataset, for each seed 0.01 more."""
+
     def of_seed(seed: int) -> dict:
-        measured = dict.fromkeys(("outfits", "moves", "garments"), 0.5)
-        figures = {run.name: {"top1": measured, "reversed": measured, "probed": measured} for run in plan_runs()}
-        figures["videos"] = {"top1": {"outfits": 0.5, "moves": 0.5 + 0.01 * seed}}
-        figures["moves"] = {**figures["moves"], "top1": {"moves": 0.25}}
+        figures = {}
+        for run in plan_runs():
+            names = (*run.datasets, "moves")
+            measured = dict.fromkeys(names, 0.5)
+            measured |= {name: value + 0.01 * seed for name, value in changes.get(run.name, {}).items()}
+            measures = ("top1", "trained_on", "reversed", "probed", "kind", "motion", "shared", "others")
+            figures[run.name] = dict.fromkeys(measures, measured)
         return figures
 
-    claims = {claim.text: claim for claim in compare(Results([of_seed(1), of_seed(2)]), CPU)[0].claims}
-    np.testing.assert_allclose(claims["moves, with the other videos"].miniature, [26, 27])
-    assert "**agrees**: moves, with the other videos: +2.7 in the paper, +26.5 ± 0.7 here (+26.0, +27.0)" in map(
-        str, claims.values()
+    return Results([of_seed(seed) for seed in range(1, seeds + 1)])
+
+
+def test_a_difference_is_one_within_each_seed():
+    results = made_up({"videos_all": {"moves": 0.5}, "moves": {"moves": 0.24}, "moves_long": {"moves": 0.54}})
+    del results.seeds[0]["images_1"]  # as of seeds for which not all is done
+    np.testing.assert_allclose(gains(results, "moves", "epochs")["all"], [26, 26])
+    np.testing.assert_allclose(gains(results, "moves", "epochs")["none"], [25, 24])
+    np.testing.assert_allclose(gains(results, "moves", "steps")["all"], [-4, -4])
+    assert "`moves`, together, against alone for as many steps: -5.5 ± 0.7 with none" in gain_sentences(results)
+    assert "-4.0 ± 0.0 with all of the motions shared (a gain in no seed)." in gain_sentences(results)
+    np.testing.assert_allclose(
+        results.difference((1, "images_1", "moves", "top1"), (-1, "moves", "moves", "top1")), [24]
     )
+    claims = {claim.text: str(claim) for claim in compare(made_up({"moves": {"moves": 0.24}}), CPU)[0].claims}
+    assert claims["moves, with the other videos, all shared, over alone for as many epochs"] == (
+        "**agrees**: moves, with the other videos, all shared, over alone for as many epochs: +3.4 in the paper, "
+        "+24.5 ± 0.7 here (+25.0, +24.0)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "sign", "found"),
+    [([1.0, 2.0], 1, EVERY), ([1.0, -2.0], 1, SOME), ([1.0, 2.0], -1, NO), ([0.0, 0.0], 1, NO), ([0.0, 1.0], 1, SOME)],
+)
+def test_an_expectation_is_held_against_the_sign_of_every_seed(values, sign, found):
+    assert agreement(np.array(values), sign) == found
+
+
+def test_expectations_are_of_runs_that_there_are_and_come_out_either_way():
+    results = made_up({})
+    for expectation in EXPECTATIONS:
+        np.testing.assert_allclose(results.difference(*expectation.terms), [0, 0], atol=1e-9)
+        assert sum(sign for sign, *_ in expectation.terms) == 0
+    expectation = EXPECTATIONS[0]
+    assert expectation.verdict(made_up({"videos_all": {"moves": 0.7}})) == EVERY
+    assert expectation.verdict(made_up({"videos_all": {"moves": 0.3}})) == NO
+    assert expectation.verdict(made_up({"videos_all": {"moves": 0.485}})) == SOME
 
 
 # As docs/paper.md says, in a folder with data/fashion-mnist.
@@ -265,7 +232,9 @@ def figures(folder: Path) -> dict[str, dict]:
     for path in (folder / OUTPUT / "runs").rglob("metrics.json"):
         content = json.loads(path.read_text())
         weights = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
-        found[path.parent.name] = {key: content[key] for key in ("top1", "reversed", "probed")} | {"weights": weights}
+        found[path.parent.name] = {key: content[key] for key in ("top1", "trained_on", "reversed", "probed")} | {
+            "weights": weights
+        }
     return found
 
 
@@ -299,11 +268,16 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     page = (report / "paper_in_miniature.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     for wanted in (
+        *("What comes out", "What was expected", "What the paper does not control for", "SGD"),
         *("Tables 3 and 5", "Table 4", "Table 6", "Table 2", "Section 3.2"),
         *("Figure 3 (a)", "Figure 3 (b)", "Figure 4", "Table 7"),
     ):
-        assert sum(title.startswith(f"## {wanted}:") for title in titles) == 1
-    assert page.count("| the paper |") == page.count("| the miniature |") == 9
+        assert sum(title.startswith(f"## {wanted}") for title in titles) == 1
+    assert titles.index("## What comes out: gain against overlap") == 0
+    assert page.count("| the paper |") == 9
+    assert page.count("| the miniature |") == 10
+    for expectation in EXPECTATIONS:
+        assert page.count(f"| {expectation.text} |") == 1
     measured = figures(finished)
     assert f"| moves → outfits | {100 * measured['moves_to_outfits']['top1']['outfits']:.1f} |" in page
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
@@ -315,7 +289,7 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
 
 @pytest.mark.slow
 def test_every_run_is_a_recipe_that_trains_by_itself(finished, tmp_path, monkeypatch, capsys):
-    run = OUTPUT / "runs" / "seed_1" / "videos"
+    run = OUTPUT / "runs" / "seed_1" / "videos_half"
     monkeypatch.chdir(finished)
     monkeypatch.setattr(sys, "argv", ["cotrain.py", f"{run / 'recipe.yaml'}", "--output_dir", str(tmp_path / "again")])
     cotrain.main()
