@@ -40,11 +40,16 @@ The clips show pictures of clothes from Fashion-MNIST, moved about in front of o
   is between runs of one seed. {_num_seeds(study)}
 - **Nothing was chosen on the test splits.** Settings were chosen on the validation split of data of seed 93.
 
-Departures from the paper: AdamW with clipped gradients in place of SGD without (SGD is beside it in a table of its
-own, also clipped). Pre-training: the paper's has no temporal layers, and they begin at their initial values. Here
-images are videos of one frame, and temporal attention to the one key passes its value on. So its value and output
-projections are pre-trained, and its queries and keys, and the embeddings of all but one time, are not. With images,
-runs are not for as many epochs but for as many steps as without, to save time.
+Departures from the paper:
+
+- **The optimizer** is AdamW with clipped gradients, in place of SGD without clipping. SGD, also clipped, is beside it in
+  a table of its own.
+- **Pre-training.** The paper's is without temporal layers, which it adds afterwards. Here the temporal layers are there
+  from the start, and images are videos of one frame. Temporal attention to one key is 1 whatever query and key are. So
+  what projects values and what follows is pre-trained, and queries and keys are not: they get no gradient, and decay a
+  little. The one frame has the mean of the middle time embeddings, so the others are not trained either.
+- **With images**, runs are not for as many epochs as without, but for as many steps, to save time. The paper's have more
+  steps with images.
 
 A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
 
