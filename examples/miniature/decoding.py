@@ -28,12 +28,19 @@ class DecodedOnce(Sequence):
         self._media = media
         self._modality = modality
         self._processor = processor
+        self._rows: dict[int, Media] = {}
 
     def __len__(self) -> int:
         return len(self._media)
 
     def __getitem__(self, row: int) -> Media:
-        media, processor = self._media[row], self._processor
+        if row not in self._rows:
+            media = self._media[row]
+            self._rows[row] = media._replace(content=self._frames(media))
+        return self._rows[row]
+
+    def _frames(self, media: Media) -> torch.Tensor:
+        processor = self._processor
         short_side = processor.size["shortest_edge"]
         key = (media.content, processor.num_frames, short_side)
         if key not in _decoded:
@@ -41,7 +48,7 @@ class DecodedOnce(Sequence):
             sample_indices = partial(processor.sample_frames, num_clips=1)
             frames = load_frames(media, self._modality, processor, sample_indices, short_side)
             _decoded[key] = frames if self._modality == "video" else frames[0]
-        return media._replace(content=_decoded[key])
+        return _decoded[key]
 
     def identity(self) -> Any:
         """What tells the rows from others, see `Source.row_hashes`."""

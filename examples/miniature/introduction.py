@@ -78,7 +78,7 @@ def _protocol(scale: Scale) -> str:
   their sizes. So alone for as many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is
   gone through more often. The learning rate is divided by 10 at 11/20 and 15/20 of the training, as in the paper. It
   was chosen for each kind of run: {rates}.
-- **Every run** except one of Table 4 **starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs. There
+- **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs. There
   is one for each size and input setting, the same for all seeds. Fine-tuning (Figure 3) takes {scale.epochs["transfer"]:g} epochs more, with
   a new head.
 - Input is {standard["num_frames"]} x {standard["image_size"]}² in general, and {small["num_frames"]} x {small["image_size"]}² in Table 7. The encoders are {sizes}. Views are 1x3, as in the paper."""

@@ -58,7 +58,7 @@ CPU = Scale(
     },
     encoders={
         "base": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
-        "large": {"hidden_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160},
+        "large": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384},
     },
     inputs={"standard": {"num_frames": 4, "image_size": 24}, "small": {"num_frames": 3, "image_size": 16}},
     rows={"pretraining": 64, "training": 16, "transfer": 16},
@@ -212,7 +212,6 @@ def _secondary_runs() -> list[Run]:
     together, secondary = _weights(*videos("all")), {"num_seeds": SECONDARY_SEEDS}
     runs = [
         Run(name="large", datasets=together, encoder="large", start="pretrained_large", **secondary),
-        Run(name="from_scratch", datasets=together, start=None, **secondary),
         Run(name="small_input", datasets=together, input="small", start="pretrained_small_input", **secondary),
         # Whether the motions that `moves` does not have are as hard as those that it has.
         Run(name=MOMENTS["none"], datasets=_weights(MOMENTS["none"]), probes=("moves",), **secondary),
