@@ -71,8 +71,18 @@ CPU = Scale(
     },
     optimizers={"adamw": {}, "sgd": {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.0}},
     learning_rates={
-        "adamw": {"alone": 1e-3, "alone, as many steps": 1e-3, "together": 1e-3, "pretraining": 1e-3},
-        "sgd": {"alone": 0.05, "alone, as many steps": 0.05, "together": 0.05},
+        "adamw": {
+            "pretraining": 1e-3,
+            "transfer": 1e-3,
+            "together": 1e-3,
+            "moves, as many epochs": 4e-3,
+            "moves, as many steps": 2e-3,
+            "outfits, as many epochs": 1e-3,
+            "outfits, as many steps": 1e-3,
+            "moments, as many epochs": 1e-3,
+            "moments, as many steps": 1e-3,
+        },
+        "sgd": {"together": 0.1, "moves, as many epochs": 0.1, "moves, as many steps": 0.1},
     },
 )
 
@@ -139,11 +149,13 @@ class Run:
     @property
     def kind(self) -> str:
         """What its learning rate goes by."""
-        if self.stage == "pretraining":
-            return "pretraining"
+        if self.stage != "training":
+            return self.stage
         if len(self.datasets) > 1:
             return "together"
-        return "alone, as many steps" if self.as_long_as else "alone"
+        (dataset,) = self.datasets
+        name = "moments" if dataset in MOMENTS.values() else dataset
+        return f"{name}, as many {'steps' if self.as_long_as else 'epochs'}"
 
     def head(self, dataset: str) -> str:
         """Another name than in the run that it starts from, whose heads stay in the checkpoint as they are."""
