@@ -44,7 +44,6 @@ def compare(results: Results, scale: Scale) -> list[Comparison]:
             ("outfits", MOMENTS["none"], MOMENTS["all"], "moves"),
             {"moves": 2.0, "outfits": 1.8},
         ),
-        _sizes(results),
         _inputs(results, scale),
     ]
 
@@ -228,20 +227,6 @@ def _transfer(results: Results, target: str, sources: Sequence[str], gains: Mapp
         miniature=miniature,
         claims=claims,
         picture=f"transfer_to_{target}.png",
-        paper_measure="gain in top-1, points",
-    )
-
-
-def _sizes(results: Results) -> Comparison:
-    first = results.having("large")
-    base, large = first.row("videos_all"), first.row("large")
-    return Comparison(
-        title="Figure 4: Base and Large, both co-trained",
-        text="The paper gives the gains of Large over Base.",
-        paper={"gain of Large": {"K400": 3.2, "SSv2": 2.1, "MiT": 5.2}},
-        miniature={"Base": base, "Large": large},
-        claims=_claims_of_two("Large", (3.2, 2.1, 5.2), large, base),
-        picture="sizes.png",
         paper_measure="gain in top-1, points",
     )
 

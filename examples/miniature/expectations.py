@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is expected of the study, written down before it is run, and whether it was so.
 
-The expectations come from pilots on validation splits of seeds that the study does not have. Of earlier ones, on other
-data: a small set gained 12 to 20 points over alone for as many epochs where it was trained together with a set that
-shares its motions; where the other set shares objects only, it lost 3 to 4.5 against alone for as many steps; and alone
-for as many steps took most of what looks like a gain. And of one seed (93) of these data, by which learning rates were
-chosen: `moves` had 79.2 alone for as many epochs, 85.5 alone for as many steps, 92.2 together with all shared and 79.5
-with none. (At one learning rate for all, 0.001, these were 58.2, 77.2, 92.2 and 79.5: most of what looked like a gain
-over as many epochs was that of a larger learning rate.)
+The expectations come from pilots on validation splits of seeds that the study does not have. Of earlier ones, on
+other data: a small set gained 12 to 20 points over alone for as many epochs where it was trained together with a set
+that shares its motions; where the other set shares objects only, it lost 3 to 4.5 against alone for as many steps; and
+alone for as many steps took most of what looks like a gain.
+
+And of one seed (93) of these data, by which learning rates were chosen: `moves` had 79.2 alone for as many epochs,
+85.5 alone for as many steps, 92.2 together with all shared, and 79.5 with none. (At one learning rate for all, 0.001,
+these were 58.2, 77.2, 92.2 and 79.5: most of what looked like a gain of steps was that of a larger learning rate.)
 """
 
 from collections.abc import Sequence

@@ -50,9 +50,10 @@ Departures from the paper:
 - **Pre-training.** The paper's is without temporal layers, which it adds afterwards. Here the temporal layers are there
   from the start, and images are videos of one frame. Temporal attention to one key is 1 whatever query and key are. So
   what projects values and what follows is pre-trained, and queries and keys are not: they get no gradient, and decay a
-  little. The one frame has the mean of the middle time embeddings, so the others are not trained either.
+  little. The one frame has the middle time embedding, or the mean of the middle two. The others are not trained.
 - **With images**, runs are not for as many epochs as without, but for as many steps, to save time. The paper's have more
-  steps with images.
+  steps with images. What the paper starts from (Table 4) and the size of the model (Figure 4) have no miniature, for
+  the same reason.
 
 A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
 
@@ -69,17 +70,14 @@ def _datasets(study: Study) -> str:
 
 def _protocol(scale: Scale) -> str:
     standard, small = (scale.inputs[name] for name in ("standard", "small"))
-    sizes = "; ".join(
-        f"{name.capitalize()} {fields['num_hidden_layers']} layers, {fields['hidden_size']} wide"
-        for name, fields in scale.encoders.items()
-    )
+    base = scale.encoders["base"]
     return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of {scale.rows["training"]} rows, which are drawn from all datasets in proportion to
   their sizes. So alone for as many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is
   gone through more often. The learning rate is divided by 10 at 11/20 and 15/20 of the training, as in the paper.
 - **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs. There
-  is one for each size and input setting, the same for all seeds. Fine-tuning (Figure 3) takes {scale.epochs["transfer"]:g} epochs more, with
+  is one for each input setting, the same for all seeds. Fine-tuning (Figure 3) takes {scale.epochs["transfer"]:g} epochs more, with
   a new head.
-- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, and {small["num_frames"]} x {small["image_size"]}² in Table 7. The encoders are {sizes}. Views are 1x3, as in the paper."""
+- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, and {small["num_frames"]} x {small["image_size"]}² in Table 7. The encoder has {base["num_hidden_layers"]} layers and is {base["hidden_size"]} wide. Views are 1x3, as in the paper."""
 
 
 def _rates(scale: Scale) -> str:

@@ -71,7 +71,6 @@ CPU = Scale(
     },
     encoders={
         "base": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
-        "large": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384},
     },
     inputs={"standard": {"num_frames": 4, "image_size": 24}, "small": {"num_frames": 3, "image_size": 16}},
     rows={"pretraining": 64, "training": 16, "transfer": 16},
@@ -108,7 +107,6 @@ GPU = dataclasses.replace(
     },
     encoders={
         "base": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
-        "large": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
     },
     rows={stage: 4 * rows for stage, rows in CPU.rows.items()},
     training={**CPU.training, "bf16": True},
@@ -120,7 +118,6 @@ TINY = dataclasses.replace(
     files_per_label={name: {"train": 1, "validation": 1, "test": 1} for name in CPU.files_per_label},
     encoders={
         "base": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
-        "large": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     },
     epochs=dict.fromkeys(CPU.epochs, 0.6),
 )
@@ -236,7 +233,6 @@ def _sgd_runs() -> list[Run]:
 def _secondary_runs() -> list[Run]:
     together, secondary = _weights(*videos("all")), {"num_seeds": SECONDARY_SEEDS}
     runs = [
-        Run(name="large", datasets=together, encoder="large", start="pretrained_large", **secondary),
         Run(name="small_input", datasets=together, input="small", start="pretrained_small_input", **secondary),
         # Whether the motions that `moves` does not have are as hard as those that it has.
         Run(name=MOMENTS["none"], datasets=_weights(MOMENTS["none"]), probes=("moves",), **secondary),
@@ -257,7 +253,6 @@ def plan_runs() -> list[Run]:
     wardrobe = {"datasets": _weights("wardrobe"), "start": None, "stage": "pretraining"}
     pretraining = [
         Run(name="pretrained", **wardrobe),
-        Run(name="pretrained_large", encoder="large", **wardrobe),
         Run(name="pretrained_small_input", input="small", **wardrobe),
     ]
     return [*pretraining, *_image_runs(), *_core_runs(), *_sgd_runs(), *_secondary_runs()]
