@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from miniature.comparisons import Comparison, Table
 from miniature.data import MOMENTS
 from miniature.expectations import expectation_table, expectations_in_words
-from miniature.results import Results, agreement, gain, listed, signed, spread
+from miniature.results import SOME, Results, agreement, gain, listed, signed, spread
 from modeling_cover.fonts import plain_text
 
 
@@ -23,6 +23,12 @@ def gains(results: Results, dataset: str, unit: str) -> dict[str, np.ndarray]:
     return {
         overlap: results.difference(*gain(f"videos_{overlap}", dataset + OVER[unit], dataset)) for overlap in MOMENTS
     }
+
+
+def _in_which_seeds(values: np.ndarray) -> str:
+    """Those of which the values are positive."""
+    found = agreement(values, 1)
+    return "in some seeds only" if found == SOME else found
 
 
 def gain_table(results: Results) -> str:
@@ -44,7 +50,7 @@ def gain_sentences(results: Results) -> str:
         for unit in OVER:
             found = gains(results, dataset, unit)
             parts = [
-                f"{signed(values)} with {overlap} of the motions shared (a gain {agreement(values, 1)})"
+                f"{signed(values)} with {overlap} of the motions shared (a gain {_in_which_seeds(values)})"
                 for overlap, values in found.items()
             ]
             lines.append(f"- `{dataset}`, together, against alone for as many {unit}: {'; '.join(parts)}.")
@@ -56,7 +62,7 @@ def uncontrolled(results: Results) -> str:
 
     def points(run: str, over: str, dataset: str = "moves", measure: str = "top1") -> str:
         values = results.difference(*gain(run, over, dataset, measure))
-        return f"{signed(values)} (more {agreement(values, 1)})"
+        return f"{signed(values)} (more {_in_which_seeds(values)})"
 
     epochs = results.difference(*gain("videos_all", "moves", "moves"))
     steps = results.difference(*gain("moves_long", "moves", "moves"))
