@@ -95,7 +95,8 @@ def _co_training(results: Results, scale: Scale) -> Comparison:
         title="Tables 3 and 5: one model for all, or one for each",
         text="In parentheses: top-1 on the training rows. The paper's numbers are those of Table 5 (a), which starts from "
         "JFT-3B; alone is for as many epochs. Table 3 starts from ImageNet-21k. It has 80.7 on K400 alone and 83.1 with "
-        "SSv2, MiT and ImageNet, and on SSv2 62.4 and 64.2. Of `moments`, columns without overlap have `moments_all`; it is there for the first seeds only where it is alone. "
+        "SSv2, MiT and ImageNet, and on SSv2 62.4 and 64.2. Of `moments`, columns without overlap have `moments_all`. "
+        "Alone, and with images, it is there for the first seeds only. "
         f"Its two sets of motions alone, for as many epochs: {spread(hard['all'])} of the motions that `moves` has are "
         f"right, and {spread(hard['none'])} of the others. `moves` has {steps['moves']} training clips.",
         paper={
@@ -138,8 +139,8 @@ def _image_weight(results: Results) -> Comparison:
     rows = {weight: first.row(run) for weight, run in runs.items()}
     return Comparison(
         title="Table 6: the weight of the images' loss",
-        text="The weight of the video losses is 1. At a weight of 0, no image is read. Here all three have as many steps, so with "
-        "images there are fewer passes over the videos. The paper has more steps with images.",
+        text="The weight of the video losses is 1. At a weight of 0, no image is read. Here all three have as many steps, "
+        "so with images there are fewer passes over the videos. The paper has more steps with images.",
         paper={
             "0": {"K400": 87.2, "SSv2": 70.6, "MiT": 45.9},
             "0.5": {"K400": 87.2, "SSv2": 70.8, "MiT": 46.1, "ImageNet": 86.1},
@@ -191,8 +192,8 @@ def _frozen_transfer(results: Results) -> Comparison:
     frozen = {source: first.top1(source, "moves", "probed") for source in sources}
     return Comparison(
         title="Section 3.2: a frozen encoder of appearance, on motion",
-        text="A linear classifier on the centre crop's features, from an encoder that was trained on something else. The paper's 62.4 "
-        f"is from Table 3. Chance is {100 / len(LABELS['moves']):.1f}% here. The paper has no encoder of another set of "
+        text="A linear classifier on the centre crop's features, from an encoder that was trained on something else. The "
+        f"paper's 62.4 is from Table 3. Chance is {100 / len(LABELS['moves']):.1f}% here. The paper has no encoder of another set of "
         "motions.",
         paper={"encoder of K400": {"SSv2": 19.5}, "trained on SSv2": {"SSv2": 62.4}},
         miniature={
@@ -218,8 +219,8 @@ def _transfer(results: Results, target: str, sources: Sequence[str], gains: Mapp
     place = PAPER_NAMES[target]
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
-        text="The paper gives the gains of a co-trained encoder over that of a single dataset. The encoder of the target's own clips, "
-        "and that of all videos together, were already trained on the target. So their gain over an encoder that was not "
+        text="The paper gives the gains of a co-trained encoder over that of a single dataset. The encoder of "
+        "the target's own clips, and that of all videos together, were already trained on the target. So their gain over an encoder that was not "
         "is no surprise.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()

@@ -81,7 +81,7 @@ EXPECTATIONS = (
         terms=gain("videos_all", "videos_half", "moves"),
     ),
     Expectation(
-        text="moves, with half: how much more the motions that are shared gain over alone for as many steps than the rest",
+        text="moves, with half: how much more the shared motions gain over alone for as many steps than the others",
         sign=1,
         why="a motion gains from clips of that motion",
         terms=(

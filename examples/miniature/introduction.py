@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the report says of the study before anything that was measured."""
 
+from collections.abc import Mapping
+
 from miniature.data import LABELS, MOMENTS, OF_MOVES, OVERLAPS
 from miniature.plan import TRIED, Scale
 from miniature.study import Study
@@ -18,10 +20,11 @@ STANDS_FOR = {
 def introduction(study: Study, hours: float) -> str:
     tasks, seeds = study.tasks(), ", ".join(map(str, study.seeds))
     machine = "one GPU" if study.use_gpu else "one CPU core"
+    shared = ", ".join(f"{len(set(motions) & set(OF_MOVES))} ({overlap})" for overlap, motions in OVERLAPS.items())
     return f"""# The paper in miniature
 
-Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits: {len(tasks)} runs,
-seeds {seeds}, {hours:.1f} hours of {machine} in all. What does training on several datasets at once
+Written by `python examples/paper_in_miniature.py` from what its runs measured on the {study.split} splits:
+{len(tasks)} runs, seeds {seeds}, {hours:.1f} hours of {machine} in all. What does training on several datasets at once
 gain over training on each alone, and where does the gain come from? These are tiny models on made-up videos. Compare
 the signs with the paper's, not the numbers.
 
@@ -33,7 +36,7 @@ The clips show pictures of clothes from Fashion-MNIST, moved about in front of o
 `moves` asks how something moves, and `moments` asks what moves how. `garments` and `wardrobe` ask what is on an image.
 `examples/miniature/data.py` says how they are drawn. Garments of the {study.split} split were never trained on.
 
-- **The knob.** `moments` shares {", ".join(f"{len(set(motions) & set(OF_MOVES))} ({overlap})" for overlap, motions in OVERLAPS.items())} of the {len(OF_MOVES)} motions of `moves`, under other names. It has the
+- **The knob.** `moments` shares {shared} of the {len(OF_MOVES)} motions of `moves`, under other names. It has the
   same number of clips, classes and motions each time. The other motions are the same with x and y exchanged.
 {_protocol(study.scale)}
 - **A seed** has its own data, head weights and order of training. ± is the standard deviation over seeds. A difference
@@ -45,17 +48,19 @@ The clips show pictures of clothes from Fashion-MNIST, moved about in front of o
 
 Departures from the paper:
 
-- **The optimizer** is AdamW with clipped gradients, in place of SGD without clipping. SGD, also clipped, is beside it in
-  a table of its own.
-- **Pre-training.** The paper's is without temporal layers, which it adds afterwards. Here the temporal layers are there
-  from the start, and images are videos of one frame. Temporal attention to one key is 1 whatever query and key are. So
-  what projects values and what follows is pre-trained, and queries and keys are not: they get no gradient, and decay a
-  little. The one frame has the middle time embedding, or the mean of the middle two. The others are not trained.
-- **With images**, runs are not for as many epochs as without, but for as many steps, to save time. The paper's have more
-  steps with images. What the paper starts from (Table 4) and the size of the model (Figure 4) have no miniature, for
-  the same reason.
+- **The optimizer** is AdamW with clipped gradients, in place of SGD without clipping. SGD, also clipped, is beside
+  it in a table of its own.
+- **Pre-training.** The paper's is without temporal layers, which it adds afterwards. Here the temporal layers are
+  there from the start, and images are videos of one frame. Temporal attention to one key is 1 whatever query and key
+  are. So what projects values and what follows is pre-trained, and queries and keys are not: they get no gradient,
+  and decay a little. The one frame has the middle time embedding, or the mean of the middle two. The others are not
+  trained.
+- **With images**, runs are not for as many epochs as without, but for as many steps, to save time. The paper's have
+  more steps with images. What the paper starts from (Table 4) and the size of the model (Figure 4) have no
+  miniature, for the same reason.
 
-A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided* otherwise."""
+A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided*
+otherwise."""
 
 
 def _datasets(study: Study) -> str:
@@ -71,13 +76,19 @@ def _datasets(study: Study) -> str:
 def _protocol(scale: Scale) -> str:
     standard, small = (scale.inputs[name] for name in ("standard", "small"))
     base = scale.encoders["base"]
-    return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of {scale.rows["training"]} rows, which are drawn from all datasets in proportion to
-  their sizes. So alone for as many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is
-  gone through more often. The learning rate is divided by 10 at 11/20 and 15/20 of the training, as in the paper.
-- **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs. There
-  is one for each input setting, the same for all seeds. Fine-tuning (Figure 3) takes {scale.epochs["transfer"]:g} epochs more, with
-  a new head.
-- Input is {standard["num_frames"]} x {standard["image_size"]}² in general, and {small["num_frames"]} x {small["image_size"]}² in Table 7. The encoder has {base["num_hidden_layers"]} layers and is {base["hidden_size"]} wide. Views are 1x3, as in the paper."""
+    return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of {scale.rows["training"]} rows,
+  which are drawn from all datasets in proportion to their sizes. So alone for as many *epochs*, a dataset has fewer
+  steps than together. Alone for as many *steps*, it is gone through more often. The learning rate is divided by 10 at
+  11/20 and 15/20 of the training, as in the paper.
+- **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs.
+  There is one for each input setting, the same for all seeds. Fine-tuning (Figure 3) takes
+  {scale.epochs["transfer"]:g} epochs more, with a new head.
+- Input is {_input(standard)} in general, and {_input(small)} in Table 7. The encoder has
+  {base["num_hidden_layers"]} layers and is {base["hidden_size"]} wide. Views are 1x3, as in the paper."""
+
+
+def _input(clips: Mapping[str, int]) -> str:
+    return f"{clips['num_frames']} x {clips['image_size']}²"
 
 
 def _rates(scale: Scale) -> str:
@@ -96,4 +107,7 @@ def _num_seeds(study: Study) -> str:
     if not fewer:
         return ""
     all_seeds = ", ".join(f"`{name}`" for name, number in runs.items() if number is None)
-    return f"These runs are done for all {len(study.seeds)} seeds: {all_seeds}. The others are done for the first {min(fewer)}."
+    return (
+        f"These runs are done for all {len(study.seeds)} seeds: {all_seeds}. The others are done for the first "
+        f"{min(fewer)}."
+    )

@@ -71,9 +71,10 @@ def uncontrolled(results: Results) -> str:
         run: f"{spread(results.top1(run, 'outfits', 'trained_on'))}"
         for run in ("outfits", "outfits_long", "videos_all")
     }
-    return f"""- **The number of steps.** Together, a run has more steps than a dataset alone for as many epochs. Here `moves` has
-  {signed(epochs)} together, all shared, over alone for as many epochs. Alone for as many steps as together it has
-  {points("moves_long", "moves")}{share}. Of `outfits` the steps alone are worth {points("outfits_long", "outfits", "outfits")}.
+    return f"""- **The number of steps.** Together, a run has more steps than a dataset alone for as many epochs. Here `moves`
+  has {signed(epochs)} together, all shared, over alone for as many epochs. Alone for as many steps as together it has
+  {points("moves_long", "moves")}{share}. To `outfits` the steps alone are worth
+  {points("outfits_long", "outfits", "outfits")}.
 - **Quantity against overlap.** More datasets are more rows, and more rows of the same. At equal clips, classes and
   steps, all shared in place of none is worth {points("videos_all", "videos_none")} to `moves`, and
   {points("videos_all", "videos_none", "outfits")} to `outfits`. Where half is shared, the motions that are have
@@ -82,7 +83,8 @@ def uncontrolled(results: Results) -> str:
 - **The division of the update.** Each step's update is divided among the datasets: AdamW's, and a clipped one, is as
   large for one as for three. With none shared, `moves` has {points("videos_none", "moves_long")} with AdamW over alone
   for as many steps, and {points("sgd_videos_none", "sgd_moves_long")} with SGD. On the rows that it is trained on,
-  `outfits` has {trained_on["outfits"]} alone for as many epochs, {trained_on["outfits_long"]} alone for as many steps, and {trained_on["videos_all"]} together, all shared."""
+  `outfits` has {trained_on["outfits"]} alone for as many epochs, {trained_on["outfits_long"]} alone for as many steps,
+  and {trained_on["videos_all"]} together, all shared."""
 
 
 def draw_gains(results: Results, path: Path) -> None:
