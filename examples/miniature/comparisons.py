@@ -93,11 +93,14 @@ def _co_training(results: Results, scale: Scale) -> Comparison:
     steps = {run: scale.num_rows(*names) for run, names in (("moves", ["moves"]),)}
     return Comparison(
         title="Tables 3 and 5: one model for all, or one for each",
-        text="In parentheses: top-1 on the training rows. The paper's numbers are those of Table 5 (a), which starts from "
-        "JFT-3B; alone is for as many epochs. Table 3 starts from ImageNet-21k. It has 80.7 on K400 alone and 83.1 with "
+        text="In parentheses: top-1 on the training rows. The paper's numbers are those of Table 5 (a), which starts "
+        "from "
+        "JFT-3B; alone is for as many epochs. Table 3 starts from ImageNet-21k. It has 80.7 on K400 alone and 83.1 "
+        "with "
         "SSv2, MiT and ImageNet, and on SSv2 62.4 and 64.2. Of `moments`, columns without overlap have `moments_all`. "
         "Alone, and with images, it is there for the first seeds only. "
-        f"Its two sets of motions alone, for as many epochs: {spread(hard['all'])} of the motions that `moves` has are "
+        f"Its two sets of motions alone, for as many epochs: {spread(hard['all'])} of the motions that `moves` has "
+        "are "
         f"right, and {spread(hard['none'])} of the others. `moves` has {steps['moves']} training clips.",
         paper={
             "K400": {"alone": 85.0, "with SSv2": 86.4, "with SSv2 and MiT": 87.2, "and ImageNet": 87.2},
@@ -119,7 +122,8 @@ def _sgd(results: Results) -> Comparison:
     first = results.having(*(f"sgd_{run}" for run in runs.values()))
     return Comparison(
         title="SGD, as in the paper, beside AdamW",
-        text="`moves`, and in parentheses its training rows. Both clip the norm of the gradient at 1, which the paper does "
+        text="`moves`, and in parentheses its training rows. Both clip the norm of the gradient at 1, which the "
+        "paper does "
         "not.",
         paper={},
         miniature={
@@ -139,7 +143,8 @@ def _image_weight(results: Results) -> Comparison:
     rows = {weight: first.row(run) for weight, run in runs.items()}
     return Comparison(
         title="Table 6: the weight of the images' loss",
-        text="The weight of the video losses is 1. At a weight of 0, no image is read. Here all three have as many steps, "
+        text="The weight of the video losses is 1. At a weight of 0, no image is read. Here all three have as many "
+        "steps, "
         "so with images there are fewer passes over the videos. The paper has more steps with images.",
         paper={
             "0": {"K400": 87.2, "SSv2": 70.6, "MiT": 45.9},
@@ -192,8 +197,10 @@ def _frozen_transfer(results: Results) -> Comparison:
     frozen = {source: first.top1(source, "moves", "probed") for source in sources}
     return Comparison(
         title="Section 3.2: a frozen encoder of appearance, on motion",
-        text="A linear classifier on the centre crop's features, from an encoder that was trained on something else. The "
-        f"paper's 62.4 is from Table 3. Chance is {100 / len(LABELS['moves']):.1f}% here. The paper has no encoder of another set of "
+        text="A linear classifier on the centre crop's features, from an encoder that was trained on something else. "
+        "The "
+        f"paper's 62.4 is from Table 3. Chance is {100 / len(LABELS['moves']):.1f}% here. The paper has no encoder "
+        "of another set of "
         "motions.",
         paper={"encoder of K400": {"SSv2": 19.5}, "trained on SSv2": {"SSv2": 62.4}},
         miniature={
@@ -220,7 +227,8 @@ def _transfer(results: Results, target: str, sources: Sequence[str], gains: Mapp
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
         text="The paper gives the gains of a co-trained encoder over that of a single dataset. The encoder of "
-        "the target's own clips, and that of all videos together, were already trained on the target. So their gain over an encoder that was not "
+        "the target's own clips, and that of all videos together, were already trained on the target. So their gain "
+        "over an encoder that was not "
         "is no surprise.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()

@@ -155,7 +155,8 @@ def _read_idx(path: Path, num_axes: int) -> np.ndarray:
     """Numbers of one byte in the format of MNIST: 0, 0, 8, the number of axes, their lengths, and the numbers."""
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing: install Debian's package dataset-fashion-mnist, or download Fashion-MNIST's four files, and "
+            f"{path} is missing: install Debian's package dataset-fashion-mnist, or download Fashion-MNIST's four "
+            "files, and "
             "name their folder by --fashion_mnist"
         )
     try:

@@ -76,9 +76,10 @@ def _datasets(study: Study) -> str:
 def _protocol(scale: Scale) -> str:
     standard, small = (scale.inputs[name] for name in ("standard", "small"))
     base = scale.encoders["base"]
-    return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of {scale.rows["training"]} rows,
-  which are drawn from all datasets in proportion to their sizes. So alone for as many *epochs*, a dataset has fewer
-  steps than together. Alone for as many *steps*, it is gone through more often. The learning rate is divided by 10 at
+    return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of
+  {scale.rows["training"]} rows, which are drawn from all datasets in proportion to their sizes. So alone for as
+  many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is gone through more often.
+  The learning rate is divided by 10 at
   11/20 and 15/20 of the training, as in the paper.
 - **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs.
   There is one for each input setting, the same for all seeds. Fine-tuning (Figure 3) takes

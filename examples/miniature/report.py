@@ -71,8 +71,9 @@ def uncontrolled(results: Results) -> str:
         run: f"{spread(results.top1(run, 'outfits', 'trained_on'))}"
         for run in ("outfits", "outfits_long", "videos_all")
     }
-    return f"""- **The number of steps.** Together, a run has more steps than a dataset alone for as many epochs. Here `moves`
-  has {signed(epochs)} together, all shared, over alone for as many epochs. Alone for as many steps as together it has
+    return f"""- **The number of steps.** Together, a run has more steps than a dataset alone for as many epochs. Here
+  `moves` has {signed(epochs)} together, all shared, over alone for as many epochs.
+  Alone for as many steps as together it has
   {points("moves_long", "moves")}{share}. To `outfits` the steps alone are worth
   {points("outfits_long", "outfits", "outfits")}.
 - **Quantity against overlap.** More datasets are more rows, and more rows of the same. At equal clips, classes and
