@@ -42,7 +42,8 @@ The clips show pictures of clothes from Fashion-MNIST, moved about in front of o
 - **A seed** has its own data, head weights and order of training. ± is the standard deviation over seeds. A difference
   is between runs of one seed. {_num_seeds(study)}
 - **Nothing was chosen on the test splits.** Settings were chosen on the validation split of data of seed 93: the
-  learning rate for each kind of run, so that alone is no worse tuned than together, and then the same for all seeds.
+  learning rate for each kind of run, so that alone is no worse tuned than together, and then the same for all seeds. Together,
+  it was chosen with all shared.
 
 {_rates(study.scale)}
 
@@ -79,8 +80,7 @@ def _protocol(scale: Scale) -> str:
     return f"""- **Training** is for {scale.epochs["training"]:g} epochs of the mixture, in steps of
   {scale.rows["training"]} rows, which are drawn from all datasets in proportion to their sizes. So alone for as
   many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is gone through more often.
-  The learning rate is divided by 10 at
-  11/20 and 15/20 of the training, as in the paper.
+  The learning rate is divided by 10 at 11/20 and 15/20 of the training, as in the paper.
 - **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs.
   There is one for each input setting, the same for all seeds. Fine-tuning (Figure 3) takes
   {scale.epochs["transfer"]:g} epochs more, with a new head.
