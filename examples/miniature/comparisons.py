@@ -32,7 +32,7 @@ class Comparison:
 def compare(results: Results, scale: Scale) -> list[Comparison]:
     """Each table and figure of the paper that the study has a miniature of."""
     return [
-        _co_training(results, scale),
+        _co_training(results),
         _sgd(results),
         _image_weight(results),
         _reversed_frames(results),
@@ -63,7 +63,7 @@ def _columns(dataset: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def _co_training(results: Results, scale: Scale) -> Comparison:
+def _co_training(results: Results) -> Comparison:
     rows = {}
     for dataset in ("outfits", "moves", "moments"):
         rows[dataset] = {
@@ -90,18 +90,14 @@ def _co_training(results: Results, scale: Scale) -> Comparison:
             ("with all shared and images", "images_1", with_images),
         )
     ]
-    steps = {run: scale.num_rows(*names) for run, names in (("moves", ["moves"]),)}
     return Comparison(
         title="Tables 3 and 5: one model for all, or one for each",
-        text="In parentheses: top-1 on the training rows. The paper's numbers are those of Table 5 (a), which starts "
-        "from "
-        "JFT-3B; alone is for as many epochs. Table 3 starts from ImageNet-21k. It has 80.7 on K400 alone and 83.1 "
-        "with "
-        "SSv2, MiT and ImageNet, and on SSv2 62.4 and 64.2. Of `moments`, columns without overlap have `moments_all`. "
-        "Alone, and with images, it is there for the first seeds only. "
-        f"Its two sets of motions alone, for as many epochs: {spread(hard['all'])} of the motions that `moves` has "
-        "are "
-        f"right, and {spread(hard['none'])} of the others. `moves` has {steps['moves']} training clips.",
+        text="In parentheses: top-1 on the training rows. The paper's numbers are those of Table 5 (a), which "
+        "starts from JFT-3B; alone is for as many epochs. Table 3 starts from ImageNet-21k. It has 80.7 on K400 "
+        "alone and 83.1 with SSv2, MiT and ImageNet, and on SSv2 62.4 and 64.2. Of `moments`, columns without "
+        "overlap have `moments_all`. Alone, and with images, it is there for the first seeds only. Its two sets of "
+        f"motions alone, for as many epochs: {spread(hard['all'])} of the motions that `moves` has are right, and "
+        f"{spread(hard['none'])} of the others.",
         paper={
             "K400": {"alone": 85.0, "with SSv2": 86.4, "with SSv2 and MiT": 87.2, "and ImageNet": 87.2},
             "SSv2": {"alone": 67.2, "with K400": 69.9, "with K400 and MiT": 70.6, "and ImageNet": 70.8},
@@ -123,8 +119,7 @@ def _sgd(results: Results) -> Comparison:
     return Comparison(
         title="SGD, as in the paper, beside AdamW",
         text="`moves`, and in parentheses its training rows. Both clip the norm of the gradient at 1, which the "
-        "paper does "
-        "not.",
+        "paper does not.",
         paper={},
         miniature={
             name: {
@@ -144,8 +139,7 @@ def _image_weight(results: Results) -> Comparison:
     return Comparison(
         title="Table 6: the weight of the images' loss",
         text="The weight of the video losses is 1. At a weight of 0, no image is read. Here all three have as many "
-        "steps, "
-        "so with images there are fewer passes over the videos. The paper has more steps with images.",
+        "steps, so with images there are fewer passes over the videos. The paper has more steps with images.",
         paper={
             "0": {"K400": 87.2, "SSv2": 70.6, "MiT": 45.9},
             "0.5": {"K400": 87.2, "SSv2": 70.8, "MiT": 46.1, "ImageNet": 86.1},
@@ -197,11 +191,9 @@ def _frozen_transfer(results: Results) -> Comparison:
     frozen = {source: first.top1(source, "moves", "probed") for source in sources}
     return Comparison(
         title="Section 3.2: a frozen encoder of appearance, on motion",
-        text="A linear classifier on the centre crop's features, from an encoder that was trained on something else. "
-        "The "
-        f"paper's 62.4 is from Table 3. Chance is {100 / len(LABELS['moves']):.1f}% here. The paper has no encoder "
-        "of another set of "
-        "motions.",
+        text="A linear classifier on the centre crop's features, from an encoder that was trained on something "
+        f"else. The paper's 62.4 is from Table 3. Chance is {100 / len(LABELS['moves']):.1f}% here. The paper has no "
+        "encoder of another set of motions.",
         paper={"encoder of K400": {"SSv2": 19.5}, "trained on SSv2": {"SSv2": 62.4}},
         miniature={
             **{f"encoder of {source}": {"moves": frozen[source]} for source in sources},
@@ -226,10 +218,9 @@ def _transfer(results: Results, target: str, sources: Sequence[str], gains: Mapp
     place = PAPER_NAMES[target]
     return Comparison(
         title=f"Figure 3 ({'a' if target == 'outfits' else 'b'}): fine-tuned on {target}, the miniature's {place}",
-        text="The paper gives the gains of a co-trained encoder over that of a single dataset. The encoder of "
-        "the target's own clips, and that of all videos together, were already trained on the target. So their gain "
-        "over an encoder that was not "
-        "is no surprise.",
+        text="The paper gives the gains of a co-trained encoder over that of a single dataset. The encoder of the "
+        "target's own clips, and that of all videos together, were already trained on the target. So their gain "
+        "over an encoder that was not is no surprise.",
         paper={
             f"co-trained in place of {PAPER_NAMES[source]} → {place}": {place: gain} for source, gain in gains.items()
         },
