@@ -33,6 +33,7 @@ from miniature.comparisons import compare
 from miniature.data import FashionMNIST, draw_preview
 from miniature.introduction import introduction
 from miniature.plan import SCALES
+from miniature.predictions import PREDICTIONS_PICTURE, draw_predictions, predictions_section
 from miniature.report import write_report
 from miniature.results import Results
 from miniature.study import Study
@@ -118,7 +119,9 @@ def write(study: Study, done: Mapping[tuple[str, int], Mapping[str, Any]], fashi
     results = Results([{name: figures for (name, of), figures in done.items() if of == seed} for seed in study.seeds])
     hours = sum(figures["seconds"] for figures in done.values()) / 3600
     comparisons = compare(results, study.scale)
-    page = write_report(results, comparisons, introduction(study, hours), folder, "paper_in_miniature")
+    sections = predictions_section(results, "paper_in_miniature")
+    page = write_report(results, comparisons, introduction(study, hours), folder, "paper_in_miniature", sections)
+    draw_predictions(results, folder / page.stem / PREDICTIONS_PICTURE)
     draw_preview(FashionMNIST(fashion_mnist), study.seeds[0]).save(folder / page.stem / "data.png")
     return page
 

@@ -25,6 +25,7 @@ class Scale:
         inputs: frames of a clip and side of the crop, in pixels, of each input setting.
         rows: of a step of each stage, of all datasets together.
         epochs: of the mixture, of each stage.
+        diagnosed_steps: of a diagnosis, see `cover diagnose`.
         training: arguments of all runs.
         optimizers: more arguments, of each optimizer.
         learning_rates: of each optimizer, and of each kind of run with it, see `Run.kind`.
@@ -35,6 +36,7 @@ class Scale:
     inputs: Mapping[str, Mapping[str, int]]
     rows: Mapping[str, int]
     epochs: Mapping[str, float]
+    diagnosed_steps: int
     training: Mapping[str, Any]
     optimizers: Mapping[str, Mapping[str, Any]]
     learning_rates: Mapping[str, Mapping[str, float]]
@@ -44,6 +46,8 @@ class Scale:
         return sum(self.files_per_label[name]["train"] * len(LABELS[name]) for name in datasets)
 
     def steps(self, run: "Run") -> int:
+        if run.stage == "diagnosis":
+            return self.diagnosed_steps
         rows = self.num_rows(*(run.as_long_as or run.datasets))
         return math.ceil(self.epochs[run.stage] * rows / self.rows[run.stage])
 
@@ -82,8 +86,10 @@ CPU = Scale(
         "base": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
     },
     inputs={"standard": {"num_frames": 4, "image_size": 24}, "small": {"num_frames": 3, "image_size": 16}},
-    rows={"pretraining": 64, "training": 16, "transfer": 16},
+    # Of a diagnosis more: the smallest set has a tenth of them.
+    rows={"pretraining": 64, "training": 16, "transfer": 16, "diagnosis": 64},
     epochs={"pretraining": 12, "training": 60, "transfer": 30},
+    diagnosed_steps=120,
     training={
         "weight_decay": 0.05,
         "max_grad_norm": 1.0,
@@ -129,6 +135,7 @@ TINY = dataclasses.replace(
         "base": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
     },
     epochs=dict.fromkeys(CPU.epochs, 0.6),
+    diagnosed_steps=6,
 )
 
 SCALES = {"cpu": CPU, "gpu": GPU, "tiny": TINY}
@@ -144,7 +151,7 @@ class Run:
         as_long_as: the datasets in whose mixture `Scale.epochs` are counted; by default the run's own. With others, a
             dataset alone has as many steps as all of them together.
         start: the run whose encoder it starts from; heads are always new.
-        stage: "pretraining", "training" or "transfer".
+        stage: "pretraining", "training" or "transfer"; or "diagnosis", which trains a few steps and keeps no model.
         encoder, input, optimizer: of the scale's.
         mixture: more of what its recipe says under `mixture`.
         num_seeds: how many of the seeds it is done for; None for all.
@@ -168,7 +175,7 @@ class Run:
     @property
     def kind(self) -> str:
         """What its learning rate goes by."""
-        if self.stage != "training":
+        if self.stage in ("pretraining", "transfer"):
             return self.stage
         if len(self.datasets) > 1:
             return "together"
@@ -178,7 +185,7 @@ class Run:
 
     def head(self, dataset: str) -> str:
         """Another name than in the run that it starts from, whose heads stay in the checkpoint as they are."""
-        return dataset if self.stage == "training" else f"{dataset}_{self.stage}"
+        return dataset if self.stage in ("training", "diagnosis") else f"{dataset}_{self.stage}"
 
 
 def videos(overlap: str) -> tuple[str, ...]:
@@ -239,6 +246,21 @@ def _sgd_runs() -> list[Run]:
     ]
 
 
+def _diagnosed_runs() -> list[Run]:
+    """Of each mixture that is trained, what is told beforehand; and with weights that adapt to the update."""
+    mixtures = {f"videos_{overlap}": videos(overlap) for overlap in MOMENTS}
+    mixtures["images_1"] = (*videos("all"), "garments")
+    secondary = {"num_seeds": SECONDARY_SEEDS}
+    diagnoses = [
+        Run(name=f"diagnosis_of_{name}", datasets=_weights(*datasets), stage="diagnosis", **secondary)
+        for name, datasets in mixtures.items()
+    ]
+    equal = {"mixture": {"weights": "equal_updates"}, **secondary}
+    return diagnoses + [
+        Run(name=f"equal_{overlap}", datasets=_weights(*videos(overlap)), **equal) for overlap in ("all", "none")
+    ]
+
+
 def _secondary_runs() -> list[Run]:
     together, secondary = _weights(*videos("all")), {"num_seeds": SECONDARY_SEEDS}
     runs = [
@@ -264,4 +286,4 @@ def plan_runs() -> list[Run]:
         Run(name="pretrained", **wardrobe),
         Run(name="pretrained_small_input", input="small", **wardrobe),
     ]
-    return [*pretraining, *_image_runs(), *_core_runs(), *_sgd_runs(), *_secondary_runs()]
+    return [*pretraining, *_image_runs(), *_core_runs(), *_sgd_runs(), *_diagnosed_runs(), *_secondary_runs()]

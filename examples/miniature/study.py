@@ -24,9 +24,11 @@ from modeling_cover import (
     CoverForVideoClassification,
     CoverTrainer,
     CoverVideoProcessor,
+    Recipe,
     load_recipe,
     prepare_cotraining,
 )
+from modeling_cover.commands.diagnose import diagnose, short_run
 from modeling_cover.data.sources import Source, read_sources
 from modeling_cover.evaluation.probes import choose_l2, fit_linear
 from modeling_cover.evaluation.running import extract_features, score_rows
@@ -192,7 +194,9 @@ class Study:
                 shutil.rmtree(checkpoint)
         return metrics
 
-    def _train_and_evaluate(self, run: Run, seed: int, folder: Path) -> dict[str, dict[str, float]]:
+    def _train_and_evaluate(self, run: Run, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
+        if run.stage == "diagnosis":
+            return {"diagnosis": _diagnose(folder, self.scale.diagnosed_steps)}
         model = _train(folder / "recipe.yaml")
         processor = CoverVideoProcessor.from_pretrained(folder)
         sources = {}
@@ -215,17 +219,28 @@ def _decoded_once(source: Source, processor: CoverVideoProcessor) -> Source:
 
 
 def _train(path: Path) -> CoverForVideoClassification:
-    """As cotrain.py trains a recipe, but that no file is decoded twice, which takes longer than a step on it."""
-    recipe = load_recipe(path)
+    trainer = _trainer(load_recipe(path))
+    trainer.train(resume_from_checkpoint="auto")
+    trainer.save_model()
+    return trainer.model.eval()
+
+
+def _diagnose(folder: Path, steps: int) -> dict[str, Any]:
+    """What `cover diagnose` writes of the recipe in a run's folder."""
+    trainer = _trainer(short_run(load_recipe(folder / "recipe.yaml"), steps, None, folder))
+    found = diagnose(trainer)
+    shutil.rmtree(trainer.args.output_dir)
+    return found
+
+
+def _trainer(recipe: Recipe) -> CoverTrainer:
+    """As cotrain.py has it for a recipe, but that no file is decoded twice, which takes longer than a step on it."""
     args = parse_training_arguments(recipe, [])
     set_seed(args.seed)
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     sources = cotraining.train_dataset.sources
     sources.update({name: _decoded_once(source, cotraining.processor) for name, source in sources.items()})
-    trainer = CoverTrainer(args=args, **{**cotraining.trainer_kwargs, "eval_dataset": None})
-    trainer.train(resume_from_checkpoint="auto")
-    trainer.save_model()
-    return trainer.model.eval()
+    return CoverTrainer(args=args, **{**cotraining.trainer_kwargs, "eval_dataset": None})
 
 
 def _evaluate(

@@ -150,6 +150,15 @@ def test_a_claim_is_judged_by_the_sign_of_every_seed(paper, seeds, verdict):
     assert Claim("a difference", paper, np.array(seeds)).verdict == verdict
 
 
+def diagnosis_of(names: list[str], cosine: float = 0.1, effect: float = -0.01) -> dict:
+    """What a diagnosis has of datasets that all help each other alike."""
+    return {
+        "datasets": names,
+        "signal_cosine": {name: dict.fromkeys(names, {"mean": cosine}) for name in names},
+        "effect": {name: dict.fromkeys(names, {"mean": effect}) for name in names},
+    }
+
+
 def made_up(changes: dict[str, dict[str, float]], seeds: int = 2) -> Results:
     """Half of everything right in each run, but for what is given: of a run and dataset, for each seed 0.01 more."""
 
@@ -161,6 +170,8 @@ def made_up(changes: dict[str, dict[str, float]], seeds: int = 2) -> Results:
             measured |= {name: value + 0.01 * seed for name, value in changes.get(run.name, {}).items()}
             measures = ("top1", "trained_on", "reversed", "probed", "kind", "motion", "shared", "others")
             figures[run.name] = dict.fromkeys(measures, measured)
+            if run.stage == "diagnosis":
+                figures[run.name] = {"diagnosis": diagnosis_of(list(run.datasets))}
         return figures
 
     return Results([of_seed(seed) for seed in range(1, seeds + 1)])
