@@ -86,6 +86,26 @@ def test_runs_differ_in_nothing_but_what_they_compare(tmp_path):
     assert recipes["moves"]["model"] == recipes["moves_long"]["model"] == recipes["sgd_moves"]["model"]
 
 
+def test_weights_that_adapt_are_the_only_difference_to_fixed_ones(tmp_path):
+    recipes = recipes_of(Study(output=tmp_path, scale=CPU, seeds=(1,)), "training")
+    adapting, fixed = recipes["equal_all"], recipes["videos_all"]
+    assert adapting["mixture"] == {**fixed["mixture"], "weights": "equal_updates"}
+    for recipe in (adapting, fixed):
+        del recipe["mixture"], recipe["training"]["output_dir"]
+    assert adapting == fixed
+
+
+def test_a_mixture_is_diagnosed_as_it_is_trained(tmp_path):
+    study = Study(output=tmp_path, scale=CPU, seeds=(1,))
+    trained, diagnosed = recipes_of(study, "training"), recipes_of(study, "diagnosis")
+    assert {name.removeprefix("diagnosis_of_") for name in diagnosed} <= set(trained)
+    for name, recipe in diagnosed.items():
+        expected = trained[name.removeprefix("diagnosis_of_")]
+        assert (recipe["datasets"], recipe["mixture"]) == (expected["datasets"], expected["mixture"])
+        assert recipe["training"]["learning_rate"] == expected["training"]["learning_rate"]
+        assert (recipe["training"]["max_steps"], recipe["training"]["per_device_train_batch_size"]) == (120, 64)
+
+
 def test_a_run_may_have_more_in_its_mixture(tmp_path):
     run = Run(name="other", datasets={"outfits": 1.0, "moves": 1.0}, mixture={"when_exhausted": "stop"})
     recipe = Study(output=tmp_path, scale=CPU, seeds=(1,)).recipe(run, 1)
@@ -154,8 +174,8 @@ def diagnosis_of(names: list[str], cosine: float = 0.1, effect: float = -0.01) -
     """What a diagnosis has of datasets that all help each other alike."""
     return {
         "datasets": names,
-        "signal_cosine": {name: dict.fromkeys(names, {"mean": cosine}) for name in names},
-        "effect": {name: dict.fromkeys(names, {"mean": effect}) for name in names},
+        "signal_cosine": {name: {other: {"mean": cosine} for other in names} for name in names},
+        "effect": {name: {other: {"mean": effect} for other in names} for name in names},
     }
 
 
@@ -238,14 +258,15 @@ def start(folder: Path, pictures_folder: Path, *more: str) -> forked_runs.Forked
 
 
 def figures(folder: Path) -> dict[str, dict]:
-    """What each run has measured, and a digest of its weights."""
+    """What each run has measured, and a digest of its weights, if it keeps any."""
     found = {}
     for path in (folder / OUTPUT / "runs").rglob("metrics.json"):
         content = json.loads(path.read_text())
-        weights = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
-        found[path.parent.name] = {key: content[key] for key in ("top1", "trained_on", "reversed", "probed")} | {
-            "weights": weights
+        found[path.parent.name] = {
+            key: content[key] for key in ("top1", "trained_on", "reversed", "probed", "diagnosis") if key in content
         }
+        if (weights := path.parent / "model.safetensors").exists():
+            found[path.parent.name]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return found
 
 
@@ -282,6 +303,7 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
         *("What comes out", "What was expected", "What the paper does not control for", "SGD"),
         *("Tables 3 and 5", "Table 6", "Table 2", "Section 3.2"),
         *("Figure 3 (a)", "Figure 3 (b)", "Table 7"),
+        *("What `cover diagnose` said beforehand", "Weights that adapt to the update"),
     ):
         assert sum(title.startswith(f"## {wanted}") for title in titles) == 1
     assert titles.index("## What comes out: gain against overlap") == 0
@@ -292,7 +314,7 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     measured = figures(finished)
     assert f"| moves → outfits | {100 * measured['moves_to_outfits']['top1']['outfits']:.1f} |" in page
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     for picture in pictures:
         with Image.open(report / picture) as image:
             assert image.width > 600
