@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -227,10 +228,8 @@ def _train(path: Path) -> CoverForVideoClassification:
 
 def _diagnose(folder: Path, steps: int) -> dict[str, Any]:
     """What `cover diagnose` writes of the recipe in a run's folder."""
-    trainer = _trainer(short_run(load_recipe(folder / "recipe.yaml"), steps, None, folder))
-    found = diagnose(trainer)
-    shutil.rmtree(trainer.args.output_dir)
-    return found
+    with tempfile.TemporaryDirectory() as nobodys:
+        return diagnose(_trainer(short_run(load_recipe(folder / "recipe.yaml"), steps, None, nobodys)))
 
 
 def _trainer(recipe: Recipe) -> CoverTrainer:
