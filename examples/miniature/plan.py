@@ -89,7 +89,7 @@ CPU = Scale(
     # Of a diagnosis more: the smallest set has a tenth of them.
     rows={"pretraining": 64, "training": 16, "transfer": 16, "diagnosis": 64},
     epochs={"pretraining": 12, "training": 60, "transfer": 30},
-    diagnosed_steps=120,
+    diagnosed_steps=600,
     training={
         "weight_decay": 0.05,
         "max_grad_norm": 1.0,
