@@ -103,7 +103,7 @@ def _rates(scale: Scale) -> str:
 
 
 def _num_seeds(study: Study) -> str:
-    runs = {run.name: run.num_seeds for run, _ in study.tasks() if run.stage != "pretraining"}
+    runs = {run.name: run.num_seeds for run, _ in study.tasks() if run.stage in ("training", "transfer")}
     fewer = {number for number in runs.values() if number is not None and number < len(study.seeds)}
     if not fewer:
         return ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a diagnosis of each mixture said beforehand, beside what training it gave.
 
-Fixed before anything was compared: a dataset's gain is over alone for as many steps. What is compared with it first is the
-mean of the cosines, without noise, between its gradients and those of each other dataset. Second is by how much a step
-for each of the others lowers its loss. Both are means over the seeds that have a diagnosis.
+Fixed before anything was compared: a dataset's gain is over alone for as many steps. What is compared with it first is
+the mean of the cosines, without noise, between its gradients and those of each other dataset. Second is by how much a
+step for each of the others lowers its loss. Both are means over the seeds that have a diagnosis.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ FIRST_SETTING = (
     "With 120 steps, as was tried first on these seeds, heads are nearly as they were drawn: no point had a cosine in all "
     "seeds, and the correlation of the second predictor was +0.16 (-0.64 to +0.81). 600 steps were then chosen on the "
     "validation split of seed 93, as cosines are known there. That takes as long as training one of these mixtures; a real "
-    "run is a thousand times longer."
+    "run is a thousand times longer. The runs that are diagnosed are those of the first two seeds."
 )
 _RESAMPLES = 2000
 
