@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is it worth training these datasets together? Measured in the first steps of a recipe's run, before hours are spent.
 
-    cover diagnose RECIPE.yaml [--steps 60] [--checkpoint FOLDER] [--output outputs/diagnosis] [--any_argument value]
+    cover diagnose RECIPE.yaml [--steps 200] [--checkpoint FOLDER] [--output outputs/diagnosis] [--any_argument value]
 
     accelerate launch -m modeling_cover.commands.diagnose RECIPE.yaml       on many processes
 
@@ -68,7 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument(
-        "--steps", type=int, default=60, help="optimizer steps, of which about one in four is measured"
+        "--steps", type=int, default=200, help="optimizer steps, of which about one in four is measured"
     )
     parser.add_argument("--checkpoint", help="a trained model to start from: a folder or a Hub id")
     parser.add_argument("--output", type=Path, default=Path("outputs/diagnosis"), help="the folder of what is found")
