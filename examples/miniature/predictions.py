@@ -137,7 +137,8 @@ def _equal_updates(results: Results) -> list[str]:
             run, fixed = f"equal_{overlap}", f"videos_{overlap}"
             if dataset not in results.having(run).seeds[0][run]["top1"]:
                 continue
-            gains = {key: results.difference(*gain(key, f"{dataset}_long", dataset)) for key in (fixed, run)}
+            common = results.having(run, fixed, f"{dataset}_long")
+            gains = {key: common.difference(*gain(key, f"{dataset}_long", dataset)) for key in (fixed, run)}
             lines.append([f"{overlap} shared", shown(dataset), *map(_gain, gains.values())])
             if gains[run].mean() < -2:
                 lost.append(f"{shown(dataset)}, {overlap} shared ({gains[run].mean():+.1f})")
