@@ -171,5 +171,6 @@ def draw_predictions(results: Results, path: Path) -> None:
             axis.axvline(0, color="black", linewidth=0.8)
             axis.set_xlabel(text)
             axis.margins(0.2)
+            axis.locator_params(axis="x", nbins=5)
         axes[0].set_ylabel("gain over alone for as many steps, points")
         figure.savefig(path, dpi=110)
