@@ -37,7 +37,8 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
         if origin is not None:
             origin.setdefault("commit", None)
             origin.setdefault("license", None)
-            origin.setdefault("update_share", None)
+    for dataset in summary.get("datasets", ()):
+        dataset.setdefault("update_share", None)
     return summary
 
 

@@ -96,6 +96,7 @@ class TestWhatItSays:
             "classes": 2,
             "share": pytest.approx(6 / 18),
             "weight": 1.0,
+            "update_share": None,
             "bad_files": 1,
             "format": "class_folders",
             "license": "cc-by-4.0",
