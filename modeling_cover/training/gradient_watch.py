@@ -67,7 +67,9 @@ class GradientWatch:
             return
         trainer.note("measuring gradients of datasets")
         with generators_of(trainer):
-            found = self._gradients.products(*gradients_of_step(trainer, self._gradients, batches, rows_of_step))
+            names, of_datasets = gradients_of_step(trainer, self._gradients, batches, rows_of_step)
+            scales = scales_of_step(trainer, self._gradients, names, of_datasets)
+            found = self._gradients.products(names, of_datasets, iter(scales))
         if not found.is_finite:
             logger.warning(
                 f"step {step}: gradients of {', '.join(found.names)} are not finite, so no shares are measured"
@@ -149,17 +151,22 @@ def gradients_of_step(
     gradients: EncoderGradients,
     batches: Sequence[Mapping[str, Any]],
     rows_of_step: torch.Tensor,
-) -> tuple[list[str], list[torch.Tensor], list[torch.Tensor | float]]:
-    """The datasets of a step, the gradients (D, ...) of each parameter, and what the optimizer multiplies them by."""
-    scaler, optimizer = trainer.accelerator.scaler, trainer.optimizer.optimizer
+) -> tuple[list[str], list[torch.Tensor]]:
+    """The datasets of a step, and the gradients (D, ...) of each parameter."""
+    scaler = trainer.accelerator.scaler
     trainer.model.train()
     batches = [normalized(batch, trainer.pixel_processor) for batch in batches]
     with trainer.accelerator.autocast():
-        scale = 1.0 if scaler is None else scaler.get_scale()
-        names, of_datasets = gradients.of_step(batches, rows_of_step, scale)
+        return gradients.of_step(batches, rows_of_step, 1.0 if scaler is None else scaler.get_scale())
+
+
+def scales_of_step(
+    trainer: "CoverTrainer", gradients: EncoderGradients, names: Sequence[str], of_datasets: Sequence[torch.Tensor]
+) -> list[torch.Tensor | float]:
+    """What the optimizer would multiply the gradients of a step by."""
     weights = [trainer.loss_weights[name] for name in names]
-    scales = list(gradients.scales(optimizer, of_datasets, weights, trainer.args.max_grad_norm or 0.0))
-    return names, of_datasets, scales
+    max_norm = trainer.args.max_grad_norm or 0.0
+    return list(gradients.scales(trainer.optimizer.optimizer, of_datasets, weights, max_norm))
 
 
 def shares_log(found: GradientProducts, weights: Mapping[str, float]) -> dict[str, float]:

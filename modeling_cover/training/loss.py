@@ -95,7 +95,8 @@ class TrainingLoss:
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Have the weight of each dataset's loss."""
-        self.weights = torch.tensor([weights[name] for name in self._config.head_names], device=self._args.device)
+        weights = [float(weights[name]) for name in self._config.head_names]
+        self.weights = torch.tensor(weights, device=self._args.device)
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Any], rows_of_step: torch.Tensor

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ..evaluation.feature_overlap import feature_overlap
 from .batches import normalized
 from .gradient_shares import cosines, inner_products, norms, shares
-from .gradient_watch import encoder_gradients, generators_of, gradients_of_step
+from .gradient_watch import encoder_gradients, generators_of, gradients_of_step, scales_of_step
 
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class MixtureDiagnosis:
 
     def _measure(self, batches: Sequence[Mapping[str, Any]], rows_of_step: torch.Tensor) -> None:
         trainer = self._trainer
-        names, gradients, scales = gradients_of_step(trainer, self._gradients, batches, rows_of_step)
+        names, gradients = gradients_of_step(trainer, self._gradients, batches, rows_of_step)
+        scales = scales_of_step(trainer, self._gradients, names, gradients)
         products = self._gradients.products(names, gradients, iter(scales))
         if not products.is_finite:
             self._refuse(names)
@@ -97,7 +98,7 @@ class MixtureDiagnosis:
                 "gradient_cosine": self._placed(names, cosines(products.of_gradients), names),
             }
         )
-        others_of, others = gradients_of_step(trainer, self._gradients, *self._before)[:2]
+        others_of, others = gradients_of_step(trainer, self._gradients, *self._before)
         product = inner_products(gradients, others)
         del others
         if not product.isfinite().all():
