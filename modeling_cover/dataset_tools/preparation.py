@@ -43,7 +43,7 @@ from .row_pool import TIME_LIMIT, RowPool, usable_cores
 
 
 # The keys of a recipe's entry that decide what the rows are.
-_SELECTING = ("format", "path", "config_name", "columns", "label_separator", "media_root", "missing_files")
+_SELECTING = ("format", "path", "config_name", "columns", "label_separator", "media_root", "synsets", "missing_files")
 
 
 def write_shard(path: Path, rows: Iterable[PreparedRow], extension: str) -> None:
@@ -137,7 +137,7 @@ def _public(dataset: DatasetRecipe) -> dict[str, Any]:
     """The entry, without what would be the right to read remote files."""
     content = asdict(dataset)
     content["splits"] = {split: public_name(place) for split, place in dataset.splits.items()}
-    for key in ("media_root", "labels", "path"):
+    for key in ("media_root", "synsets", "labels", "path"):
         if isinstance(content[key], str):
             content[key] = public_name(content[key])
     return content
@@ -148,7 +148,7 @@ def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         recipe = content["recipe"]
         return {
             **{key: value for key, value in content.items() if key != "recipe"},
-            **{key: recipe[key] for key in _SELECTING},
+            **{key: recipe.get(key) for key in _SELECTING},  # of older shards some are not there
             "place": recipe["splits"][content["split"]],
         }
 

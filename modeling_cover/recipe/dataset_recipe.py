@@ -26,6 +26,7 @@ _OPTIONS = {
     "kinetics": _PUBLISHED,
     "something_something": _PUBLISHED,
     "moments_in_time": _PUBLISHED,
+    "imagenet": _PUBLISHED | {"synsets"},
     "webdataset": _STREAMING | {"columns", "missing_files", "label_separator", "problem_type"},
     "parquet": _TABLE,
     "dataset": _TABLE | {"path", "config_name", "revision"},
@@ -61,6 +62,7 @@ class DatasetRecipe:
             seconds; `path` in a manifest, `media` in Parquet files and datasets.
         label_separator: between the labels of a multi-label cell of text.
         media_root: the folder that paths start from, here or elsewhere; default: the manifest's.
+        synsets: of `imagenet`, the file of the names of its synsets: LOC_synset_mapping.txt or meta.mat.
         labels: the classes in order, or a file of them; default: the source's own, or the train split's, sorted.
         missing_files: "error", or "skip" to leave out the rows whose file is absent. Remote files are not looked for
             at the start: one that is absent is a bad file when it is read.
@@ -88,6 +90,7 @@ class DatasetRecipe:
     columns: Mapping[str, str] = field(default_factory=dict)
     label_separator: str = "|"
     media_root: str | None = None
+    synsets: str | None = None
     labels: str | list[str] | None = None
     missing_files: str = "error"
     path: str | None = None
@@ -124,7 +127,7 @@ class DatasetRecipe:
             raise ValueError(f"augmentation: expected keys and values, got {self.augmentation!r}")
         if not isinstance(self.columns, Mapping) or not all(is_text(column) for column in self.columns.values()):
             raise ValueError(f"columns: expected names of columns, got {self.columns!r}")
-        for key in ("media_root", "path", "config_name", "revision"):
+        for key in ("media_root", "synsets", "path", "config_name", "revision"):
             if getattr(self, key) is not None and not is_text(getattr(self, key)):
                 expected = {"config_name": "a name", "revision": "a branch, a tag or a commit"}.get(key, "a path")
                 raise ValueError(f"{key} must be {expected}, got {getattr(self, key)!r}")
@@ -163,6 +166,8 @@ class DatasetRecipe:
             raise ValueError(f"the format '{self.format}' needs {required}")
         if self.format in _VIDEO_FORMATS and self.modality != "video":
             raise ValueError(f"the format '{self.format}' is of videos, got the modality '{self.modality}'")
+        if self.format == "imagenet" and self.modality != "image":
+            raise ValueError(f"the format 'imagenet' is of images, got the modality '{self.modality}'")
 
     def _check_columns(self) -> None:
         known = _COLUMNS.get(self.format, ())
@@ -190,8 +195,9 @@ class DatasetRecipe:
         changes = {}
         if self.format != "dataset":
             changes["splits"] = {split: _located(data_root, place) for split, place in self.splits.items()}
-        if self.media_root is not None:
-            changes["media_root"] = _located(data_root, self.media_root)
+        for key in ("media_root", "synsets"):
+            if getattr(self, key) is not None:
+                changes[key] = _located(data_root, getattr(self, key))
         if isinstance(self.labels, str):
             changes["labels"] = _located(data_root, self.labels)
         if self.path is not None and os.path.exists(path := _located(data_root, self.path)):

@@ -163,7 +163,7 @@ def _public_dataset(dataset: DatasetRecipe) -> dict[str, Any]:
     entry = _given(dataset)
     if dataset.format != "dataset":  # whose splits are names
         entry["splits"] = dict.fromkeys(dataset.splits, PATH)
-    for key in ("media_root", "labels"):
+    for key in ("media_root", "synsets", "labels"):
         if key in entry:
             entry[key] = PATH
     if dataset.path is not None:

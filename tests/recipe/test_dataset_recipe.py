@@ -14,8 +14,9 @@ NEEDED = {"kinetics": "media_root", "something_something": "media_root", "moment
 
 def recipe(format: str = "class_folders", **options) -> DatasetRecipe:
     needed = {NEEDED[format]: "somewhere"} if format in NEEDED else {}
+    modality = "image" if format == "imagenet" else "video"
     return DatasetRecipe(
-        **{"name": "k400", "format": format, "modality": "video", "splits": SPLITS, **needed, **options}
+        **{"name": "k400", "format": format, "modality": modality, "splits": SPLITS, **needed, **options}
     )
 
 

@@ -3,8 +3,8 @@
 
 `read_sources` takes an entry of a recipe to its splits. A module for each kind of layout reads it: `manifests`
 (folders of files, and lists of them), `published_layouts` (Kinetics, Something-Something, Moments in Time),
-`tar_shards` (WebDataset), `tables` (Parquet, and what the `datasets` library reads), `streams` (those that are read in
-order). `to_source` takes a dataset that is given as an object there, see `given`.
+`imagenet`, `tar_shards` (WebDataset), `tables` (Parquet, and what the `datasets` library reads), `streams` (those that
+are read in order). `to_source` takes a dataset that is given as an object there, see `given`.
 
 What is wrong with a dataset as it is found (a missing path, a damaged list, a label of no class) is a `ValueError` of
 all of them, whose message names the culprit and what was expected. What is wrong with the file of a row shows when it

@@ -11,6 +11,7 @@ import numpy as np
 from ...model.file_access_cover import is_address, public_name, without_secrets
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
+from .imagenet import read_imagenet
 from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels
 from .manifests import SplitRows, read_class_folders, read_manifest
 from .media import Media, hash_of
@@ -28,6 +29,7 @@ _READERS = {
     "kinetics": read_kinetics,
     "something_something": read_something_something,
     "moments_in_time": read_moments_in_time,
+    "imagenet": read_imagenet,
     "webdataset": read_shards,
     "parquet": read_table,
     "dataset": read_table,
@@ -38,6 +40,7 @@ _ON_DISK = {
     "kinetics": "media_root",
     "something_something": "media_root",
     "moments_in_time": "media_root",
+    "imagenet": ("splits", "synsets"),
     "dataset": "path",
 }
 _STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "dataset": stream_table}
@@ -111,6 +114,7 @@ def read_sources(
         kinetics             the published lists of Kinetics, Something-Something v2 and Moments in Time, and the clips
         something_something    under `media_root`
         moments_in_time
+        imagenet             folders of synsets, and validation images in one folder with their list
         webdataset           .tar shards: a folder of them, or a pattern; labels in .cls, .json or .txt members
         parquet              .parquet files with embedded bytes: a file, a folder of them, or a pattern
         dataset              any dataset of the `datasets` library, on disk or on the Hub; the splits are its own
@@ -174,7 +178,7 @@ def _check_same_classes(name: str, labels: list[str], head_labels: list[str]) ->
 def _as_on_disk(dataset: DatasetRecipe) -> DatasetRecipe:
     """The recipe with accents in its paths composed as the disk has them."""
     forms = PathForms()
-    keys = [key for key in ("media_root", "path", "labels") if isinstance(getattr(dataset, key), str)]
+    keys = [key for key in ("media_root", "synsets", "path", "labels") if isinstance(getattr(dataset, key), str)]
     changes = {key: forms.find(place) or place for key in keys if not (place := getattr(dataset, key)).isascii()}
     if dataset.format != "dataset":  # whose splits are names
         changes["splits"] = {split: forms.find(place) or place for split, place in dataset.splits.items()}
@@ -196,7 +200,7 @@ def _check_places(dataset: DatasetRecipe) -> None:
     splits = (
         {} if dataset.format == "dataset" else {f"splits: {split}": place for split, place in dataset.splits.items()}
     )
-    places = splits | {"media_root": dataset.media_root, "path": dataset.path, "labels": dataset.labels}
+    places = splits | {key: getattr(dataset, key) for key in ("media_root", "synsets", "path", "labels")}
     for key, place in places.items():
         if not isinstance(place, str) or not is_address(place):
             continue
