@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "co-train a model on the datasets of a recipe",
     "evaluate": "evaluate a checkpoint on datasets, with views and intervals",
     "predict": "predict the classes of videos and images with every head",
+    "rehearse": "try a recipe in a minute on stand-ins for its datasets",
     "check": "find bad files, empty classes and leaks in the datasets of a recipe",
     "prepare": "keep only the frames that training samples",
     "diagnose": "tell whether the datasets of a recipe help one another",

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cover rehearse`: every recipe that comes with the package, from its files to a prediction, on stand-ins."""
+
+import re
+from pathlib import Path
+
+import pytest
+from modeling_cover import CoverForVideoClassification, load_recipe
+from modeling_cover.commands.rehearse import main
+
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+PAPER = "k400_ssv2_mit_imagenet_large_16x448"
+
+
+def taken(path: Path) -> object:
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem != PAPER))
+
+
+class TestRehearse:
+    @pytest.mark.parametrize("path", [taken(path) for path in sorted(RECIPES.rglob("*.yaml"))])
+    def test_a_recipe_trains_resumes_and_predicts_on_stand_ins(self, path, tmp_path, capsys):
+        assert main([str(path), "--output", str(tmp_path / "out")]) == 0
+        said, recipe = capsys.readouterr().out, load_recipe(path)
+        assert re.search(r"Trained 6 steps, stopped by a signal on the way and resumed from checkpoint-[345]\.", said)
+        model = CoverForVideoClassification.from_pretrained(tmp_path / "out" / "run")
+        names = [dataset.name for dataset in recipe.datasets]
+        assert {*names} == {*model.config.head_names}
+        for dataset in recipe.datasets:
+            assert re.search(rf"^{dataset.name} +{dataset.format} +\d+ +\d+ +\d+ +\d+\.\d\d +\S", said, re.MULTILINE)
+            for place in dataset.splits.values():
+                assert re.search(rf"^{dataset.name} +{re.escape(place)} +(yes|no)$", said, re.MULTILINE)
+        assert "Traceback" not in said
+
+    def test_a_folder_of_something_else_is_left_alone(self, tmp_path, capsys):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("all of it")
+        assert main([str(RECIPES / f"{PAPER}.yaml"), "--output", str(tmp_path / "out")]) != 0
+        assert f"--output: {tmp_path / 'out'} holds something else" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+    def test_a_dataset_without_stand_ins_is_named(self, tmp_path, capsys):
+        recipe = tmp_path / "streamed.yaml"
+        recipe.write_text(
+            "datasets:\n  - {name: mine, format: dataset, path: org/mine, modality: image, splits: {train: train}}\n"
+        )
+        assert main([str(recipe), "--output", str(tmp_path / "out")]) != 0
+        assert "dataset 'mine': no stand-ins for the format 'dataset'" in capsys.readouterr().err
+
+    def test_it_is_not_done_in_fewer_steps_than_it_takes_to_stop_on_the_way(self, capsys):
+        with pytest.raises(SystemExit):
+            main([str(RECIPES / f"{PAPER}.yaml"), "--steps", "3"])
+        assert "--steps must be at least 4, to stop half-way, got 3" in capsys.readouterr().err
