@@ -4,11 +4,13 @@
     python examples/benchmark_scaling.py measure docs/scaling.json
     python examples/benchmark_scaling.py predict docs/scaling.json
     python examples/benchmark_scaling.py encoders docs/scaling.json examples/recipes/encoders/*.yaml
+    python examples/benchmark_scaling.py paper docs/scaling.json examples/recipes/*_imagenet_*.yaml \
+        examples/recipes/transfer_*_all.yaml examples/recipes/paper/*.yaml
 
 `measure` times the parts of a step of the paper's largest run (16 frames of 448 x 448 pixels, bf16), the writing of a
 checkpoint, and the making of samples on one core. It also counts what two processes send to one another. It takes
 about 3 minutes on an H200. `predict` prints the tables of docs/scaling.md, which has the formulas. `encoders` predicts
-recipes on other encoders, by their operations.
+recipes on other encoders, by their operations, and `paper` those of the paper's runs.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paper_scaling
 import torch
 import torch.distributed as dist
 from encoder_scaling import Measured, predictions
@@ -40,9 +43,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 
-# Rows of an epoch: what the paper says of its datasets (section 4.1), ImageNet-1k's training split, and
-# Kinetics-400's.
+# Rows of an epoch: what the paper says of its datasets (section 4.1), and the training splits of ImageNet-1k and of
+# Kinetics.
 ROWS = {"k400": 240_000, "ssv2": 168_000, "mit": 791_000, "imagenet": 1_281_167}
+OTHER_KINETICS = {"k600": 392_000, "k700": 545_000}
 NUM_LABELS = {"k400": 400, "ssv2": 174, "mit": 305, "imagenet": 1000}
 IMAGES = "imagenet"
 FRAMES_OF_A_CLIP = 16
@@ -384,11 +388,18 @@ def predict_encoders(path: Path, recipes: list[Path]) -> None:
     print_table(*predictions(recipes, ROWS, measured))
 
 
+def predict_paper(path: Path, recipes: list[Path]) -> None:
+    """Of the paper's runs, from what was measured of the largest."""
+    found = json.loads(path.read_text())
+    print(f"{found['device']}, torch {found['torch']}")
+    print_table(*paper_scaling.predictions(recipes, {**ROWS, **OTHER_KINETICS}, found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("measure", "predict", "encoders"))
+    parser.add_argument("action", choices=("measure", "predict", "encoders", "paper"))
     parser.add_argument("path", type=Path, help="the measurements, JSON")
-    parser.add_argument("recipes", type=Path, nargs="*", help="to be predicted by `encoders`")
+    parser.add_argument("recipes", type=Path, nargs="*", help="to be predicted by `encoders` or `paper`")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="large")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
@@ -396,6 +407,8 @@ def main() -> None:
         measure(arguments.path, arguments.preset, arguments.rounds)
     elif arguments.action == "encoders":
         predict_encoders(arguments.path, arguments.recipes)
+    elif arguments.action == "paper":
+        predict_paper(arguments.path, arguments.recipes)
     else:
         predict(arguments.path)
 

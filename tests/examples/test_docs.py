@@ -21,6 +21,7 @@ from fashion_mnist import write_fashion_mnist
 from hub_server import HubServer
 from modeling_cover import load_recipe
 from modeling_cover.data.sources import read_sources
+from modeling_cover.dataset_tools.stand_ins import moved, write_stand_ins
 from packageless import run_without_package
 from PIL import Image
 from published_datasets import write_published
@@ -82,6 +83,9 @@ def workspace(tmp_path_factory, hub, store) -> Path:
     options = {**ENCODER, "num_hidden_layers": 1, "image_size": 32}
     ViTMSNModel(ViTMSNConfig(**options)).save_pretrained(folder / "facebook" / "vit-msn-small")
     _write_layouts(folder / "my_data")
+    for code in (code for page, language, code in BLOCKS if (page, language) == ("published_datasets", "yaml")):
+        for dataset in load_recipe(folder / re.match(r"# (\S+)\n", code)[1]).datasets:
+            write_stand_ins(moved(dataset, folder))
     _write_remote(store, folder / "my_data")
     write_fashion_mnist(folder / "data" / "fashion-mnist")
     run(hub, folder, python(), "examples/publish.py", "outputs/quickstart", "org/quickstart", "--private")

@@ -2,10 +2,12 @@
 """What recipes on other encoders are predicted to take, from what was measured of ours."""
 
 import json
+import re
 from pathlib import Path
 
 import benchmark_scaling
 import encoder_scaling
+import paper_scaling
 import pytest
 import torch
 from encoder_scaling import Measured, prediction, step_operations
@@ -71,3 +73,18 @@ def test_an_encoder_whose_size_is_not_known_is_named(tmp_path):
     (tmp_path / "other.yaml").write_text(text)
     with pytest.raises(ValueError, match="the size of 'org/other' is not known"):
         prediction(tmp_path / "other.yaml", benchmark_scaling.ROWS, MEASURED)
+
+
+@pytest.mark.slow  # counts Large and Base
+@pytest.mark.parametrize("name", ["paper/k400_ssv2_mit_imagenet_base", "k700_ssv2_mit_imagenet_large_16x448"])
+def test_a_run_of_the_paper_takes_what_its_page_says(found, name):
+    rows = {**benchmark_scaling.ROWS, **benchmark_scaling.OTHER_KINETICS}
+    row = paper_scaling.prediction(ROOT / "examples" / "recipes" / f"{name}.yaml", rows, found)
+    assert f"| {' | '.join(row)} |" in (ROOT / "docs" / "paper.md").read_text()
+
+
+def test_every_run_of_the_paper_has_a_line_on_its_page():
+    page = (ROOT / "docs" / "paper.md").read_text()
+    recipes = ROOT / "examples" / "recipes"
+    names = [path.stem for path in [*recipes.glob("*_imagenet_*.yaml"), *(recipes / "paper").glob("*.yaml")]]
+    assert [name for name in names if not re.search(rf"^\| `{re.escape(name)}` \|.* h \|$", page, re.MULTILINE)] == []
