@@ -82,11 +82,17 @@ def test_there_are_snippets():
 
 
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
-def test_a_python_snippet_runs(workspace, code):
-    if "trust_remote_code" in code:
-        finished = run_without_package(code, workspace)
-    else:
-        finished = subprocess.run([python(), "-c", code], cwd=workspace, capture_output=True, text=True, timeout=600)
+def test_a_python_snippet_runs_in_a_fresh_interpreter(workspace, code):
+    finished = subprocess.run([python(), "-c", code], cwd=workspace, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_the_pipelines_run_without_the_package_as_the_text_says(workspace):
+    (code,) = (code for language, code in BLOCKS if language == "python" and "pipeline(" in code)
+    first, _, rest = code.partition("\n")
+    assert first.startswith("import modeling_cover ")
+    stranger = rest.replace('model="outputs/quickstart"', 'model="outputs/quickstart", trust_remote_code=True')
+    finished = run_without_package(stranger, workspace)
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
@@ -126,13 +132,14 @@ def test_datasets_in_python_end_with_the_weights_of_their_recipe(workspace):
     assert finished.stdout.endswith("the same\n")
 
 
-# The two commands with `make` are run by .ci/run, and those that a page has as well by test_docs.py.
+# The two commands with `make` are run by .ci/run, those with pip by test_installed_package.py, and those that a page
+# has as well by test_docs.py.
 @pytest.mark.parametrize(
     "code",
     [
         code
         for language, code in BLOCKS
-        if language == "bash" and not code.startswith("make ") and not without_comments(code) <= IN_DOCS
+        if language == "bash" and not code.startswith(("make ", "pip ")) and not without_comments(code) <= IN_DOCS
     ],
 )
 def test_a_command_runs(workspace, code):
