@@ -26,6 +26,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").rglob("*.yaml"))
 PAPER = [path for path in RECIPES if path.parent.name == "paper"]
 OF_ENCODERS = [path for path in RECIPES if path.parent.name == "encoders"]
+BASELINES = [path for path in RECIPES if path.parent.name == "baselines"]
 TRANSFERS = [path for path in RECIPES if path.stem.startswith("transfer_")]
 
 
@@ -161,4 +162,15 @@ def test_a_run_of_the_paper_is_called_by_its_datasets_and_its_table_is_on_the_pa
     assert start in recipe.model["from_image_checkpoint"]
     assert f"examples/recipes/paper/{path.name} " in text
     assert "To expect: " in text
+    assert f"`{path.stem}`" in (EXAMPLES.parent / "docs" / "paper.md").read_text()
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_a_baseline_is_called_by_its_method_and_datasets_and_is_on_the_page(path):
+    recipe = load_recipe(path)
+    method, *names = path.stem.split("_")
+    assert [dataset.name for dataset in recipe.datasets] == names
+    assert recipe.model["default_head"] == names[0]
+    assert ("from_pretrained" in recipe.model) == (method == "omnisource")  # the second stage
+    assert f"examples/recipes/baselines/{path.name} " in path.read_text()
     assert f"`{path.stem}`" in (EXAMPLES.parent / "docs" / "paper.md").read_text()
