@@ -31,6 +31,7 @@ datasets:                             # see dataset_recipe.py for the keys of ea
     format: class_folders             # split/class/file
     modality: video                   # or image
     splits: {train: k400/train, validation: k400/val}
+    # validation: 0.2                   # the share of the train split that is held out where there is no other
     labels: kinetics                  # a class list, a file or a list; default: the classes of the train split, sorted
     license: cc-by-4.0                # of its files, for the model card
     weight: 1.0                       # w in the paper's loss (section 3.3)
