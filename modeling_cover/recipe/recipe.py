@@ -22,7 +22,8 @@ mixture:                              # see mixture_recipe.py
   when_exhausted: repeat              # a dataset that is drawn more often than it has rows; or stop
   weights: fixed                      # each dataset's `weight`; equal_updates: they adapt, see equal_updates.py
 bad_files:
-  max_share: 0.05                     # of a dataset: with more files that cannot be decoded, training stops
+  max_share: 0.05                     # of a dataset: with more files that cannot be decoded, training stops; a small
+                                      # one may have as many as one of 200 rows, yet no more than half of its rows
 augmentation: {}                      # of all datasets, see augmentation_recipe.py
 class_lists:                          # given once, named by the `labels` of several datasets
   kinetics: labels/kinetics.txt
@@ -91,7 +92,8 @@ class BadFilesRecipe:
 
     Attributes:
         max_share: of the rows of a split. With more bad ones than that among the rows tried so far (and among no fewer
-            than 1000, or all it has), training stops.
+            than 1000, or all it has), training stops. Of fewer than 200 rows as many may be bad as of 200, yet no more
+            than half of them unless `max_share` is larger.
     """
 
     max_share: float = 0.05

@@ -2,11 +2,13 @@
 """Three classes of five clips each, without a validation split: they train, are evaluated, resume and are recorded."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clips import indexed_frames, write_clip
+from modeling_cover.data.quarantine import TooManyBadFilesError
 from modeling_cover.data.sources import read_sources
 from modeling_cover.dataset_tools.preparation import prepare_dataset
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings
@@ -98,3 +100,26 @@ def test_a_card_does_not_take_it_for_the_published_validation_split():
     )
     assert dataset_origin(dataset)["validation_split"] == "0.2 of train"
     assert dataset_origin(dataclasses.replace(dataset, validation=None))["validation_split"] is None
+
+
+class TestBadFiles:
+    @pytest.fixture
+    def copied(self, clips, tmp_path) -> Path:
+        return Path(shutil.copytree(clips, tmp_path / "clips"))
+
+    def test_one_of_five_is_set_aside_and_training_goes_on(self, copied, tmp_path):
+        for label in ("jump", "run", "walk"):
+            (copied / label / "2.mp4").write_bytes(b"no video")
+        trainer = make_trainer(copied, tmp_path / "run", recipe_of(copied, None), max_steps=12, save_steps=12)
+        trainer.train()
+        assert trainer.state.global_step == 12 and trainer.train_dataset.bad_files == {"clips": 3}
+
+    def test_a_folder_of_nothing_else_stops_it(self, copied, tmp_path):
+        for path in copied.glob("*/*.mp4"):
+            path.write_bytes(b"no video")
+        trainer = make_trainer(copied, tmp_path / "run", recipe_of(copied, None))
+        with pytest.raises(
+            TooManyBadFilesError, match=r"8 of the 15 rows tried cannot be decoded, more than the 7 that"
+        ):
+            trainer.train()
+        assert trainer.state.global_step == 0
