@@ -8,6 +8,7 @@ model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, from_encoder, from_pretrained; none: random weights
   revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
   default_head: k400                  # a dataset's name; default: the first dataset
+  # keep_heads: false                 # of from_pretrained: drop the heads that no dataset trains; default: true
   lora: {r: 8}                        # train an adapter of peft's LoraConfig, and the heads; default: no adapter
   drop_path_rate: 0.1                 # any other field of CoverConfig
 clips:
@@ -61,7 +62,7 @@ import yaml
 from ..model.conversion_cover import check_revision
 from ..model.file_access_cover import is_address
 from .augmentation_recipe import Augmentation
-from .checks import check_choice, check_number, check_whole_number, checked_keys, is_text
+from .checks import check_choice, check_flag, check_number, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe
 from .extending import laid_over
 from .mixture_recipe import MixtureRecipe
@@ -159,6 +160,12 @@ class Recipe:
             check_revision(self.model[starts[0]], revision)
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
             raise ValueError(f"model: default_head must be a dataset's name, got {self.model['default_head']!r}")
+        if "keep_heads" in self.model:
+            check_flag("model: keep_heads", self.model["keep_heads"])
+            if "from_pretrained" not in self.model:
+                raise ValueError(
+                    "model: keep_heads is about the heads that a from_pretrained brings, and there is none"
+                )
         for augmentation in self.augmentations.values():
             augmentation.check(self.clips.image_size)
 
