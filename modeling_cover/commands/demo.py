@@ -31,6 +31,7 @@ from transformers import pipeline
 
 from ..evaluation.heat_maps import enlarged, overlay, shown_frames
 from ..evaluation.relevance import label_relevance
+from ..hub.run_record import stale_heads_note, stale_heads_of
 from ..model.configuration_cover import PIPELINE_TASK
 from ..model.image_reading_cover import read_image
 from ..model.video_decoding_cover import VideoDecodingError, outline_of
@@ -165,6 +166,7 @@ class Demo:
         self.classify = pipeline(PIPELINE_TASK, model=model, device=device, revision=revision)
         self.model, self.processor = self.classify.model, self.classify.video_processor
         self.heads = self.model.config.head_names
+        self.stale_heads = stale_heads_of(model, self.model.config, revision)
 
     def answer_video(self, file: VideoSource | None, heads: Sequence[str]) -> Iterator[Answer]:
         yield from self._answer(file, heads, is_image=False)
@@ -290,6 +292,8 @@ def build_page(demo: Demo, title: str, uploads: Uploads) -> gradio.Blocks:
             f"drop a picture. Up to {uploads.room.file_bytes // 2**20} MB and {clock(MAX_SECONDS)}; files are deleted "
             f"{clock(uploads.room.kept_seconds)} after they were last used."
         )
+        if demo.stale_heads:
+            gradio.Markdown(f"Heads that were {stale_heads_note(demo.stale_heads)}.")
         heads = gradio.CheckboxGroup(demo.heads, value=demo.heads, label="Heads")
         with gradio.Tab("Video"):
             video = left_alone(gradio.Video(sources=["upload", "webcam"], label="Video", height=280))

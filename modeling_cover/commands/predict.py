@@ -5,19 +5,23 @@
     cover predict FILM --model outputs/quickstart --window 4 [--stride 2]
 
 Prints a table for each file, or with `--json` one JSON list of `{"file": ..., "heads": {head: [{"label": ..., "score":
-...}, ...]}}`. With `--window`, each entry has its "start" and "end" in seconds. A file that cannot be read is reported
-(with `--json` as `{"file": ..., "error": ...}`). The other files are still predicted, and the exit code is 1.
+...}, ...]}}`. With `--window`, each entry has its "start" and "end" in seconds. Heads that the checkpoint's last run
+did not train, while it trained the encoder, are marked as stale (with `--json` as `"stale": [head, ...]`). A file that
+cannot be read is reported (with `--json` as `{"file": ..., "error": ...}`). The other files are still predicted, and
+the exit code is 1.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Collection
 
 import torch
 from transformers import pipeline
 
 from .. import VideoDecodingError
 from ..files import finite
+from ..hub.run_record import stale_heads_note, stale_heads_of
 from ..model.configuration_cover import PIPELINE_TASK
 from ..text import make_printable, padded, printable
 
@@ -25,10 +29,10 @@ from ..text import make_printable, padded, printable
 Predictions = dict[str, list[dict[str, str | float]]]
 
 
-def print_table(file: str, predictions: Predictions) -> None:
+def print_table(file: str, predictions: Predictions, stale: Collection[str] = ()) -> None:
     print(printable(file))
     for head, entries in predictions.items():
-        name, shown = head, None
+        name, shown = f"{head} (stale)" if head in stale else head, None
         for entry in entries:
             window = f"{entry['start']:6.1f} to {entry['end']:.1f} s" if "start" in entry else None
             time = "" if window is None else f"{window if window != shown else '':<18}"
@@ -69,6 +73,9 @@ def main() -> int:
     names = ("top_k", "threshold", "views", "num_clips", "window", "stride")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     heads = arguments.head or classify.model.config.head_names
+    stale = [head for head in stale_heads_of(**source, config=classify.model.config) if head in heads]
+    if stale:
+        print(stale_heads_note(stale), file=sys.stderr)
     results, failed = [], False
     for file in arguments.files:
         try:
@@ -78,9 +85,9 @@ def main() -> int:
             results.append({"file": file, "error": str(error)})
             print(error, file=sys.stderr)
             continue
-        results.append({"file": file, "heads": predictions})
+        results.append({"file": file, "heads": predictions, **({"stale": stale} if stale else {})})
         if not arguments.json:
-            print_table(file, predictions)
+            print_table(file, predictions, stale)
     if arguments.json:
         # What the terminal's encoding lacks is escaped as JSON has it.
         is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")

@@ -22,7 +22,22 @@ from ..recipe.recipe import BadFilesRecipe
 # The share of bad files is taken of no fewer rows than this (or than the dataset has): two bad ones among the first
 # ten say little.
 _FEWEST_ROWS = 1000
+# Of a split that has fewer rows than this, as many files may be bad as of one that has them, but no more than half.
+# One of five is more than a few per cent, and says as little.
+_SMALL_SPLIT = 200
 _EXAMPLES = 3
+
+
+def most_bad_files(max_share: float, rows: int) -> float:
+    """How many of so many rows may be bad: `max_share` of them, or if they are fewer than 200 that of 200, and of
+    these no more than half of all rows.
+
+        max_share 0.05      rows  1    5    15   200   1000   5000
+                            most  0    2    7    10    50     250       (rounded down)
+
+    A share of 0 allows none.
+    """
+    return max(max_share * rows, min(max_share * _SMALL_SPLIT, rows / 2))
 
 
 class BadFile(NamedTuple):
@@ -120,18 +135,19 @@ class Quarantine:
 
     def check(self, bad_file: BadFile, size: int) -> None:
         """Raise a [`TooManyBadFilesError`] if more files are bad than is allowed of a split of `size` rows, after
-        `bad_file` was found."""
+        `bad_file` was found, see [`most_bad_files`]: of the rows tried so far, and of no fewer than 1000, or all."""
         self._read_on()
         bad = list(self._entries[bad_file.dataset, bad_file.split].values())
         # Workers are not at the same place: it is the furthest that tells how many rows the bad ones were among.
         tried = max(entry.tried for entry in [*bad, bad_file])
         rows = min(size, max(tried, _FEWEST_ROWS))
-        if len(bad) > self.max_share * rows:
+        if len(bad) > (most := most_bad_files(self.max_share, rows)):
             examples = "\n".join(f"  {entry.path}: {entry.reason}" for entry in bad[:_EXAMPLES])
             raise TooManyBadFilesError(
                 f"dataset '{bad_file.dataset}', {bad_file.split} split: {len(bad)} of the {rows} rows tried cannot be "
-                f"decoded, more than the {self.max_share:.1%} that `bad_files: max_share` allows. The list is "
-                f"{self.path}; it begins with\n{examples}"
+                f"decoded, more than the {int(most)} that `bad_files: {{max_share: {self.max_share:g}}}` in the recipe "
+                f"allows: mend or remove them, or give a larger share. The list is {self.path}; it begins with\n"
+                f"{examples}"
             )
 
     def _read_on(self) -> None:

@@ -19,13 +19,14 @@ import torch
 from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
+from ..model.clip_views_cover import spatial_crops
 from ..model.file_access_cover import is_address
 from ..model.frame_sampling_cover import dense_frame_indices, random_clip_start, segment_frame_indices
 from ..model.head_losses_cover import IGNORED
 from ..model.image_reading_cover import read_image_tensor
 from ..model.video_decoding_cover import VideoDecodingError
 from ..model.video_opening_cover import MACHINE_ERRORS, work_limit
-from ..model.video_processing_cover import CoverVideoProcessor, read_in_any_order, spatial_crops
+from ..model.video_processing_cover import CoverVideoProcessor, read_in_any_order
 from ..recipe.augmentation_recipe import Augmentation
 from .augmentation import augment_frames, draw_short_side, erase
 from .mixing import draw_mix, soft_targets

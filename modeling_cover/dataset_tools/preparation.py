@@ -148,8 +148,9 @@ def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         recipe = content["recipe"]
         return {
             **{key: value for key, value in content.items() if key != "recipe"},
-            **{key: recipe.get(key) for key in _SELECTING},  # of older shards some are not there
-            "place": recipe["splits"][content["split"]],
+            # Of earlier shards some are not there.
+            **{key: recipe.get(key) for key in (*_SELECTING, "validation")},
+            "place": recipe["splits"].get(content["split"], recipe["splits"]["train"]),
         }
 
     old, new = deciding(old), deciding(new)
@@ -203,11 +204,12 @@ def prepare_dataset(
 def _read_splits(
     dataset: DatasetRecipe, output: Path, settings: PreparationSettings, splits: Sequence[str] | None
 ) -> list[_Split]:
-    splits = list(dataset.splits) if splits is None else list(splits)
-    if unknown := [split for split in splits if split not in dataset.splits]:
-        raise ValueError(f"splits: dataset '{dataset.name}' has {', '.join(dataset.splits)}, not {', '.join(unknown)}")
+    there = dataset.split_names
+    splits = list(there) if splits is None else list(splits)
+    if unknown := [split for split in splits if split not in there]:
+        raise ValueError(f"splits: dataset '{dataset.name}' has {', '.join(there)}, not {', '.join(unknown)}")
     if not splits or len(set(splits)) < len(splits):
-        raise ValueError(f"splits: expected some of {', '.join(dataset.splits)}, each once, got {splits}")
+        raise ValueError(f"splits: expected some of {', '.join(there)}, each once, got {splits}")
     if settings.modality != dataset.modality:
         raise ValueError(f"dataset '{dataset.name}' is of {dataset.modality}s, not of {settings.modality}s")
     if dataset.streaming:

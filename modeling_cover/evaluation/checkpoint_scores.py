@@ -37,7 +37,7 @@ def chosen_datasets(recipe: Recipe, names: Sequence[str] | None, split: str) -> 
         raise ValueError(f"the recipe has no dataset '{unknown[0]}', but {', '.join(there)}")
     chosen = [there[name] for name in dict.fromkeys(names)] if names else list(there.values())
     if not names:
-        chosen = [dataset for dataset in chosen if split in dataset.splits]
+        chosen = [dataset for dataset in chosen if split in dataset.split_names]
     if not chosen:
         raise ValueError(f"no dataset of the recipe has a split '{split}'")
     return chosen

@@ -17,7 +17,8 @@ from ..data.quarantine import Quarantine
 from ..data.samples import EvaluationDataset, load_frames
 from ..data.sources import Source
 from ..data.sources.media import Media
-from ..model.video_processing_cover import CoverVideoProcessor, spatial_crops
+from ..model.clip_views_cover import spatial_crops
+from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.checks import check_choice
 
 

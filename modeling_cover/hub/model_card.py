@@ -24,7 +24,7 @@ from transformers.utils import logging
 from ..model.configuration_cover import PIPELINE_TASK, CoverConfig
 from ..text import printable
 from .checkpoint_files import CURVES_NAME
-from .run_record import RANDOM_WEIGHTS, read_summary
+from .run_record import RANDOM_WEIGHTS, read_summary, stale_heads
 
 
 logger = logging.get_logger(__name__)
@@ -84,6 +84,7 @@ def build_model_card(folder: str | os.PathLike, model_id: str | None = None, **o
         heads=config.heads,
         image_heads=[name for name, head in config.heads.items() if head["modality"] == "image"],
         mirrored=_mirrored(summary),
+        stale=stale_heads(summary, config),
         summary=summary,
         num_parameters=_num_parameters(folder),
         start=start,

@@ -3,13 +3,19 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from transformers.utils import logging
+
 from ..files import finite, write_json
+from ..model.configuration_cover import CoverConfig
 from .checkpoint_files import SUMMARY_NAME
 
+
+logger = logging.get_logger(__name__)
 
 RANDOM_WEIGHTS = "random_weights"  # what a run starts from without a checkpoint
 
@@ -40,6 +46,42 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
     for dataset in summary.get("datasets", ()):
         dataset.setdefault("update_share", None)
     return summary
+
+
+def stale_heads(summary: Mapping[str, Any] | None, config: CoverConfig) -> list[str]:
+    """The heads that the run of a record had no data for, while it trained what they classify: those that came with
+    the checkpoint that it started from. None without a record, or where the run trained nothing but heads."""
+    if summary is None:
+        return []
+    trained = {dataset["name"] for dataset in summary["datasets"]}
+    has_adapter = "lora" in ((summary["recipe"] or {}).get("model") or {})
+    # Of another encoder the heads share a pooler, which is trained with them.
+    if summary["training"].get("trained_part") == "heads" and not has_adapter and config.encoder is None:
+        return []
+    return [name for name in config.head_names if name not in trained]
+
+
+def stale_heads_of(model: str | os.PathLike, config: CoverConfig, revision: str | None = None) -> list[str]:
+    """[`stale_heads`] of a checkpoint's folder or Hub id; none, with a warning, where its record cannot be read."""
+    folder = Path(model)
+    if not folder.is_dir():
+        try:
+            folder = Path(hf_hub_download(os.fspath(model), SUMMARY_NAME, revision=revision)).parent
+        except OSError:  # there is no such file, or no network to ask
+            return []
+    try:
+        return stale_heads(read_summary(folder), config)
+    except ValueError as error:
+        logger.warning(f"Which heads were trained last is not known: {error}")
+        return []
+
+
+def stale_heads_note(names: Sequence[str]) -> str:
+    """What to tell who is shown the scores of such heads."""
+    return (
+        f"not trained in the last run, which trained the encoder on other data: {', '.join(names)}. Their scores may be "
+        "worse than they were"
+    )
 
 
 def write_summary(summary: Mapping[str, Any], folder: str | os.PathLike) -> None:

@@ -46,6 +46,7 @@ _TURNS = {
 }
 
 _MAX_DEEP = 2**16 - 1
+_LIGHT = 2  # floats up to here are neither of 0 to 1, nor a picture of 0 to 255 in which anything can be seen
 _PIXELS_AT_A_TIME = 2**22
 _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
@@ -95,9 +96,31 @@ def turned_upright(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def is_scaled(low: float, high: float) -> bool:
+    """Whether floats between these are of 0 to 1 instead of 0 to 255, which all zeros may be as well.
+
+    Raises:
+        ValueError: they are of neither, or what they are of cannot be told.
+    """
+    if not 0 <= low <= high <= 255 or 1 < high < _LIGHT:  # NaN is in no range
+        raise ValueError(
+            f"an image or clip of floats must have values of 0 to 1, or of 0 to 255, got {low:g} to {high:g}"
+        )
+    return high <= 1
+
+
+def _grey_of_floats(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Of 8 bits, an image whose values are floats."""
+    if is_scaled(*image.getextrema()):
+        image = image.point(lambda value: value * 255 + 0.5)
+    return image.convert("L")
+
+
 def rgb_pixels(image: PIL.Image.Image) -> np.ndarray:
     """(H, W, 3), uint8: what `to_rgb` makes of the image, some rows at a time, since each step is a copy of all of
     them."""
+    if image.mode == "F":
+        image = _grey_of_floats(image)  # by the range of all rows, not of some
     width, height = image.size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     num_rows = max(1, _PIXELS_AT_A_TIME // max(1, width))
@@ -115,15 +138,13 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     above 255.
 
     Raises:
-        ValueError: the values are not of a range that is known: "I" beyond 0 to 65535, or floats ("F") beyond 0 to
-            255.
+        ValueError: the values are not of a range that is known: "I" beyond 0 to 65535, or floats ("F") that are
+            neither of 0 to 1 nor of 0 to 255.
     """
     if _is_deep(image):
         image = _of_eight_bits(image)
     elif image.mode == "F":
-        low, high = image.getextrema()
-        if not 0 <= low <= high <= 255:
-            raise ValueError(f"an image of floats must have values of 0 to 255, got {low:g} to {high:g}")
+        image = _grey_of_floats(image)
     if image.mode == "La":  # which PIL turns into nothing else
         image = image.convert("LA")
     if image.has_transparency_data:

@@ -35,7 +35,7 @@ from transformers.image_utils import ChannelDimension
 
 from .file_access_cover import open_regular, public_name, reason_of, retried
 from .image_metadata_cover import check_jpeg, check_tiff, without_metadata
-from .image_pixels_cover import positive, rgb_pixels, turned_upright
+from .image_pixels_cover import is_scaled, positive, rgb_pixels, turned_upright
 from .video_decoding_cover import MAX_ASPECT_RATIO, VideoDecodingError, VideoSource
 from .video_opening_cover import MACHINE_ERRORS, check_time, name_of, said_of
 
@@ -64,33 +64,90 @@ def split_batch(
 ) -> list[torch.Tensor | VideoSource]:
     """The items of a batch: a clip (T, C, H, W), an image (C, H, W), or what is still to be decoded.
 
-    With `is_to_255` arrays must hold values of 0 to 255, otherwise any.
+    With `is_to_255` arrays must hold values of 0 to 255, or floats or truth values of 0 to 1, which become those of 0
+    to 255; otherwise any.
     """
     if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
         videos = list(videos)
-    if not isinstance(videos, list | tuple) or _is_frame_list(videos):
-        return [_to_item(videos, "videos", data_format, is_to_255)]
-    if not videos:
+    if not isinstance(videos, list | tuple) or is_frame_list(videos):
+        items = {"videos": videos}
+    elif videos:
+        items = {f"videos[{index}]": video for index, video in enumerate(videos)}
+    else:
         raise ValueError(f"videos is empty: {_EXPECTED}")
-    return [_to_item(video, f"videos[{index}]", data_format, is_to_255) for index, video in enumerate(videos)]
+    items = {name: _to_item(item, name, data_format, is_to_255) for name, item in items.items()}
+    return list((_on_one_scale(items) if is_to_255 else items).values())
+
+
+def whole_clip(video: Any, data_format: ChannelDimension | None, is_to_255: bool) -> torch.Tensor:
+    """One clip (T, C, H, W) that is decoded already; floats of `is_to_255` as whole numbers, whose scale is settled.
+
+    Raises:
+        ValueError: if it is an image, or several clips.
+    """
+    items = split_batch(video, data_format, is_to_255)
+    if len(items) != 1 or not isinstance(items[0], torch.Tensor) or items[0].ndim != 4:
+        raise ValueError("window: expected a file, or the frames of one video, as a list of them or in 4 axes")
+    (clip,) = items
+    return clip.round().to(torch.uint8) if is_to_255 and clip.is_floating_point() else clip
+
+
+def is_decoded(video: Any) -> bool:
+    """Whether it is no file, but frames or an image."""
+    return isinstance(video, np.ndarray | torch.Tensor | PIL.Image.Image | list | tuple)
+
+
+def _on_one_scale(items: dict[str, torch.Tensor | VideoSource]) -> dict[str, torch.Tensor | VideoSource]:
+    """The same with floats of 0 to 1 multiplied by 255. All floats of a call are of one scale: a dark clip of 0 to 255
+    would else be taken for a bright one of 0 to 1."""
+    highest, scaled = {}, {}
+    for name, item in items.items():
+        if isinstance(item, torch.Tensor) and item.is_floating_point():
+            low, high = (bound.item() for bound in item.to(torch.float32).aminmax())
+            try:
+                scaled[name] = is_scaled(low, high)
+            except ValueError as error:
+                hint = "clip them, or pass do_rescale=False with what is scaled already"
+                raise ValueError(f"{name}: {error}: {hint}") from error
+            highest[name] = high
+    light = [name for name, high in highest.items() if not scaled[name]]
+    small = [name for name, high in highest.items() if scaled[name] and high > 0]
+    if light and small:
+        raise ValueError(
+            f"floats of one call must all be of 0 to 1, or all of 0 to 255: {small[0]} has none above "
+            f"{highest[small[0]]:g}, and {light[0]} has up to {highest[light[0]]:g}"
+        )
+    return {name: _to_255(item) if name in small else _of_truth(item) for name, item in items.items()}
+
+
+def _to_255(clip: torch.Tensor) -> torch.Tensor:
+    return clip.to(torch.float32) * 255
+
+
+def _of_truth(item: torch.Tensor | VideoSource) -> torch.Tensor | VideoSource:
+    """What is true is white."""
+    return item.to(torch.uint8) * 255 if isinstance(item, torch.Tensor) and item.dtype == torch.bool else item
 
 
 def _is_frame(item: Any) -> bool:
     return isinstance(item, PIL.Image.Image) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 3)
 
 
-def _is_frame_list(items: list | tuple) -> bool:
+def is_frame_list(items: list | tuple) -> bool:
+    """Whether these are frames of one video: PIL images or 3-D arrays."""
     return len(items) > 0 and all(_is_frame(item) for item in items)
 
 
 def _to_item(
     item: Any, name: str, data_format: ChannelDimension | None, is_to_255: bool
 ) -> torch.Tensor | VideoSource:
-    if isinstance(item, list | tuple) and _is_frame_list(item):
+    if isinstance(item, list | tuple) and is_frame_list(item):
         frames = [_to_item(frame, f"{name}[{index}]", data_format, is_to_255) for index, frame in enumerate(item)]
         shapes = {tuple(frame.shape) for frame in frames}
         if len(shapes) > 1:
             raise ValueError(f"the frames of {name} must have one shape (C, H, W), got {sorted(shapes)}")
+        if len(kinds := {_kind_of_values(frame) for frame in frames}) > 1:
+            raise ValueError(f"the frames of {name} must have one kind of values, got {' and '.join(sorted(kinds))}")
         return torch.stack(frames)
     if isinstance(item, PIL.Image.Image):
         try:
@@ -110,6 +167,12 @@ def _to_item(
         f"an array of shape {tuple(item.shape)}" if isinstance(item, np.ndarray | torch.Tensor) else repr(type(item))
     )
     raise ValueError(f"{name} is {kind}: {_EXPECTED}")
+
+
+def _kind_of_values(frame: torch.Tensor) -> str:
+    if frame.is_floating_point():
+        return "floats"
+    return "truth values" if frame.dtype == torch.bool else "whole numbers"
 
 
 def _array_to_tensor(

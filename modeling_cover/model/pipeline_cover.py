@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import Pipeline
@@ -27,6 +28,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .configuration_cover import MULTI_LABEL, REGRESSION
+from .image_reading_cover import is_frame_list
 from .normalisation_cover import check_normalisation
 
 
@@ -34,7 +36,7 @@ Scores = list[dict[str, str | float]]
 
 ALL_HEADS = "all"
 
-_PREPROCESSING = ("views", "num_clips", "num_frames", "frame_sampling", "frame_stride", "window", "stride")
+_PREPROCESSING = ("views", "num_clips", "num_frames", "frame_sampling", "frame_stride", "window", "stride", "fps")
 _POSTPROCESSING = ("head", "top_k", "threshold", "return_embedding")
 
 
@@ -104,7 +106,9 @@ class CoverVideoClassificationPipeline(Pipeline):
         Args:
             inputs: a video: a path, an http(s) URL, bytes, a binary file object, an array (T, H, W, C) or (T, C, H,
                 W); an image: a path or URL that ends as images do, a PIL image, an array (H, W, C) or (C, H, W). Items
-                of a list, which may be videos and images in any order, are classified each for itself.
+                of a list, which may be videos, lists of frames and images in any order, are classified each for
+                itself, and so are the clips of an array of 5 axes. A list of nothing but images is refused: it could
+                be the frames of one video.
             head: the name of a head, a list of names, or "all" (unless a head is called so); by default the model's
                 default head.
             top_k: the labels of highest score to return, 5 by default; None for all. Of windows, 1 by default.
@@ -116,6 +120,7 @@ class CoverVideoClassificationPipeline(Pipeline):
             num_frames, frame_sampling, frame_stride: of a clip; by default as the processor has it.
             window: seconds; classify windows of a video that follow one another, which gives a timeline.
             stride: seconds from the start of one window to that of the next, by default `window`.
+            fps: frames a second of videos that are arrays, which do not tell it; with `window` only.
             return_embedding: also return the features that the heads classify.
             batch_size: videos that go through the model at once, or windows; 1 by default. The views of one video stay
                 together.
@@ -130,8 +135,17 @@ class CoverVideoClassificationPipeline(Pipeline):
 
         Raises:
             VideoDecodingError: a file cannot be read.
-            ValueError: a head is unknown, or an option is not what it must be.
+            ValueError: a head is unknown, an option is not what it must be, or what is to be classified could be one
+                video or several images.
         """
+        if isinstance(inputs, tuple) or _is_array_of_clips(inputs):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and is_frame_list(inputs):
+            raise ValueError(
+                "a list of images, or of arrays of 3 axes, may be the frames of one video, or several images: for one "
+                "video, pass [frames], or an array of 4 axes such as numpy.stack(frames); for several images, a "
+                "generator, (image for image in images)"
+            )
         return super().__call__(inputs, **kwargs) if not isinstance(inputs, list) or inputs else []
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -151,6 +165,7 @@ class CoverVideoClassificationPipeline(Pipeline):
 
     def preprocess(self, video: Any, **options: Any) -> dict[str, torch.Tensor]:
         """The views of one video, (V, T, C, H, W)."""
+        _check_is_one(video)
         clips = self.video_processor(video, return_tensors="pt", **_processor_options(options))
         return {"pixel_values": clips["pixel_values"]}
 
@@ -208,6 +223,8 @@ class CoverVideoClassificationPipeline(Pipeline):
             return
         if preprocess_params.get("stride") is not None:
             raise ValueError("stride is from one window to the next: give `window`, too")
+        if preprocess_params.get("fps") is not None:
+            raise ValueError("fps is of arrays that are classified in windows: give `window`, too")
         kind = PipelineDataset if hasattr(inputs, "__len__") else PipelineIterator
         videos = kind(inputs, self.preprocess, preprocess_params)
         # Videos of different shapes do not make one tensor, and those of one shape `_forward` puts together.
@@ -231,6 +248,7 @@ class CoverVideoClassificationPipeline(Pipeline):
     ) -> Any:
         config, views = self.model.config, options.get("views") or self.video_processor.num_spatial_crops
         names = head_of_name(config, head)
+        _check_is_one(video)
         timeline, embeddings = {name: [] for name in names}, []
         for part in _with_progress(self.video_processor.windows(video, **_processor_options(options))):
             clips = [{"pixel_values": clip} for clip in part["pixel_values"].split(batch_size * views)]
@@ -243,6 +261,18 @@ class CoverVideoClassificationPipeline(Pipeline):
                     best = _best(scores, config.heads[name]["labels"], top_k, threshold)
                     timeline[name] += [{"start": window.start, "end": window.end, **entry} for entry in best]
         return _answer(timeline, head, torch.cat(embeddings) if return_embedding else None)
+
+
+def _is_array_of_clips(inputs: Any) -> bool:
+    return isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 5
+
+
+def _check_is_one(video: Any) -> None:
+    """Raise a `ValueError` for what the processor takes for several videos: their scores would become one mean."""
+    is_list = isinstance(video, list | tuple)
+    if _is_array_of_clips(video) or (is_list and not is_frame_list(video)):
+        found = f"a {type(video).__name__} of {len(video)}" if is_list else f"an array of shape {tuple(video.shape)}"
+        raise ValueError(f"expected one video or image for each item of the list, got {found}: do not nest them")
 
 
 def _processor_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,14 +38,15 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn, make_batched_metadata
 
+from .clip_views_cover import spatial_crops, temporal_views
 from .file_access_cover import public_name
 from .frame_sampling_cover import dense_frame_indices, spread_clip_starts, uniform_frame_indices
 from .image_pixels_cover import image_kind
-from .image_reading_cover import download, is_url, read_image_tensor, split_batch
+from .image_reading_cover import download, is_decoded, is_url, read_image_tensor, split_batch, whole_clip
 from .normalisation_cover import normalisation_of
 from .video_decoding_cover import VideoDecodingError, VideoSource, read_video
 from .video_opening_cover import name_of
-from .video_windows_cover import read_windows
+from .video_windows_cover import read_windows, windows_of_frames
 
 
 # As floats, 8 frames of 224 x 224 of each take 150 MB.
@@ -131,7 +132,8 @@ class CoverVideoProcessor(BaseVideoProcessor):
                 (T, C, H, W), or a list of frames, that is of PIL images or of 3-D arrays. An image: a path, a URL,
                 bytes or a file object whose content is one (grey of 16 bits is scaled by 257), a PIL image or a 3-D
                 array. A batch: a list of any of these, each item taken by itself, or a 5-D array. Arrays hold values
-                of 0 to 255, unless `do_rescale=False`, and 1 (grey), 3 (RGB) or 4 (RGBA, always of 0 to 255) channels.
+                of 0 to 255, or floats of 0 to 1 if all floats of the call are, unless `do_rescale=False`; and 1
+                (grey), 3 (RGB) or 4 (RGBA; without `do_rescale` of 0 to 255) channels.
             kwargs:
                 Options for this call, in place of the processor's own. With `do_sample_frames` a video, decoded or
                 not, becomes `num_frames` frames, repeated if it has fewer, or `fps` frames a second. An image always
@@ -150,32 +152,32 @@ class CoverVideoProcessor(BaseVideoProcessor):
             ValueError: an input is no video or image, options do not fit together, or clips that end with different
                 shapes are asked for as one tensor.
         """
-        data_format = kwargs.pop("input_data_format", None) or self.input_data_format
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)  # not the processor's own
         num_clips, do_sample_frames = self._option(kwargs, "num_clips"), self._option(kwargs, "do_sample_frames")
         if num_clips != 1 and not do_sample_frames:
             raise ValueError(f"num_clips={num_clips} is of no effect with do_sample_frames=False")
-        is_to_255 = self._option(kwargs, "do_rescale") and self._option(kwargs, "rescale_factor") == 1 / 255
-        items = split_batch(videos, data_format and ChannelDimension(data_format), is_to_255)
+        items = split_batch(videos, *self._array_options(kwargs))
         short_side = self._short_side(kwargs)
         items = [item if isinstance(item, torch.Tensor) else _File(item, short_side) for item in items]
         return super().preprocess(items, input_data_format=ChannelDimension.FIRST, **kwargs)
 
     def windows(
         self,
-        video: VideoSource,
+        video: VideoSource | Any,
         window: float,
         stride: float | None = None,
+        fps: float | None = None,
         **kwargs: Unpack[CoverVideoProcessorKwargs],
     ) -> Iterator[BatchFeature]:
         r"""
         Prepares windows that slide over a long video, each as if it were a video of its own, some at a time.
 
         Args:
-            video: a path, an http(s) URL, bytes or a binary file object.
+            video: a path, an http(s) URL, bytes or a binary file object; or the frames of one, as in `preprocess`.
             window: seconds that a window lasts.
             stride: seconds from the start of one window to that of the next; by default those of a window.
+            fps: frames a second, of frames that are no file.
             kwargs: options as of `preprocess`.
 
         Yields:
@@ -189,23 +191,38 @@ class CoverVideoProcessor(BaseVideoProcessor):
         """
         if self._option(kwargs, "num_clips") != 1:
             raise ValueError("num_clips: a window is one clip, choose a smaller stride instead")
-        if kwargs.get("fps") is not None:
-            raise ValueError("fps: each window has num_frames frames")
+        if is_decoded(video) != (fps is not None):
+            frames = "window: frames that are no file do not tell when they are displayed, give fps= as well"
+            raise ValueError(frames if fps is None else "fps: each window has num_frames frames, and a file its times")
         names = ("num_frames", "frame_sampling", "frame_stride")
         sampling = {name: kwargs[name] for name in names if name in kwargs}
         self.sample_frames(VideoMetadata(1), **sampling)  # of the options, before the file is opened
-        options = (lambda metadata: self.sample_frames(metadata, **sampling), self._short_side(kwargs))
+        sample, stride = (
+            lambda metadata: self.sample_frames(metadata, **sampling),
+            window if stride is None else stride,
+        )
         with ExitStack() as stack:
-            source = stack.enter_context(download(video)) if is_url(video) else video
-            stride = window if stride is None else stride
-            groups = read_windows(source, window, stride, *options, num_threads=torch.get_num_threads())
+            if is_decoded(video):
+                groups = windows_of_frames(
+                    whole_clip(video, *self._array_options(kwargs)), fps, window, stride, sample
+                )
+            else:
+                source = stack.enter_context(download(video)) if is_url(video) else video
+                options = (sample, self._short_side(kwargs), torch.get_num_threads())
+                groups = read_windows(source, window, stride, *options)
             for times, frames, num_windows in groups:
                 clips = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in frames]
                 for first in range(0, len(times), _WINDOWS_AT_A_TIME):
                     part = slice(first, first + _WINDOWS_AT_A_TIME)
                     sampled = {**kwargs, "do_sample_frames": False, "return_tensors": "pt"}
-                    prepared = self.preprocess(clips[part], **sampled)
+                    prepared = self.preprocess(clips[part], **sampled | {"input_data_format": ChannelDimension.FIRST})
                     yield BatchFeature({**prepared, "windows": times[part], "num_windows": num_windows})
+
+    def _array_options(self, kwargs: dict[str, Any]) -> tuple[ChannelDimension | None, bool]:
+        """Of arrays: the order of their axes, taken out of `kwargs`, and whether their values must be of 0 to 255."""
+        data_format = kwargs.pop("input_data_format", None) or self.input_data_format
+        is_to_255 = self._option(kwargs, "do_rescale") and self._option(kwargs, "rescale_factor") == 1 / 255
+        return data_format and ChannelDimension(data_format), is_to_255
 
     def _option(self, kwargs: dict[str, Any], name: str) -> Any:
         return kwargs.get(name, getattr(self, name))
@@ -341,7 +358,7 @@ class CoverVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"num_spatial_crops must be 1 or 3, got {num_spatial_crops}")
         if num_spatial_crops == 3 and not do_center_crop:
             raise ValueError("num_spatial_crops=3 is of no effect with do_center_crop=False")
-        videos = [clip for video in videos for clip in _temporal_views(video, num_clips)]
+        videos = [clip for video in videos for clip in temporal_views(video, num_clips)]
         if do_resize:
             videos = [self.resize(video, size=size, resample=resample) for video in videos]
         if do_center_crop:
@@ -411,34 +428,6 @@ def _sample_tensor(
     elif metadata.frames_indices is None:
         metadata.frames_indices = list(range(len(clip)))
     return clip, metadata
-
-
-def _temporal_views(video: torch.Tensor, num_clips: int) -> list[torch.Tensor]:
-    """The clips (T, C, H, W) that lie one after the other in a video. A frame is an image, with a single view."""
-    return list(video.chunk(num_clips)) if len(video) > 1 else [video]
-
-
-def spatial_crops(clip: torch.Tensor, crop_size: SizeDict, num_crops: int = 1) -> list[torch.Tensor]:
-    """The centre crop of a clip (T, C, H, W), or those at the start, centre and end of its longer side.
-
-    Raises:
-        ValueError: if the crop is larger than the frames.
-    """
-    spare_height, spare_width = clip.shape[-2] - crop_size.height, clip.shape[-1] - crop_size.width
-    if spare_height < 0 or spare_width < 0:
-        raise ValueError(
-            f"a crop of {crop_size.height}x{crop_size.width} does not fit into frames of "
-            f"{clip.shape[-2]}x{clip.shape[-1]} (height x width)"
-        )
-    top, left = spare_height // 2, spare_width // 2
-    if num_crops == 1:
-        corners = [(top, left)]
-    elif clip.shape[-2] > clip.shape[-1]:
-        corners = [(0, left), (top, left), (spare_height, left)]
-    else:
-        corners = [(top, 0), (top, left), (top, spare_width)]
-    crops = [clip[..., y : y + crop_size.height, x : x + crop_size.width] for y, x in corners]
-    return [crop.contiguous() for crop in crops]  # of bytes this is cheap, and what follows is twice as fast for it
 
 
 __all__ = ["CoverVideoProcessor", "read_in_any_order"]

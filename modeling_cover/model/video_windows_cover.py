@@ -23,6 +23,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from transformers.video_utils import VideoMetadata
@@ -33,6 +34,7 @@ from .video_opening_cover import open_video, reading
 
 # Decoded at a time, over which a file without an index is begun again: some 250 MB at 224 x 400.
 _MAX_FRAMES_AT_A_TIME = 1024
+_WINDOWS_AT_A_TIME = 32  # of frames that lie in memory
 
 # Three days of windows a second apart. Of two frames, a file of 700 bytes can say that they are centuries apart.
 _MAX_WINDOWS = 2**18
@@ -108,6 +110,33 @@ def read_windows(
             else:
                 num_counts += 1  # the windows are of the frames that there are
                 times = _times(outline, window, stride)
+
+
+def windows_of_frames(
+    frames: torch.Tensor,
+    fps: float,
+    window: float,
+    stride: float,
+    sample_indices: Callable[[VideoMetadata], Sequence[int]],
+) -> Iterator[tuple[list[Window], list[np.ndarray], int]]:
+    """What [`read_windows`] yields, of frames (T, C, H, W) that follow one another `fps` times a second.
+
+    Raises:
+        ValueError: `window`, `stride` or `fps` is not positive.
+    """
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a positive number of frames a second, got {fps}")
+    total, times = len(frames), window_times(len(frames) / fps, window, stride)
+    for first in range(0, len(times), _WINDOWS_AT_A_TIME):
+        clips, group = [], times[first : first + _WINDOWS_AT_A_TIME]
+        for bounds in group:
+            # In floats, 0.3 seconds are a little more than three times 0.1.
+            start, stop = (min(total, math.ceil(round(seconds * fps, 6))) for seconds in bounds)
+            if start == stop:
+                start, stop = max(0, start - 1), max(1, start)
+            indices = sample_indices(VideoMetadata(stop - start, fps=fps, duration=(stop - start) / fps))
+            clips.append(frames[[start + int(index) for index in indices]].movedim(1, -1).numpy())
+        yield group, clips, len(times)
 
 
 def _times(outline: Outline, window: float, stride: float) -> list[Window]:

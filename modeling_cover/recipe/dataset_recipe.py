@@ -52,6 +52,8 @@ class DatasetRecipe:
         modality: "video" or "image".
         splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of
             a manifest and of lists, shards and Parquet files, they may be addresses such as s3://bucket/train.csv.
+        validation: the share, between 0 and 1, of the train split that is held out as the validation split, where
+            there is no other; see [`~modeling_cover.data.sources.held_out.held_out`].
         license: of its files, an identifier of the Hub such as "cc-by-4.0" or a name; written into the model card.
         weight: w in the paper's loss (section 3.3).
         share: of the samples, where the mixture's shares are explicit.
@@ -81,6 +83,7 @@ class DatasetRecipe:
     format: str
     modality: str
     splits: Mapping[str, str]
+    validation: float | None = None
     license: str | None = None
     weight: float = 1.0
     share: float | None = None
@@ -147,10 +150,21 @@ class DatasetRecipe:
             raise ValueError(f"unknown splits {sorted(unknown, key=str)}, expected train and validation")
         if not all(is_text(place) for place in self.splits.values()):
             raise ValueError(f"splits: expected a path for each, got {self.splits!r}")
+        if self.validation is not None:
+            self._check_validation()
         if self.sizes is not None:
             if not isinstance(self.sizes, Mapping) or set(self.sizes) != {"train"}:
                 raise ValueError(f"sizes: expected the number of rows of the train split, got {self.sizes!r}")
             check_whole_number("sizes: train", self.sizes["train"])
+
+    def _check_validation(self) -> None:
+        check_positive("validation", self.validation)
+        if self.validation >= 1:
+            raise ValueError(f"validation must be a share of the train split, below 1, got {self.validation!r}")
+        if "validation" in self.splits:
+            raise ValueError("validation: `splits` names a validation split already, leave one of the two out")
+        if self.streaming:
+            raise ValueError("validation: of a streamed train split no rows can be held out, name a validation split")
 
     def _check_options(self) -> None:
         """Raise a `ValueError` for a key that has no effect, or that the format needs and is missing."""
@@ -181,6 +195,11 @@ class DatasetRecipe:
     @property
     def is_multi_label(self) -> bool:
         return self.problem_type == MULTI_LABEL
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Those of `splits`, and of one that is held out."""
+        return (*self.splits, "validation") if self.validation is not None else tuple(self.splits)
 
     def column(self, key: str) -> str | None:
         """The name of a column; None for `start` and `end` of whole files."""

@@ -8,6 +8,7 @@ model:
   from_image_checkpoint: ID_OR_FOLDER # or from_timesformer, from_encoder, from_pretrained; none: random weights
   revision: v1.0                      # of a Hub id: a branch, a tag or a commit; default: the newest
   default_head: k400                  # a dataset's name; default: the first dataset
+  # keep_heads: false                 # of from_pretrained: drop the heads that no dataset trains; default: true
   lora: {r: 8}                        # train an adapter of peft's LoraConfig, and the heads; default: no adapter
   drop_path_rate: 0.1                 # any other field of CoverConfig
 clips:
@@ -22,7 +23,8 @@ mixture:                              # see mixture_recipe.py
   when_exhausted: repeat              # a dataset that is drawn more often than it has rows; or stop
   weights: fixed                      # each dataset's `weight`; equal_updates: they adapt, see equal_updates.py
 bad_files:
-  max_share: 0.05                     # of a dataset: with more files that cannot be decoded, training stops
+  max_share: 0.05                     # of a dataset: with more files that cannot be decoded, training stops; a small
+                                      # one may have as many as one of 200 rows, yet no more than half of its rows
 augmentation: {}                      # of all datasets, see augmentation_recipe.py
 class_lists:                          # given once, named by the `labels` of several datasets
   kinetics: labels/kinetics.txt
@@ -31,6 +33,7 @@ datasets:                             # see dataset_recipe.py for the keys of ea
     format: class_folders             # split/class/file
     modality: video                   # or image
     splits: {train: k400/train, validation: k400/val}
+    # validation: 0.2                   # the share of the train split that is held out where there is no other
     labels: kinetics                  # a class list, a file or a list; default: the classes of the train split, sorted
     license: cc-by-4.0                # of its files, for the model card
     weight: 1.0                       # w in the paper's loss (section 3.3)
@@ -59,7 +62,7 @@ import yaml
 from ..model.conversion_cover import check_revision
 from ..model.file_access_cover import is_address
 from .augmentation_recipe import Augmentation
-from .checks import check_choice, check_number, check_whole_number, checked_keys, is_text
+from .checks import check_choice, check_flag, check_number, check_whole_number, checked_keys, is_text
 from .dataset_recipe import DatasetRecipe
 from .extending import laid_over
 from .mixture_recipe import MixtureRecipe
@@ -90,7 +93,8 @@ class BadFilesRecipe:
 
     Attributes:
         max_share: of the rows of a split. With more bad ones than that among the rows tried so far (and among no fewer
-            than 1000, or all it has), training stops.
+            than 1000, or all it has), training stops. Of fewer than 200 rows as many may be bad as of 200, yet no more
+            than half of them unless `max_share` is larger.
     """
 
     max_share: float = 0.05
@@ -156,6 +160,12 @@ class Recipe:
             check_revision(self.model[starts[0]], revision)
         if "default_head" in self.model and not isinstance(self.model["default_head"], str):
             raise ValueError(f"model: default_head must be a dataset's name, got {self.model['default_head']!r}")
+        if "keep_heads" in self.model:
+            check_flag("model: keep_heads", self.model["keep_heads"])
+            if "from_pretrained" not in self.model:
+                raise ValueError(
+                    "model: keep_heads is about the heads that a from_pretrained brings, and there is none"
+                )
         for augmentation in self.augmentations.values():
             augmentation.check(self.clips.image_size)
 

@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 _SET_ELSEWHERE = {"heads": "datasets", "image_size": "clips", "num_frames": "clips"}
 
 # What a recipe's `model` has beside fields of CoverConfig.
-_OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head", "lora"}
+_OF_NO_CONFIG = {*STARTING_POINTS, "revision", "head", "default_head", "keep_heads", "lora"}
 
 _WITH_A_CLASSIFIER = ("from_timesformer", "from_encoder")
 
@@ -241,6 +241,7 @@ def _build_model(recipe: Recipe, sources: dict[str, SplitOfDataset], default_hea
         model = CoverForVideoClassification.from_pretrained(path, **_pinned(recipe), **config_fields)
         model.resize_clips(**sizes)
         _add_missing_heads(model, heads, default_head)
+        _settle_other_heads(model, heads, recipe.model.get("keep_heads", True))
         return model
     return CoverForVideoClassification(CoverConfig(heads=heads, default_head=default_head, **sizes, **config_fields))
 
@@ -251,6 +252,20 @@ def _add_missing_heads(model: CoverForVideoClassification, heads: dict[str, dict
         model.add_head(name, **head)
     model.config.update_heads(model.config.heads, default_head)
     logger.warning(f"New heads, to be trained: {', '.join(sorted(new)) or 'none'}")
+
+
+def _settle_other_heads(model: CoverForVideoClassification, heads: dict[str, dict], keep: bool) -> None:
+    """Keep or drop the heads of a checkpoint that no dataset trains."""
+    others = [name for name in model.config.head_names if name not in heads]
+    if others and keep:
+        logger.warning(
+            f"Heads that are kept, and no dataset trains: {', '.join(others)}. They are stale once what they classify is "
+            "trained; `model: {keep_heads: false}` drops them"
+        )
+    elif others:
+        for name in others:
+            model.remove_head(name)
+        logger.warning(f"Heads that are dropped, as no dataset trains them: {', '.join(others)}")
 
 
 def build_processor(recipe: Recipe) -> CoverVideoProcessor:

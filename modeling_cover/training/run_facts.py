@@ -138,8 +138,15 @@ def dataset_origin(dataset: DatasetRecipe | None) -> dict[str, str | None]:
         "hub_id": place,
         "commit": _loaded_commit(place, REPOCARD_NAME, dataset.revision, "dataset"),
         "config_name": None if place is None else dataset.config_name,
-        "validation_split": None if place is None else dataset.splits.get("validation"),
+        "validation_split": None if place is None else _validation_split(dataset),
     }
+
+
+def _validation_split(dataset: DatasetRecipe) -> str | None:
+    """The split's own name; of one that is held out, what it is a part of, since it is not the published one."""
+    if dataset.validation is None:
+        return dataset.splits.get("validation")
+    return f"{dataset.validation:.3g} of {dataset.splits['train']}"
 
 
 # ---- The recipe, and the command ----

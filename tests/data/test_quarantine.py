@@ -6,7 +6,7 @@ import multiprocessing
 import pickle
 
 import pytest
-from modeling_cover.data.quarantine import BadFile, Quarantine, TooManyBadFilesError
+from modeling_cover.data.quarantine import BadFile, Quarantine, TooManyBadFilesError, most_bad_files
 from modeling_cover.recipe.recipe import BadFilesRecipe
 
 
@@ -128,8 +128,13 @@ class TestTheLimit:
     @pytest.mark.parametrize(
         ("size", "draws", "allowed"),
         [
-            (40, 1, 2),  # of all rows of a small dataset
-            (40, 4000, 2),
+            (5, 1, 2),  # of a small dataset as many as of 200 rows, yet no more than half of all it has
+            (15, 4000, 7),
+            (40, 1, 10),
+            (200, 1, 10),  # of all rows of one that is larger
+            (300, 4000, 15),
+            (5000, 1, 50),
+            (5000, 90_000, 250),
             (1000, 1, 50),
             (100_000, 1, 50),  # of the first thousand of a large one
             (100_000, 20_000, 1000),  # of those tried since
@@ -144,6 +149,21 @@ class TestTheLimit:
         quarantine.add(bad(-1, tried=draws))
         with pytest.raises(TooManyBadFilesError, match=rf"'k400', train split: {allowed + 1} of the \d+ rows tried"):
             quarantine.check(bad(-1, tried=draws), size)
+
+    @pytest.mark.parametrize(("size", "found"), [(1, 1), (2, 2), (5, 3), (15, 8), (200, 11), (5000, 51)])
+    def test_where_every_file_is_bad_it_is_reached_and_the_error_says_how_to_go_on(self, tmp_path, size, found):
+        quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+        with pytest.raises(TooManyBadFilesError, match=r"more than the \d+ that `bad_files: \{max_share: 0\.05\}`"):
+            for number in range(size):
+                quarantine.add(bad(number, tried=number + 1))
+                quarantine.check(bad(number, tried=number + 1), size)
+        assert len(quarantine.entries()) == found
+
+    @pytest.mark.parametrize(
+        ("max_share", "rows", "most"), [(0, 5, 0), (0.001, 100, 0.2), (0.005, 5, 1), (0.9, 10, 9), (1, 1, 1)]
+    )
+    def test_a_share_that_is_given_holds_for_small_datasets_too(self, max_share, rows, most):
+        assert most_bad_files(max_share, rows) == pytest.approx(most)
 
     def test_the_worker_that_is_furthest_tells_how_many_were_tried(self, tmp_path):
         quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0.05)

@@ -90,7 +90,10 @@ class TestSixteenBits:
     @pytest.mark.parametrize(
         ("values", "said"),
         [
-            (np.full((4, 4), 255.5, np.float32), "floats must have values of 0 to 255, got 255.5 to 255.5"),
+            (
+                np.full((4, 4), 255.5, np.float32),
+                "floats must have values of 0 to 1, or of 0 to 255, got 255.5 to 255.5",
+            ),
             (np.full((4, 4), 70000, np.int32), "must have values of 0 to 65535, got 70000 to 70000"),
             (np.full((4, 4), -1, np.int32), "must have values of 0 to 65535, got -1 to -1"),
         ],

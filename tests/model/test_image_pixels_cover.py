@@ -85,7 +85,7 @@ class TestSixteenBits:
     def test_values_of_another_range_are_refused(self, image):
         with pytest.raises(ValueError, match="must have values of 0 to 65535"):
             image_to_tensor(image)
-        with pytest.raises(ValueError, match="must have values of 0 to 255"):
+        with pytest.raises(ValueError, match="floats must have values of 0 to 1, or of 0 to 255, got"):
             image_to_tensor(image.convert("F"))
 
     def test_arrays_of_16_bits_are_refused_where_they_are_not_of_8(self):

@@ -123,7 +123,7 @@ class TestBadFiles:
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_too_many_stop_it_with_examples(self, recipe, tmp_path, num_workers):
-        recipe = dataclasses.replace(recipe, bad_files=BadFilesRecipe(max_share=0.1))
+        recipe = dataclasses.replace(recipe, bad_files=BadFilesRecipe(max_share=0))
         with pytest.raises(
             TooManyBadFilesError, match=r"dataset 'videos', train split: 1 of the 6 rows .*\n.*2\.mp4: "
         ):

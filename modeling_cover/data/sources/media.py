@@ -4,6 +4,7 @@
 import hashlib
 import math
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -164,6 +165,18 @@ class PathMedia(Sequence):
         """Bytes that change with any path or segment."""
         names = "\0".join(self._paths.to_pylist()).encode(errors="surrogateescape")
         return [names, *self._segments.identity()]
+
+    def file_keys(self) -> list[str]:
+        """What tells the file of each row from others, wherever the folder lies that they start from."""
+        return [self._key(path) for path in self._paths.to_pylist()]
+
+    def _key(self, path: str) -> str:
+        if "://" in path:
+            return path.removeprefix(f"{self._root.rstrip('/')}/") if is_address(self._root) else path
+        if self._prefix:
+            path = os.path.relpath(path, self._root) if path.startswith(self._prefix) else path
+        # One file however a list spells it, and on a Mac, which composes accents in another way.
+        return unicodedata.normalize("NFC", os.path.normpath(path))
 
     def __getitem__(self, row: int) -> Media:
         path = self._paths[row].as_py()

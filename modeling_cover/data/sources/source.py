@@ -11,6 +11,7 @@ import numpy as np
 from ...model.file_access_cover import is_address, public_name, without_secrets
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
+from .held_out import held_out
 from .imagenet import read_imagenet
 from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels
 from .manifests import SplitRows, read_class_folders, read_manifest
@@ -129,7 +130,7 @@ def read_sources(
         dataset: where it is and in which layout.
         head_labels: the label space of an existing head, in its order; the dataset must have the same classes.
         splits: to read; by default all. Without the train split, which may not be there to evaluate a model, the
-            classes are the head's, and a split may lack some.
+            classes are the head's, and a split may lack some. One that is held out of it needs it to be there.
 
     Raises:
         ValueError: if a path is missing or has no files, a list lacks a column or names a missing file, a shard is
@@ -140,12 +141,13 @@ def read_sources(
         _check_places(dataset)
         dataset = _as_on_disk(dataset)
         given = None if dataset.labels is None else read_labels(dataset.labels)
-        splits = dataset.splits if splits is None else splits
-        if missing := [split for split in splits if split not in dataset.splits]:
-            raise ValueError(f"there is no split '{missing[0]}', but {', '.join(dataset.splits)}")
+        splits = dataset.split_names if splits is None else splits
+        if missing := [split for split in splits if split not in dataset.split_names]:
+            raise ValueError(f"there is no split '{missing[0]}', but {', '.join(dataset.split_names)}")
         if "train" not in splits and head_labels is None:
             raise ValueError("without its train split, the labels of a head are needed")
-        found = {split: _read_split(dataset, split) for split in splits}
+        stored = splits if dataset.validation is None else ("train",)
+        found = {split: _read_split(dataset, split) for split in stored}
         first = found.get("train", next(iter(found.values())))
         labels = given or first.names or (_found_labels(dataset, first) if "train" in found else head_labels)
     if head_labels is not None:
@@ -160,6 +162,9 @@ def read_sources(
             else:
                 is_listed = given is not None or first.names is not None or "train" not in found
                 sources[split] = source_of_rows(dataset, split, rows, space, is_listed)
+        if dataset.validation is not None:
+            parts = held_out(sources["train"], dataset.validation)
+            sources = {split: parts[split] for split in splits}
     return sources
 
 

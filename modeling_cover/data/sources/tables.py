@@ -23,7 +23,7 @@ from .columns import LISTS, item_of
 from .decoded import checked_decoded
 from .label_lists import LabelColumn, checked_labels
 from .manifests import SplitRows, existing_rows
-from .media import PIXEL_VALUES, Media, PathMedia, Segments, check_content_size, parse_segment
+from .media import PIXEL_VALUES, Media, PathMedia, Segments, check_content_size, hash_of, parse_segment
 from .parquet_files import find_parquet_files, load_remote_parquet, parquet_row_counts
 from .remote import check_address, check_row_addresses
 from .streams import RowStream
@@ -222,13 +222,26 @@ class TableMedia(Sequence):
         names = "\0".join(path or "" for path in paths).encode(errors="surrogateescape")
         return [names, b"".join(sizes), *self._segments.identity(), *([] if order is None else [order.tobytes()])]
 
+    def file_keys(self) -> list[str]:
+        """What tells the file of each row from others: a hash of what the table holds of it, which is read for it."""
+        return [self._key(self._cell(row)) for row in range(self._length)]
+
+    def _cell(self, row: int) -> pa.ChunkedArray:
+        return self._data.fast_slice(row if self._order is None else int(self._order[row]), 1).column(0)
+
+    def _key(self, cell: pa.ChunkedArray) -> str:
+        value = cell[0].as_py()
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        return hash_of([value if isinstance(value, bytes) else repr(value).encode(errors="surrogateescape")])
+
     def __getitem__(self, row: int) -> Media:
         row = range(self._length)[row]  # an IndexError behind the end, where iterating stops
         place = self._places[row]
         if self._is_nested:
             return to_media(self._table[row][self._column], place, None, column=self._column)
         # `self._table[row]` says the same in ten times as long.
-        cell = self._data.fast_slice(row if self._order is None else int(self._order[row]), 1).column(0)
+        cell = self._cell(row)
         if self._is_array and not cell.null_count:
             (value,) = cell.chunk(0).to_numpy(zero_copy_only=False)
             return to_media(np.asarray(value), place, None, column=self._column)

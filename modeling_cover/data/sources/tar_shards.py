@@ -322,6 +322,12 @@ class TarMedia(Sequence):
         names = "\0".join(self._members.to_pylist()).encode(errors="surrogateescape")
         return [names, self._offsets.tobytes(), self._sizes.tobytes(), *self._segments.identity()]
 
+    def file_keys(self) -> list[str]:
+        """What tells the file of each row from others, wherever the shards lie: a sample's is its own."""
+        names = [base_name(shard) for shard in self._shards]
+        members = zip(self._shard_of.tolist(), self._members.to_pylist(), strict=True)
+        return [f"{names[shard]}/{member}" for shard, member in members]
+
     def __getitem__(self, row: int) -> Media:
         if row in self._problems:
             raise VideoDecodingError(self._problems[row])
