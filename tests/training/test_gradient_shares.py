@@ -17,6 +17,7 @@ from modeling_cover.training.equal_updates import AdaptedWeights, presence_in_st
 from modeling_cover.training.gradient_shares import EncoderGradients, cosines, norms, rows_of_dataset, shares
 from modeling_cover.training.loss import TrainingLoss
 from short_runs import final_weights, make_trainer, resumed_from
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import TRAINING, tiny_config, tiny_trainer
 from torch.nn.functional import cross_entropy
 from two_layers import HEADS, SIZES, clips, randomise
@@ -233,6 +234,17 @@ class TestRuns:
         angles = logged(trainer, "_cosine")
         assert all(list(entry) == ["images_videos_gradient_cosine"] for entry in angles)
         assert all(-1 <= value <= 1 for entry in angles for value in entry.values())
+
+    def test_tensorboard_has_them(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+        options = {"max_steps": 2, "log_gradient_shares": 1, "logging_steps": 1, "report_to": "tensorboard"}
+        trainer = make_trainer(folder, tmp_path / "run", **options)
+        trainer.train()
+        events = EventAccumulator(str(tmp_path / "events")).Reload()
+        for name in ("videos_update_share", "images_gradient_share", "images_videos_gradient_cosine"):
+            logged_values = [entry[name] for entry in trainer.state.log_history if name in entry]
+            assert [event.value for event in events.Scalars(f"train/{name}")] == pytest.approx(logged_values)
+            assert len(logged_values) == 2
 
     @pytest.mark.parametrize(
         "options",
