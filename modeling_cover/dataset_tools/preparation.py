@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.quarantine import TooManyBadFilesError
+from ..data.quarantine import TooManyBadFilesError, most_bad_files
 from ..data.sources import Source, read_sources
 from ..files import UNFINISHED, replacing, to_json, write_json
 from ..fonts import told_if_not_drawn
@@ -274,14 +274,15 @@ def _write_report(split: _Split) -> dict[str, Any]:
 
 
 def check_bad_share(summaries: Mapping[str, Mapping[str, Any]], max_bad_share: float) -> None:
-    """Raise a [`TooManyBadFilesError`] if a larger share of a split's rows than that was left out."""
+    """Raise a [`TooManyBadFilesError`] if more of a split's rows were left out than training allows, see
+    [`most_bad_files`]."""
     for split, summary in summaries.items():
         num_bad = len(summary["failures"])
         num_rows = summary["rows"] + num_bad
-        if num_bad > max_bad_share * num_rows:
+        if num_bad > (most := most_bad_files(max_bad_share, num_rows)):
             examples = "\n".join(f"  {failure['reason']}" for failure in summary["failures"][:3])
             raise TooManyBadFilesError(
-                f"{split} split: {num_bad} of {num_rows} files cannot be read, more than the {max_bad_share:.1%} that "
-                f"max_bad_share allows; all others are written. The list is {split}/failures.jsonl; it begins with\n"
+                f"{split} split: {num_bad} of {num_rows} files cannot be read, more than the {int(most)} that "
+                f"max_bad_share ({max_bad_share:.1%}) allows; all others are written. The list is {split}/failures.jsonl; it begins with\n"
                 f"{examples}"
             )
