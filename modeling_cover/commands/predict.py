@@ -20,6 +20,7 @@ from .. import VideoDecodingError
 from ..files import finite
 from ..model.configuration_cover import PIPELINE_TASK
 from ..text import make_printable, padded, printable
+from .failing import command_parser, told
 
 
 Predictions = dict[str, list[dict[str, str | float]]]
@@ -37,7 +38,7 @@ def print_table(file: str, predictions: Predictions) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("files", nargs="+", metavar="VIDEO", help="a video or image: a path or an http(s) URL")
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
@@ -61,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()

@@ -24,6 +24,7 @@ from .. import CoverTrainer, load_recipe, prepare_cotraining
 from ..hub.publishing import PublishingError
 from ..text import make_printable, table
 from ..training.arguments import parse_training_arguments
+from .failing import told, without_debug
 
 
 METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
@@ -52,6 +53,7 @@ def publish_end(trainer: CoverTrainer) -> None:
         print(f"Published: {commit.commit_url}")
 
 
+@told
 def main(default_recipe: Path | None = None, draw: Callable[[], object] | None = None) -> None:
     """Train on the recipe that the command line names.
 
@@ -60,13 +62,13 @@ def main(default_recipe: Path | None = None, draw: Callable[[], object] | None =
         draw: draws the data of that.
     """
     make_printable()
-    arguments = sys.argv[1:]
+    arguments, _ = without_debug(sys.argv[1:])
     if {"-h", "--help"} & {*arguments}:
         print(__doc__.strip())
         return
     recipe_path = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default_recipe
     if recipe_path is None:
-        sys.exit("cover train: name a recipe, a YAML file, such as `cover train RECIPE.yaml`")
+        raise ValueError("name a recipe, a YAML file, such as `cover train RECIPE.yaml`")
     recipe = load_recipe(recipe_path)
     args = parse_training_arguments(recipe, arguments)
     if draw is not None and Path(recipe_path).resolve() == default_recipe.resolve():
@@ -90,4 +92,4 @@ def main(default_recipe: Path | None = None, draw: Callable[[], object] | None =
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

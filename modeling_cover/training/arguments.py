@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
@@ -218,18 +219,27 @@ class CoverTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}: {reason}")
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Without the usage of two hundred arguments."""
+        raise ValueError(message)
+
+
 def parse_training_arguments(recipe: Recipe, arguments: Sequence[str]) -> CoverTrainingArguments:
     """The recipe's training arguments, overridden by those of the command line.
 
     Raises:
-        ValueError: if the recipe names an argument that does not exist.
+        ValueError: if either names an argument that does not exist, or a value that is none of it.
     """
-    parser = HfArgumentParser(CoverTrainingArguments)
+    parser = _Parser(CoverTrainingArguments)
     known = {field.name for field in fields(CoverTrainingArguments) if field.init}
     if unknown := sorted(set(recipe.training) - known):
         raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
     parser.set_defaults(**recipe.training)
-    return parser.parse_args_into_dataclasses(list(arguments))[0]
+    args, unknown = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)}: no training arguments")
+    return args
 
 
 def last_layers(part: str) -> int | None:

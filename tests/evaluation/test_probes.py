@@ -227,7 +227,7 @@ class TestTheCommand:
         assert "broken.mp4" in bad
 
         code, _, err = self.run(folder, tmp_path / "out", capsys, *save, "--model", tmp_path / "saved")
-        assert code == 1
+        assert code == 2
         assert "the model has a head 'light' already, give another name by --head" in err
 
     def test_a_file_that_is_mended_is_read_when_features_are_computed_anew(self, folder, tmp_path, capsys):

@@ -113,8 +113,9 @@ class TestPredict:
         assert lines[1].split()[0] == "motions"
 
     def test_an_unknown_head_is_named_with_those_there_are(self, folder, monkeypatch, capsys):
-        with pytest.raises(ValueError, match=r"unknown head 'k400': expected one of \['motions', 'tags'\]"):
-            self.run(monkeypatch, capsys, folder / "clip.mp4", "--model", folder / "model", "--head", "k400")
+        options = ("--model", folder / "model", "--head", "k400")
+        code, _, err = self.run(monkeypatch, capsys, folder / "clip.mp4", *options)
+        assert (code, err) == (2, "error: unknown head 'k400': expected one of ['motions', 'tags']\n")
 
 
 class TestRecipes:
