@@ -4,18 +4,28 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..hub.checkpoint_files import CURVES_NAME
+from .log_table import LogTable
+
+
+def show_progress(trainer: Trainer, names: Sequence[str]) -> None:
+    """Have a trainer write logs as a [`LogTable`] in place of transformers' dictionaries; a notebook has a table
+    already."""
+    has_bar = trainer.pop_callback(ProgressCallback) is not None
+    if has_bar:
+        trainer.add_callback(CoverProgressCallback)
+    if has_bar or trainer.pop_callback(PrinterCallback) is not None:
+        trainer.add_callback(LogTable(names))
 
 
 class CoverProgressCallback(ProgressCallback):
-    """Beside the bar of steps, the newest loss of each dataset, samples a second, and the share of waiting for
-    data."""
+    """Beside the bar of steps, the newest loss of each dataset, samples a second, and the share of waiting for data.
+    Logs are left to [`LogTable`]."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=logs, **kwargs)
         if state.is_world_process_zero and self.training_bar is not None and "data_wait" in (logs or {}):
             self.training_bar.set_postfix_str(progress_line(logs))
 
