@@ -39,6 +39,7 @@ from .launching import begin_training
 from .loss import TrainingLoss
 from .optimization import drop_schedule, freeze_all_but, gradient_norm, parameter_groups
 from .progress import show_progress
+from .quiet import leave_out_deepspeed
 from .recording import RunRecord
 from .resuming import best_weights, forget_evaluation, hold_output_dir, note_best, raised_by_all, resume_point
 from .run_identity import stays_stopped
@@ -118,6 +119,7 @@ class CoverTrainer(Trainer):
         self._given, self.pixel_processor = inputs.given, inputs.pixel_processor
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
+        leave_out_deepspeed(args)
         super().__init__(model=model, args=args, **inputs.for_trainer)
         compiled = shard_and_compile(self.accelerator, model, args)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
