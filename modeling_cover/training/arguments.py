@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..recipe.checks import check_choice, check_number, check_positive
 from ..recipe.recipe import Recipe
@@ -20,6 +20,8 @@ LOSS_REDUCTIONS = ("per_dataset", "per_sample")
 TRAINED_PARTS = ("all", "heads", "temporal_and_heads")  # beside "last_<n>_layers"
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
 BEST_METRIC = "eval_mean_score"
+# Of logging_steps, as a share of all steps: a run has 50 logs, or more of at most so many steps each.
+LOGS_OF_A_RUN, MOST_STEPS_A_LOG = 0.02, 50
 # Schedules that go by what was measured: their rates are in their state, and no function of the step.
 MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
@@ -137,7 +139,22 @@ class CoverTrainingArguments(TrainingArguments):
         metadata={"help": "Whether a resumed run keeps what its callbacks have seen: early stopping, say."},
     )
 
+    # transformers' is every 500 steps, by when a short run has ended without a log or a curve.
+    logging_steps: float = field(
+        default=LOGS_OF_A_RUN,
+        metadata={
+            "help": "Steps from one log to the next, or a share of all steps. By default it is a fiftieth of all, and at "
+            f"most {MOST_STEPS_A_LOG} steps."
+        },
+    )
+
     def __post_init__(self):
+        if (
+            self.logging_steps == LOGS_OF_A_RUN
+            and self.eval_strategy == IntervalStrategy.STEPS
+            and not self.eval_steps
+        ):
+            self.eval_steps = 500  # transformers' default, which would be as often as there are logs
         measures = self.lr_scheduler_type in MEASURING_SCHEDULES
         if (
             self.load_best_model_at_end or self.save_strategy == "best" or measures

@@ -15,6 +15,7 @@ from modeling_cover.hub.publishing import files_to_publish
 from modeling_cover.training.run_log import LOG_NAME
 from python_server import python
 from tiny import ENCODER, TRAINING
+from transformers import ViTConfig, ViTForImageClassification
 
 
 VIDEOS = {"name": "videos", "format": "class_folders", "modality": "video"}
@@ -50,6 +51,19 @@ def run(recipe, tmp_path, monkeypatch, capsys):
         return capsys.readouterr()
 
     return run
+
+
+def test_of_a_vit_with_a_classifier_it_says_what_becomes_of_its_weights_once(recipe, tmp_path):
+    vit = ViTForImageClassification(ViTConfig(**ENCODER, image_size=16, num_labels=5))
+    vit.save_pretrained(tmp_path / "vit")  # without a pooler
+    content = yaml.safe_load(recipe.read_text()) | {"model": {"from_image_checkpoint": str(tmp_path / "vit")}}
+    content["training"] |= {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    recipe.write_text(yaml.safe_dump(content))
+    command = [python(), "-m", "modeling_cover.commands.train", recipe.name, "--output_dir", "run"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("in the checkpoint and not used: classifier.bias, classifier.weight") == 1
+    assert "LOAD REPORT" not in finished.stderr and "pooler" not in finished.stderr
 
 
 @pytest.mark.parametrize("bars", ["True", "False"])
