@@ -254,7 +254,7 @@ class TestTheCommand:
     )
     def test_what_is_wrong_is_said_on_a_line(self, folder, tmp_path, capsys, arguments, message):
         code, out, err = self.run(folder, tmp_path, capsys, *arguments)
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert "Traceback" not in err
         assert message in err
 

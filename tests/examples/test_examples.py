@@ -115,7 +115,8 @@ class TestPredict:
     def test_an_unknown_head_is_named_with_those_there_are(self, folder, monkeypatch, capsys):
         options = ("--model", folder / "model", "--head", "k400")
         code, _, err = self.run(monkeypatch, capsys, folder / "clip.mp4", *options)
-        assert (code, err) == (2, "error: unknown head 'k400': expected one of ['motions', 'tags']\n")
+        assert code == 2
+        assert err.endswith("\nerror: unknown head 'k400': expected one of ['motions', 'tags']\n")
 
 
 class TestRecipes:
