@@ -101,4 +101,7 @@ def one_line(error: Exception) -> str:
     message = str(error)
     if _OF_A_WORKER in message:  # of a data loader's worker: it is at the end of its traceback
         message = message.rpartition(f"{type(error).__name__}: ")[2]
-    return " ".join(message.split()) or type(error).__name__
+    text = ""
+    for line in filter(None, (" ".join(line.split()) for line in message.splitlines())):
+        text += line if not text else f" {line}" if text[-1] in ".,:;!?" else f"; {line}"
+    return text or type(error).__name__

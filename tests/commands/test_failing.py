@@ -58,6 +58,8 @@ class TestTheLine:
         monkeypatch.setattr(sys, "argv", ["cover train"])
         ending(OSError("gone.\n\n  Log in\tfirst.\n"))()
         assert capsys.readouterr().err == "error: gone. Log in first.\n"
+        ending(ValueError("it differs:\n- seed\n- heads\nMake them equal"))()
+        assert capsys.readouterr().err == "error: it differs: - seed; - heads; Make them equal\n"
         ending(ValueError())()
         assert capsys.readouterr().err == "error: ValueError\n"
 
