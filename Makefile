@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 # One thread: the data loader's worker has the second core, and two threads that share a core wait for one another.
 quickstart: $(VENV)/base
-	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process 1 examples/cotrain.py
 	$(BIN)/python examples/quickstart_report.py
 

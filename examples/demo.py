@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`cover demo` from a checkout."""
 
+import sys
+
 from modeling_cover.commands.demo import main
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

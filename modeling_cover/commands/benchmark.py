@@ -53,6 +53,7 @@ from ..text import counted
 from ..training.compiling import prepare_compiler
 from .accounting import Account, account, matrix_ceiling
 from .benchmarking import forward, median_times, print_table
+from .failing import command_parser, told
 
 
 PRESETS = {
@@ -335,7 +336,7 @@ def compare_peak_memory(setting: Setting) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="base")
     parser.add_argument("--batch_size", type=int, help="rows; 2, and 8 on a GPU if the preset is not large")
@@ -355,6 +356,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parsed
 
 
+@told
 def main() -> None:
     arguments = parse_arguments()
     logging.set_verbosity_error()
@@ -380,4 +382,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

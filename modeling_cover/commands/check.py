@@ -12,7 +12,6 @@ import argparse
 import sys
 
 from .. import load_recipe
-from ..data.sources.file_cache import CacheError
 from ..dataset_tools.check_report import Report
 from ..dataset_tools.checking import check_datasets
 from ..dataset_tools.row_pool import usable_cores
@@ -20,10 +19,11 @@ from ..files import replacing
 from ..recipe.checks import check_whole_number
 from ..text import make_printable
 from ..training.from_recipe import build_processor, read_recipe_sources, training_refusals
+from .failing import command_parser, told
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("--num_workers", type=int, default=usable_cores(), help="processes; default: all cores")
     parser.add_argument("--full", action="store_true", help="decode every frame of a video")
@@ -57,17 +57,14 @@ def check(arguments: argparse.Namespace) -> Report:
     return report
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()
     try:
         report = check(arguments)
-    except (ValueError, OSError, CacheError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f"stopped: {arguments.output} is not written", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(f"{arguments.output} is not written") from None
     print(f"\n{report.summary()}; all of them are in {arguments.output}")
     return 1 if report.problems else 0
 

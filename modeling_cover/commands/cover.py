@@ -4,6 +4,8 @@
 import importlib
 import sys
 
+from .failing import DEBUG, told
+
 
 COMMANDS = {
     "train": "co-train a model on the datasets of a recipe",
@@ -28,7 +30,8 @@ _USAGE = """usage: cover COMMAND [ARGUMENTS]
 
 {listed}
 
-`cover COMMAND --help` has its arguments. With many processes:
+`cover COMMAND --help` has its arguments, and `--debug` shows tracebacks.
+With many processes:
 accelerate launch -m modeling_cover.commands.COMMAND [ARGUMENTS]"""
 
 
@@ -39,12 +42,19 @@ def usage() -> str:
 
 def main() -> None:
     """Run the subcommand that the command line names; its exit code is that of the process."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    arguments = sys.argv[1:]
+    name = next((argument for argument in arguments if argument != DEBUG), "--help")
     if name in ("-h", "--help"):
         print(usage())
         return
+    arguments.remove(name)
+    sys.argv = [f"cover {name}", *arguments]
+    sys.exit(run(name))
+
+
+@told
+def run(name: str) -> int:
     if name not in COMMANDS:
-        sys.exit(f"cover: no command '{name}', expected one of {', '.join(COMMANDS)}")
-    sys.argv = [f"cover {name}", *sys.argv[2:]]
+        raise ValueError(f"no command '{name}', expected one of {', '.join(COMMANDS)}")
     # Each by itself: what one needs, another may not have installed.
-    sys.exit(importlib.import_module(f"..{name}", __name__).main())
+    return importlib.import_module(f"..{name}", __name__).main()

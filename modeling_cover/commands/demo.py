@@ -37,6 +37,7 @@ from ..model.image_reading_cover import read_image
 from ..model.video_decoding_cover import VideoDecodingError, outline_of
 from ..model.video_opening_cover import VideoSource, name_of, open_video, reading, time_limit
 from ..text import printable
+from .failing import command_parser, told
 
 
 try:
@@ -344,7 +345,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
     parser.add_argument("--title", default="CoVeR: what is going on here?")
@@ -354,6 +355,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     uploads = Uploads()

@@ -30,7 +30,6 @@ from typing import Any
 from transformers import set_seed
 
 from .. import CoverTrainer, load_recipe, prepare_cotraining
-from ..evaluation.checkpoint_scores import plain_message
 from ..evaluation.mixture_report import dataset_table, draw_diagnosis, pair_table, sentences
 from ..files import write_json
 from ..fonts import told_if_not_drawn
@@ -38,6 +37,7 @@ from ..recipe.recipe import Recipe
 from ..text import counted, make_printable
 from ..training.arguments import parse_training_arguments
 from ..training.mixture_diagnosis import SHARE_OF_WARMUP, MixtureDiagnosis
+from .failing import command_parser, told
 
 
 # Of a recipe's training arguments those that are about a whole run, or about what is left of it.
@@ -63,9 +63,7 @@ as much, and less than 0 raises it."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="cover diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, prog="cover diagnose")
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument(
         "--steps", type=int, default=200, help="optimizer steps, of which about one in four is measured"
@@ -102,19 +100,16 @@ def diagnose(trainer: CoverTrainer) -> dict[str, Any]:
     return diagnosis.summary()
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     make_printable()
     options, others = parse_arguments(arguments)
     # Each process has a folder of its own for what a run leaves, which nobody needs.
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            trainer = build_trainer(options, others, folder)
-            found = diagnose(trainer)
-            if trainer.is_world_process_zero():
-                report(found, Path(options.recipe).name, options.output)
-        except (OSError, ValueError) as error:
-            print(plain_message(error), file=sys.stderr)
-            return 1
+        trainer = build_trainer(options, others, folder)
+        found = diagnose(trainer)
+        if trainer.is_world_process_zero():
+            report(found, Path(options.recipe).name, options.output)
         trainer.end()
     return 0
 

@@ -26,7 +26,6 @@ from ..data.quarantine import Quarantine
 from ..evaluation.checkpoint_scores import (
     chosen_datasets,
     load_checkpoint,
-    plain_message,
     source_of_head,
     table_of_scores,
 )
@@ -38,10 +37,11 @@ from ..files import write_json
 from ..fonts import told_if_not_drawn
 from ..text import make_printable
 from ..training.launching import check_processes
+from .failing import command_parser, told
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--recipe", type=Path, required=True, help="where the data are")
     parser.add_argument(
@@ -134,14 +134,11 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> dict[str,
     return written
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     make_printable()
     options, accelerator = parse_arguments(arguments), Accelerator()
-    try:
-        written = evaluate(options, accelerator)
-    except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
-        print(plain_message(error), file=sys.stderr)
-        return 1
+    written = evaluate(options, accelerator)
     if accelerator.is_main_process:
         print(table_of_scores(written["datasets"]), f"pictures and evaluation.json in {options.output}", sep="\n")
     accelerator.end_training()

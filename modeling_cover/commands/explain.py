@@ -25,6 +25,7 @@ from ..evaluation.relevance import METHODS, default_method, label_relevance
 from ..evaluation.rollout import attention_rollout
 from ..model.pipeline_cover import head_scores
 from ..text import make_printable
+from .failing import command_parser, told
 
 
 def explain(
@@ -78,7 +79,7 @@ def stem_of(video: str) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("video", metavar="VIDEO", help="a video or image: a path or an http(s) URL")
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--head", help="which head's answer to explain; default: the default head")
@@ -90,25 +91,22 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()
     model = AutoModelForVideoClassification.from_pretrained(arguments.model).eval().to(arguments.device)
     processor = AutoVideoProcessor.from_pretrained(arguments.model)
-    try:
-        paths = explain(
-            model,
-            processor,
-            arguments.video,
-            arguments.output,
-            arguments.head,
-            arguments.label,
-            arguments.plain,
-            arguments.method,
-        )
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    paths = explain(
+        model,
+        processor,
+        arguments.video,
+        arguments.output,
+        arguments.head,
+        arguments.label,
+        arguments.plain,
+        arguments.method,
+    )
     print(*paths, sep="\n")
     return 0
 

@@ -24,6 +24,7 @@ from ..files import finite
 from ..hub.run_record import stale_heads_note, stale_heads_of
 from ..model.configuration_cover import PIPELINE_TASK
 from ..text import make_printable, padded, printable
+from .failing import command_parser, told
 
 
 Predictions = dict[str, list[dict[str, str | float]]]
@@ -41,7 +42,7 @@ def print_table(file: str, predictions: Predictions, stale: Collection[str] = ()
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("files", nargs="+", metavar="VIDEO", help="a video or image: a path or an http(s) URL")
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
@@ -65,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()

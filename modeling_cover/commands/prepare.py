@@ -19,8 +19,6 @@ from typing import Any
 import yaml
 
 from .. import Recipe, load_recipe
-from ..data.quarantine import TooManyBadFilesError
-from ..data.sources.file_cache import CacheError
 from ..dataset_tools.preparation import check_bad_share, prepare_dataset
 from ..dataset_tools.preparation_report import report_text
 from ..dataset_tools.prepared_rows import CODECS, PreparationSettings
@@ -28,10 +26,11 @@ from ..dataset_tools.row_pool import usable_cores
 from ..recipe.checks import check_number
 from ..recipe.dataset_recipe import DatasetRecipe
 from ..text import make_printable
+from .failing import command_parser, told
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("recipe", help="the YAML file with the dataset's entry")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="the entry's name")
     parser.add_argument("--output", required=True, metavar="DIR", help="where to write it")
@@ -117,20 +116,14 @@ def prepare(arguments: argparse.Namespace) -> None:
     check_bad_share(summaries, arguments.max_bad_share)
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()
     try:
         prepare(arguments)
-    except TooManyBadFilesError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, CacheError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("stopped: the same command continues from here", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("the same command continues from here") from None
     return 0
 
 

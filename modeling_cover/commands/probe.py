@@ -25,7 +25,6 @@ from ..data.sources import Source, read_sources
 from ..evaluation.checkpoint_scores import (
     chosen_datasets,
     load_checkpoint,
-    plain_message,
     table_of_scores,
 )
 from ..evaluation.feature_cache import cached_features, features_identity, without_unreadable
@@ -35,10 +34,11 @@ from ..evaluation.scores import evaluate_scores
 from ..evaluation.views import Views, ViewsDataset
 from ..files import write_json
 from ..text import make_printable
+from .failing import command_parser, told
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model", required=True, help="a folder or Hub id of a CoVeR checkpoint")
     parser.add_argument("--recipe", type=Path, required=True, help="where the data are")
     parser.add_argument(
@@ -149,14 +149,11 @@ def save_with_head(
     processor.save_pretrained(folder)
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     make_printable()
     options, accelerator = parse_arguments(arguments), Accelerator()
-    try:
-        metrics = probe(options, accelerator)
-    except (OSError, ValueError) as error:  # OSError: the data are not there any more, say
-        print(plain_message(error), file=sys.stderr)
-        return 1
+    metrics = probe(options, accelerator)
     if accelerator.is_main_process:
         print(
             table_of_scores(metrics, "probe"),

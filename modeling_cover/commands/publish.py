@@ -26,11 +26,12 @@ from ..hub.publishing import (
     with_patience,
 )
 from ..text import byte_size, make_printable
+from .failing import command_parser, told
 from .space import check_space, write_space
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a checkpoint")
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository on the Hub, created if need be")
     parser.add_argument("--private", action="store_true", default=None, help="only for you and your organisation")
@@ -71,30 +72,27 @@ def left_here(folder: Path, files: Iterable[str]) -> list[str]:
     return sorted(name + slash for name, slash in names.items() if name not in sent)
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()
     training_state = LAST_CHECKPOINT if arguments.training_state else None
-    try:
-        repository = HubRepository(arguments.repo_id, arguments.revision, arguments.private)
-        if arguments.space is not None:  # before anything is published
-            check_space(arguments.space)
-        files = files_to_publish(arguments.folder, arguments.repo_id, training_state)
-        repo_id = arguments.repo_id
-        if arguments.dry_run:
-            print_plan(arguments.folder, files, repository)
-        else:
-            commit = publish(arguments.folder, repository, arguments.message, training_state, arguments.patience)
-            if arguments.tag is not None:
-                with_patience(lambda: repository.tag(commit, arguments.tag), arguments.repo_id, arguments.patience)
-            print(f"Published: {commit.commit_url}")
-            repo_id = commit.repo_url.repo_id
-        if arguments.space is not None:
-            write_space(arguments.space, repo_id, arguments.revision)
-            print(f"A Space for it is in {arguments.space}")
-    except (ImportError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    repository = HubRepository(arguments.repo_id, arguments.revision, arguments.private)
+    if arguments.space is not None:  # before anything is published
+        check_space(arguments.space)
+    files = files_to_publish(arguments.folder, arguments.repo_id, training_state)
+    repo_id = arguments.repo_id
+    if arguments.dry_run:
+        print_plan(arguments.folder, files, repository)
+    else:
+        commit = publish(arguments.folder, repository, arguments.message, training_state, arguments.patience)
+        if arguments.tag is not None:
+            with_patience(lambda: repository.tag(commit, arguments.tag), arguments.repo_id, arguments.patience)
+        print(f"Published: {commit.commit_url}")
+        repo_id = commit.repo_url.repo_id
+    if arguments.space is not None:
+        write_space(arguments.space, repo_id, arguments.revision)
+        print(f"A Space for it is in {arguments.space}")
     return 0
 
 

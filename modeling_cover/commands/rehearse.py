@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from .. import (
     CoverForVideoClassification,
@@ -36,13 +36,14 @@ from .. import (
     prepare_cotraining,
 )
 from ..dataset_tools.stand_ins import moved, write_stand_ins
-from ..evaluation.checkpoint_scores import plain_message
 from ..model.file_access_cover import is_address, public_name
 from ..recipe.dataset_recipe import DatasetRecipe
 from ..recipe.recipe import ClipRecipe, Recipe
 from ..text import make_printable, table
 from ..training.arguments import parse_training_arguments
+from ..training.log_table import LogTable
 from ..training.stop_signals import TrainingPreempted
+from .failing import command_parser, told
 
 
 # In place of what the recipe starts from, which may be as large as it likes.
@@ -77,9 +78,7 @@ _NOT_REHEARSED = (
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="cover rehearse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, prog="cover rehearse")
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps")
     parser.add_argument(
@@ -187,7 +186,7 @@ def _trainer(recipe: Recipe, others: Sequence[str]) -> CoverTrainer:
     set_seed(args.seed)
     cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
     trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
-    trainer.remove_callback(PrinterCallback)  # what it would print says nothing
+    trainer.remove_callback(LogTable)  # what it would print says nothing
     return trainer
 
 
@@ -217,16 +216,13 @@ def wanted_files(datasets: Sequence[DatasetRecipe]) -> str:
     return table(rows)
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     make_printable()
     options, others = parse_arguments(arguments)
-    try:
-        recipe = load_recipe(options.recipe)
-        prepare_folder(options.output)
-        said = rehearse(recipe, options.output, options.steps, others)
-    except (OSError, ValueError) as error:
-        print(plain_message(error), file=sys.stderr)
-        return 1
+    recipe = load_recipe(options.recipe)
+    prepare_folder(options.output)
+    said = rehearse(recipe, options.output, options.steps, others)
     print(f"\n{said}\n\nFor the run itself:\n\n{wanted_files(recipe.datasets)}")
     return 0
 

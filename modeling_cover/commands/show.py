@@ -33,6 +33,7 @@ from ..data.sources import Source, StreamedSource
 from ..fonts import plain_text
 from ..text import display_width, make_printable, printable
 from ..training.from_recipe import build_processor, read_recipe_sources, schedule_of
+from .failing import command_parser, told
 
 
 FRAMES_A_LINE, LINE_WIDTH = 16, 1000  # at most, of a row; its width in pixels
@@ -220,7 +221,7 @@ def letters_in(text: str, size: int, width: int) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("--output", default="batch.png", help="the picture")
     parser.add_argument("--rows", type=int, default=16, help="number of samples, one row each")
@@ -234,22 +235,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+@told
 def main() -> int:
     make_printable()
     arguments = parse_arguments()
-    try:
-        recipe = load_recipe(arguments.recipe)
-        seed = seed_of(recipe) if arguments.seed is None else arguments.seed
-        rows = list(read_rows(recipe, arguments.position, arguments.rows, seed))
-        last = arguments.position + arguments.rows - 1
-        span = f"sample {last}" if arguments.rows == 1 else f"samples {arguments.position} to {last}"
-        title = f"What the model is fed: {Path(arguments.recipe).name}, {span} of training, seed {seed}"
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        with plain_text([title, *(name for row in rows for name in (row.dataset, *row.labels, row.file))]):
-            draw_sheet(rows, title).savefig(arguments.output, format="png")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    recipe = load_recipe(arguments.recipe)
+    seed = seed_of(recipe) if arguments.seed is None else arguments.seed
+    rows = list(read_rows(recipe, arguments.position, arguments.rows, seed))
+    last = arguments.position + arguments.rows - 1
+    span = f"sample {last}" if arguments.rows == 1 else f"samples {arguments.position} to {last}"
+    title = f"What the model is fed: {Path(arguments.recipe).name}, {span} of training, seed {seed}"
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    with plain_text([title, *(name for row in rows for name in (row.dataset, *row.labels, row.file))]):
+        draw_sheet(rows, title).savefig(arguments.output, format="png")
     replaced = sum(row.replaced is not None for row in rows)
     print(f"{arguments.output}: {len(rows)} samples, {replaced} of them in place of files that cannot be decoded")
     return 0

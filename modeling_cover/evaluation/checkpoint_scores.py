@@ -77,11 +77,6 @@ def source_of_head(model: CoverForVideoClassification, dataset: DatasetRecipe, h
     return source
 
 
-def plain_message(error: Exception) -> str:
-    """That of a data loader's worker is at the end of its traceback."""
-    return str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip()
-
-
 def table_of_scores(evaluations: dict[str, dict[str, Any]], of: str = "dataset") -> str:
     """A line for each evaluation, with a column for each score that one of them has."""
     keys = [key for key in _SHOWN if any(key in scores for scores in evaluations.values())]

@@ -20,8 +20,10 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from logging import LogRecord
 from typing import Any, TypeVar
 
 import torch
@@ -295,13 +297,30 @@ def _load(
         raise ValueError(f"{path}: expected a checkpoint of model type '{model_type}', got '{found}'")
     try:
         options = {"dtype": torch.float32, "output_loading_info": True, **where_stored(revision)}
-        model, info = auto_class.from_pretrained(path, **options)
+        with without_load_report():
+            model, info = auto_class.from_pretrained(path, **options)
     except Exception as error:  # as of a configuration; and a safetensors file has its own
         raise ValueError(f"{path}: its weights cannot be loaded: {error}") from error
     missing = sorted(name for name in info["missing_keys"] if may_lack is None or not name.startswith(may_lack))
     if missing or info["mismatched_keys"]:
         raise ValueError(f"{path}: weights are missing or of another shape: {missing or info['mismatched_keys']}")
     return model, set(info["unexpected_keys"]), set(info["missing_keys"])
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Inside, transformers does not print its table of weights that are missing or not used: whoever loads with
+    `output_loading_info` tells that, or refuses it."""
+
+    def is_another(record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    of_loading = logging.get_logger(PreTrainedModel.__module__)
+    of_loading.addFilter(is_another)
+    try:
+        yield
+    finally:
+        of_loading.removeFilter(is_another)
 
 
 def stored_config(path: str | os.PathLike, revision: str | None) -> PreTrainedConfig:

@@ -34,6 +34,7 @@ from .conversion_cover import (
     is_original_release,
     stored_config,
     where_stored,
+    without_load_report,
 )
 from .encoders_cover import EncoderAdapter, encoder_adapter, vision_part
 from .normalisation_cover import normalisation_of
@@ -115,9 +116,10 @@ def read_encoder(
     classifies = any(name.endswith("ForVideoClassification") for name in whole.architectures or [])
     try:
         auto_class = AutoModelForVideoClassification if classifies else AutoModel
-        native, info = auto_class.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, **where_stored(revision)
-        )
+        with without_load_report():
+            native, info = auto_class.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True, **where_stored(revision)
+            )
     except Exception as error:  # as above; and a safetensors file has its own
         raise ValueError(f"{path}: its weights cannot be loaded: {error}") from error
     names = list(adapter.poolers)

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..recipe.checks import check_choice, check_number, check_positive
 from ..recipe.recipe import Recipe
@@ -19,6 +20,8 @@ LOSS_REDUCTIONS = ("per_dataset", "per_sample")
 TRAINED_PARTS = ("all", "heads", "temporal_and_heads")  # beside "last_<n>_layers"
 # What chooses the best checkpoint by default: every mixture that can be evaluated has it.
 BEST_METRIC = "eval_mean_score"
+# Of logging_steps, as a share of all steps: a run has 50 logs, or more of at most so many steps each.
+LOGS_OF_A_RUN, MOST_STEPS_A_LOG = 0.02, 50
 # Schedules that go by what was measured: their rates are in their state, and no function of the step.
 MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
@@ -136,7 +139,22 @@ class CoverTrainingArguments(TrainingArguments):
         metadata={"help": "Whether a resumed run keeps what its callbacks have seen: early stopping, say."},
     )
 
+    # transformers' is every 500 steps, by when a short run has ended without a log or a curve.
+    logging_steps: float = field(
+        default=LOGS_OF_A_RUN,
+        metadata={
+            "help": "Steps from one log to the next, or a share of all steps. By default it is a fiftieth of all, and at "
+            f"most {MOST_STEPS_A_LOG} steps."
+        },
+    )
+
     def __post_init__(self):
+        if (
+            self.logging_steps == LOGS_OF_A_RUN
+            and self.eval_strategy == IntervalStrategy.STEPS
+            and not self.eval_steps
+        ):
+            self.eval_steps = 500  # transformers' default, which would be as often as there are logs
         measures = self.lr_scheduler_type in MEASURING_SCHEDULES
         if (
             self.load_best_model_at_end or self.save_strategy == "best" or measures
@@ -218,18 +236,27 @@ class CoverTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}: {reason}")
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Without the usage of two hundred arguments."""
+        raise ValueError(message)
+
+
 def parse_training_arguments(recipe: Recipe, arguments: Sequence[str]) -> CoverTrainingArguments:
     """The recipe's training arguments, overridden by those of the command line.
 
     Raises:
-        ValueError: if the recipe names an argument that does not exist.
+        ValueError: if either names an argument that does not exist, or a value that is none of it.
     """
-    parser = HfArgumentParser(CoverTrainingArguments)
+    parser = _Parser(CoverTrainingArguments)
     known = {field.name for field in fields(CoverTrainingArguments) if field.init}
     if unknown := sorted(set(recipe.training) - known):
         raise ValueError(f"training: {', '.join(unknown)} are not training arguments")
     parser.set_defaults(**recipe.training)
-    return parser.parse_args_into_dataclasses(list(arguments))[0]
+    args, unknown = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)}: no training arguments")
+    return args
 
 
 def last_layers(part: str) -> int | None:

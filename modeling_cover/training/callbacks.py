@@ -9,7 +9,7 @@ from transformers.trainer_utils import HubStrategy
 
 from .checkpoints import load_quarantine
 from .optimization import skips_on_device
-from .progress import CurvesCallback
+from .progress import CurvesCallback, PaceCallback
 from .resuming import evaluation_is_due, log_is_due
 from .run_state import load_unlogged
 from .step_guard import Decision
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def run_callbacks(trainer: "CoverTrainer") -> list[TrainerCallback]:
     """The callbacks of a run, in the order in which they must be called."""
     callbacks = [kind(trainer) for kind in (MixtureCallback, ResumeCallback, PublishCallback, GuardCallback)]
-    return [*callbacks, CurvesCallback(trainer.head_names)]
+    return [*callbacks, PaceCallback(), CurvesCallback(trainer.head_names)]
 
 
 class _OfTrainer(TrainerCallback):

@@ -42,6 +42,7 @@ from ..data.quarantine import Quarantine
 from ..files import flush_folder, write_json
 from ..hub.checkpoint_files import QUARANTINE_NAME, STATE_NAME, SUMS_NAME, TRAINING_STATE
 from ..hub.hashes import file_hashes, read_sums, sums_text
+from .quiet import without_bar
 
 
 logger = logging.get_logger(__name__)
@@ -201,7 +202,8 @@ def write_model(
         weights: by default the model's.
     """
     # By the model's own names: transformers would give weights of some encoders the names of older versions.
-    model.save_pretrained(folder, state_dict=weights, save_original_format=False)
+    with without_bar("Writing model shards"):
+        model.save_pretrained(folder, state_dict=weights, save_original_format=False)
     if processor is not None:
         processor.save_pretrained(folder)
     (Path(folder) / "training_args.json").write_text(args.to_json_string(), encoding="utf-8")

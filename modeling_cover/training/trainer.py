@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from ..data.mixture import MixtureSampler, MixtureSchedule
@@ -39,7 +38,8 @@ from .gradient_watch import GradientWatch
 from .launching import begin_training
 from .loss import TrainingLoss
 from .optimization import drop_schedule, freeze_all_but, gradient_norm, parameter_groups
-from .progress import CoverProgressCallback
+from .progress import show_progress
+from .quiet import leave_out_deepspeed
 from .recording import RunRecord
 from .resuming import best_weights, forget_evaluation, hold_output_dir, note_best, raised_by_all, resume_point
 from .run_identity import stays_stopped
@@ -119,6 +119,7 @@ class CoverTrainer(Trainer):
         self._given, self.pixel_processor = inputs.given, inputs.pixel_processor
         freeze_all_but(model, args.trained_part)
         self.publisher = RunPublisher(args)  # which Trainer's constructor asks for
+        leave_out_deepspeed(args)
         super().__init__(model=model, args=args, **inputs.for_trainer)
         compiled = shard_and_compile(self.accelerator, model, args)
         self.model_accepts_loss_kwargs = False  # in an evaluation, Trainer would count its rows
@@ -131,8 +132,7 @@ class CoverTrainer(Trainer):
             self.record = RunRecord(args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
             for callback in run_callbacks(self):
                 self.add_callback(callback)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(CoverProgressCallback)
+        show_progress(self, self.head_names)
 
     def _make_collaborators(self, compiled: Callable) -> None:
         args, accelerator = self.args, self.accelerator

@@ -39,12 +39,14 @@ def test_every_subcommand_is_a_module_and_has_a_help(monkeypatch, capsys):
         assert f"cover {name}" in capsys.readouterr().out
 
 
-def test_a_subcommand_that_is_not_there_is_named_with_those_that_are(monkeypatch):
-    assert run(monkeypatch, "fit").startswith("cover: no command 'fit', expected one of train, evaluate, predict")
+def test_a_subcommand_that_is_not_there_is_named_with_those_that_are(monkeypatch, capsys):
+    assert run(monkeypatch, "fit") == 2
+    assert capsys.readouterr().err.startswith("error: no command 'fit', expected one of train, evaluate, predict")
 
 
-def test_training_asks_for_a_recipe(monkeypatch):
-    assert run(monkeypatch, "train") == "cover train: name a recipe, a YAML file, such as `cover train RECIPE.yaml`"
+def test_training_asks_for_a_recipe(monkeypatch, capsys):
+    assert run(monkeypatch, "train") == 2
+    assert capsys.readouterr().err == "error: name a recipe, a YAML file, such as `cover train RECIPE.yaml`\n"
 
 
 def test_a_script_of_the_examples_is_the_same(tmp_path):

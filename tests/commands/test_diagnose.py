@@ -80,7 +80,7 @@ def test_it_prints_tables_and_sentences_and_leaves_figures_and_a_picture(run, tm
 )
 def test_what_it_cannot_do_is_said_without_a_traceback(run, arguments, sections, message):
     code, printed = run(*arguments, **sections)
-    assert code == 1
+    assert code == 2
     assert message in printed.err
     assert "Traceback" not in printed.err
 

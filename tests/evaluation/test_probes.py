@@ -227,7 +227,7 @@ class TestTheCommand:
         assert "broken.mp4" in bad
 
         code, _, err = self.run(folder, tmp_path / "out", capsys, *save, "--model", tmp_path / "saved")
-        assert code == 1
+        assert code == 2
         assert "the model has a head 'light' already, give another name by --head" in err
 
     def test_a_file_that_is_mended_is_read_when_features_are_computed_anew(self, folder, tmp_path, capsys):
@@ -254,7 +254,7 @@ class TestTheCommand:
     )
     def test_what_is_wrong_is_said_on_a_line(self, folder, tmp_path, capsys, arguments, message):
         code, out, err = self.run(folder, tmp_path, capsys, *arguments)
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert "Traceback" not in err
         assert message in err
 

@@ -272,7 +272,7 @@ class TestTheCommand:
     def test_what_is_wrong_is_said_on_a_line(self, folder, tmp_path, capsys, monkeypatch, arguments, message):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         code, out, err = self.run(folder, tmp_path, capsys, *arguments)
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert "Traceback" not in err
         assert message in err
 
@@ -280,7 +280,7 @@ class TestTheCommand:
         save_timesformer(tmp_path / "timesformer", num_frames=8)
         arguments = ("--dataset", "shapes", "--model", tmp_path / "timesformer")
         code, _, err = self.run(folder, tmp_path, capsys, *arguments)
-        assert code == 1
+        assert code == 2
         assert "timesformer" in err
         assert "Traceback" not in err
 
@@ -301,5 +301,5 @@ class TestTheCommand:
         CoverForVideoClassification(config).save_pretrained(tmp_path / "model")
         arguments = ("--dataset", "tags", "--model", tmp_path / "model")
         code, _, err = self.run(folder, tmp_path, capsys, *arguments)
-        assert code == 1
+        assert code == 2
         assert "dataset 'tags' is of single_label_classification, and the head 'tags' of multi_label" in err

@@ -113,8 +113,10 @@ class TestPredict:
         assert lines[1].split()[0] == "motions"
 
     def test_an_unknown_head_is_named_with_those_there_are(self, folder, monkeypatch, capsys):
-        with pytest.raises(ValueError, match=r"unknown head 'k400': expected one of \['motions', 'tags'\]"):
-            self.run(monkeypatch, capsys, folder / "clip.mp4", "--model", folder / "model", "--head", "k400")
+        options = ("--model", folder / "model", "--head", "k400")
+        code, _, err = self.run(monkeypatch, capsys, folder / "clip.mp4", *options)
+        assert code == 2
+        assert err.endswith("\nerror: unknown head 'k400': expected one of ['motions', 'tags']\n")
 
 
 class TestRecipes:

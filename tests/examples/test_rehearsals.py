@@ -35,7 +35,7 @@ class TestRehearse:
     def test_a_folder_of_something_else_is_left_alone(self, tmp_path, capsys):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("all of it")
-        assert main([str(RECIPES / f"{PAPER}.yaml"), "--output", str(tmp_path / "out")]) != 0
+        assert main([str(RECIPES / f"{PAPER}.yaml"), "--output", str(tmp_path / "out")]) == 2
         assert f"--output: {tmp_path / 'out'} holds something else" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
@@ -44,7 +44,7 @@ class TestRehearse:
         recipe.write_text(
             "datasets:\n  - {name: mine, format: dataset, path: org/mine, modality: image, splits: {train: train}}\n"
         )
-        assert main([str(recipe), "--output", str(tmp_path / "out")]) != 0
+        assert main([str(recipe), "--output", str(tmp_path / "out")]) == 2
         assert "dataset 'mine': no stand-ins for the format 'dataset'" in capsys.readouterr().err
 
     def test_it_is_not_done_in_fewer_steps_than_it_takes_to_stop_on_the_way(self, capsys):

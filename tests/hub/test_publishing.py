@@ -371,12 +371,12 @@ class TestTheCommand:
     def test_what_is_wrong_is_one_line_and_an_exit_code(self, hub, checkpoint, publish_by_command):
         shutil.rmtree(checkpoint)
         finished = publish_by_command("checkpoint", "org/name")
-        assert finished.returncode == 1
+        assert finished.returncode == 2
         assert "Traceback" not in finished.err
         assert "checkpoint: expected the folder of a checkpoint" in finished.err
 
     def test_where_no_space_can_be_written_nothing_is_published(self, hub, checkpoint, publish_by_command):
         finished = publish_by_command("checkpoint", "org/name", "--space", "checkpoint")
-        assert finished.returncode == 1
-        assert finished.err == "checkpoint: expected a new or an empty folder for the Space\n"
+        assert finished.returncode == 2
+        assert finished.err == "error: checkpoint: expected a new or an empty folder for the Space\n"
         assert hub.requests == []

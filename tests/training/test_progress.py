@@ -8,10 +8,11 @@ import pytest
 import step_clock
 from modeling_cover import CoverTrainer, CoverTrainingArguments
 from modeling_cover.training.curves import draw_training_curves
-from modeling_cover.training.progress import progress_line
+from modeling_cover.training.progress import SECONDS_TO_MEASURE, PaceCallback, WaitForData, progress_line
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_parameters import make_trainer
+from transformers import TrainerControl, TrainerState
 
 
 class TestTheBar:
@@ -94,3 +95,56 @@ class TestReporting:
         monkeypatch.setitem(sys.modules, extra, None)
         with pytest.raises(ValueError, match=rf"{extra} is not installed, .*modeling-cover\[{extra}\]"):
             CoverTrainingArguments(str(tmp_path), **options)
+
+
+class TestHowOftenARunLogs:
+    @pytest.mark.parametrize(("steps", "between"), [(6, 1), (500, 10), (100_000, 50)])
+    def test_where_nobody_says_it_has_at_least_fifty_logs(self, tmp_path, steps, between):
+        args = CoverTrainingArguments(str(tmp_path), use_cpu=True)
+        state = TrainerState()
+        state.compute_steps(args, steps)
+        PaceCallback().on_train_begin(args, state, TrainerControl())
+        assert state.logging_steps == between
+
+    @pytest.mark.parametrize("given", [200, 0.5])
+    def test_what_is_given_stays(self, tmp_path, given):
+        args = CoverTrainingArguments(str(tmp_path), use_cpu=True, logging_steps=given)
+        state = TrainerState()
+        state.compute_steps(args, 100_000)
+        PaceCallback().on_train_begin(args, state, TrainerControl())
+        assert state.logging_steps == (200 if given == 200 else 50_000)
+
+    def test_evaluations_are_no_more_often_than_before(self, tmp_path):
+        args = CoverTrainingArguments(str(tmp_path), use_cpu=True, eval_strategy="steps")
+        assert args.eval_steps == 500
+        args = CoverTrainingArguments(str(tmp_path), use_cpu=True, eval_strategy="steps", logging_steps=7)
+        assert args.eval_steps == 7  # as transformers has it
+
+    def test_a_short_run_has_its_curves(self, folder, tmp_path):
+        make_trainer(folder, tmp_path, logging_steps=CoverTrainingArguments(str(tmp_path)).logging_steps).train()
+        assert (tmp_path / "training_curves.png").is_file()
+
+
+class TestWaitingForData:
+    def test_it_is_told_once_with_what_to_do(self, tmp_path, caplog):
+        args = CoverTrainingArguments(str(tmp_path), use_cpu=True, dataloader_num_workers=3)
+        pace, state = PaceCallback(), TrainerState(is_world_process_zero=True)
+        pace.on_train_begin(args, state, TrainerControl())
+        for step in range(10, 60, 10):  # of 8 rows each, so that 20 s pass between two logs
+            state.global_step = step
+            pace.on_log(args, state, TrainerControl(), logs={"samples_per_second": 4.0, "data_wait": 0.5})
+        (told,) = [record.message for record in caplog.records]
+        assert told.startswith("50% of the time is spent waiting for data: raise dataloader_num_workers, which is 3 (")
+        assert "`cover prepare`" in told
+
+    def test_neither_the_first_log_nor_a_moment_counts(self):
+        waits = WaitForData()
+        assert not waits.has_become_much(1000.0, 0.9)
+        assert not waits.has_become_much(SECONDS_TO_MEASURE / 2, 0.9)
+        assert waits.has_become_much(SECONDS_TO_MEASURE / 2, 0.9)
+        assert not waits.has_become_much(1000.0, 0.9)
+
+    def test_a_fifth_of_the_time_is_no_matter(self):
+        waits = WaitForData()
+        assert not any(waits.has_become_much(100.0, share) for share in (1.0, 0.2, 0.2, 0.1))
+        assert waits.has_become_much(1000.0, 0.3)
