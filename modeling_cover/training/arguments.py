@@ -167,7 +167,7 @@ class CoverTrainingArguments(TrainingArguments):
         # Trainer would drop rows of evaluations, and what the collator needs and the model does not; and wait for the
         # device in each step, to filter a loss that has no skipped steps.
         self.dataloader_drop_last = self.remove_unused_columns = self.logging_nan_inf_filter = False
-        if self.accelerator_config is None and self.dataloader_pin_memory:
+        if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}  # batches are copied while the device computes
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros

@@ -111,7 +111,7 @@ class TestExplain:
     )
     def test_what_is_wrong_is_named(self, folder, monkeypatch, capsys, arguments, named):
         code, out, err = self.run(monkeypatch, capsys, folder, folder / arguments[0], *arguments[1:])
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert named in err.splitlines()[-1]
 
 
