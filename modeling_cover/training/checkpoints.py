@@ -47,6 +47,8 @@ from .quiet import without_bar
 
 logger = logging.get_logger(__name__)
 
+_INTERVALS = ("logging_steps", "eval_steps", "save_steps")
+
 STATE_VERSION = 3  # of what state.json holds
 
 STATE_KEYS = (
@@ -217,16 +219,22 @@ def load_quarantine(checkpoint: str | os.PathLike, quarantine: Quarantine) -> No
 
 
 def write_trainer_state(
-    folder: str | os.PathLike, state: TrainerState, callbacks: Iterable[object] | None = None
+    folder: str | os.PathLike,
+    state: TrainerState,
+    args: TrainingArguments,
+    callbacks: Iterable[object] | None = None,
 ) -> None:
     """Write what `TrainerState.save_to_json` does, whose NaN is no JSON: the loss where every step was skipped, say.
 
     Args:
+        args: of the run. Where they have a share of all steps, so has the file: as a run resumes, transformers
+            compares the two, and warns of steps in place of a share.
         callbacks: those whose states are taken up first; by default the state has them.
     """
     if callbacks is not None:
         state.stateful_callbacks = _exported(callbacks)
-    write_json(Path(folder) / TRAINER_STATE_NAME, dataclasses.asdict(state), indent=2, sort_keys=True)
+    shares = {name: share for name in _INTERVALS if 0 < (share := getattr(args, name) or 0) < 1}
+    write_json(Path(folder) / TRAINER_STATE_NAME, {**dataclasses.asdict(state), **shares}, indent=2, sort_keys=True)
 
 
 def _exported(callbacks: Iterable[object]) -> dict[str, Any]:

@@ -374,10 +374,10 @@ class CoverTrainer(Trainer):
         state = {"run": self.record.identity, "parts": self.record.parts(step), **state}
         with raised_by_all():
             if self.args.should_save:
-                with self.checkpoints.writing(step) as folder:
-                    self._write_model(folder, weights, tensors.get(ADAPTER))
-                    write_trainer_state(folder, self.state, [*self.callback_handler.callbacks, self.control])
-                    self.checkpoints.write_state(folder, state, tensors, quarantine)
+                with self.checkpoints.writing(step) as place:
+                    self._write_model(place, weights, tensors.get(ADAPTER))
+                    write_trainer_state(place, self.state, self.args, [*self.callback_handler.callbacks, self.control])
+                    self.checkpoints.write_state(place, state, tensors, quarantine)
                 best = self.state.best_model_checkpoint
                 self.checkpoints.keep(self.args.save_total_limit, best, self.checkpoints.path(step))
 
@@ -392,7 +392,7 @@ class CoverTrainer(Trainer):
 
     def save_state(self) -> None:
         if self.is_world_process_zero():
-            write_trainer_state(self.args.output_dir, self.state)
+            write_trainer_state(self.args.output_dir, self.state, self.args)
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         super().save_metrics(split, finite(metrics), combined)

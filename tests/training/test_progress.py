@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run shows of itself."""
 
+import logging
+import shutil
 import sys
 
 import numpy as np
@@ -148,3 +150,13 @@ class TestWaitingForData:
         waits = WaitForData()
         assert not any(waits.has_become_much(100.0, share) for share in (1.0, 0.2, 0.2, 0.1))
         assert waits.has_become_much(1000.0, 0.3)
+
+    def test_a_run_that_resumes_is_not_warned_of_it(self, folder, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        options = {"max_steps": 4, "logging_steps": 0.02, "save_steps": 0.5}
+        make_trainer(folder, tmp_path, **options).train()
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        trainer = make_trainer(folder, tmp_path, **options)
+        trainer.train(resume_from_checkpoint="auto")
+        assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2, 3, 4]
+        assert "do not match" not in caplog.text
