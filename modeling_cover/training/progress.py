@@ -56,6 +56,7 @@ class PaceCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._waits = WaitForData()
         self._logged_step = state.global_step
+        state.compute_steps(args, state.max_steps)  # of a checkpoint they are those of the run that has written it
         if args.logging_steps == LOGS_OF_A_RUN:
             state.logging_steps = min(state.logging_steps, MOST_STEPS_A_LOG)
 

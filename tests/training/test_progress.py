@@ -103,16 +103,14 @@ class TestHowOftenARunLogs:
     @pytest.mark.parametrize(("steps", "between"), [(6, 1), (500, 10), (100_000, 50)])
     def test_where_nobody_says_it_has_at_least_fifty_logs(self, tmp_path, steps, between):
         args = CoverTrainingArguments(str(tmp_path), use_cpu=True)
-        state = TrainerState()
-        state.compute_steps(args, steps)
+        state = TrainerState(max_steps=steps)
         PaceCallback().on_train_begin(args, state, TrainerControl())
         assert state.logging_steps == between
 
     @pytest.mark.parametrize("given", [200, 0.5])
     def test_what_is_given_stays(self, tmp_path, given):
         args = CoverTrainingArguments(str(tmp_path), use_cpu=True, logging_steps=given)
-        state = TrainerState()
-        state.compute_steps(args, 100_000)
+        state = TrainerState(max_steps=100_000)
         PaceCallback().on_train_begin(args, state, TrainerControl())
         assert state.logging_steps == (200 if given == 200 else 50_000)
 
