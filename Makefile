@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-all quality style benchmark clean
+.PHONY: quickstart test test-slow test-all quality style benchmark site clean
 
 # One thread: the data loader's worker has the second core, and two threads that share a core wait for one another.
 quickstart: $(VENV)/base
@@ -40,14 +40,18 @@ style: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python examples/benchmark.py
 
+# The pages in build/site, with the API from the docstrings. A link that leads nowhere is a warning, and so an error.
+site: $(VENV)/installed
+	$(BIN)/python -m sphinx --fresh-env --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
+
 $(VENV)/base: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed: $(VENV)/base
-	$(BIN)/python -m pip install --constraint constraints.txt --editable .[test,quality]
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .[docs,quality,test]
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/quickstart outputs/quickstart
+	rm -rf $(VENV) build/doctrees build/site data/quickstart outputs/quickstart
