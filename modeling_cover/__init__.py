@@ -19,7 +19,8 @@ from .model.video_processing_cover import CoverVideoProcessor
 if TYPE_CHECKING:
     from .data.collation import collate_clips
     from .data.samples import CoTrainingDataset, EvaluationDataset
-    from .data.sources import heads_of
+    from .data.sources import file_rows, heads_of
+    from .layouts import register_layout
     from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
     from .training.equal_updates import EqualUpdates
@@ -62,10 +63,12 @@ __all__ = [
     "Recipe",
     "VideoDecodingError",
     "collate_clips",
+    "file_rows",
     "heads_of",
     "load_recipe",
     "prepare_cotraining",
     "read_video",
+    "register_layout",
 ]
 
 # What trains is imported when it is first asked for: who only runs a model needs no `datasets`, pandas or matplotlib.
@@ -78,9 +81,11 @@ _MODULES = {
     "EvaluationDataset": "data.samples",
     "Recipe": "recipe.recipe",
     "collate_clips": "data.collation",
+    "file_rows": "data.sources",
     "heads_of": "data.sources",
     "load_recipe": "recipe.recipe",
     "prepare_cotraining": "training.from_recipe",
+    "register_layout": "layouts",
 }
 
 

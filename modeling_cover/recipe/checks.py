@@ -62,6 +62,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
+def check_known(name: str, value: Any, known: Mapping[str, Any], register: str) -> None:
+    """Raise a `ValueError`, which says what adds to what is `known`, unless `value` is a name among it."""
+    if not isinstance(value, str) or value not in known:
+        listed = f"one of {tuple(known)}" if known else "a registered name, and there is none"
+        raise ValueError(f"{name} must be {listed}, got {value!r}; in Python, `modeling_cover.{register}` adds others")
+
+
 def is_text(value: Any) -> bool:
     """Whether `value` is a string that is not empty."""
     return isinstance(value, str) and value != ""
