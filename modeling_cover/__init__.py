@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .data.samples import CoTrainingDataset, EvaluationDataset
     from .data.sources import file_rows, heads_of
     from .layouts import register_layout
+    from .recipe.augmentation_recipe import Augmentation, register_transform
     from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
     from .training.equal_updates import EqualUpdates
@@ -47,6 +48,7 @@ CoverVideoProcessor.register_for_auto_class()
 
 
 __all__ = [
+    "Augmentation",
     "CoTraining",
     "CoTrainingDataset",
     "CoverConfig",
@@ -69,10 +71,12 @@ __all__ = [
     "prepare_cotraining",
     "read_video",
     "register_layout",
+    "register_transform",
 ]
 
 # What trains is imported when it is first asked for: who only runs a model needs no `datasets`, pandas or matplotlib.
 _MODULES = {
+    "Augmentation": "recipe.augmentation_recipe",
     "CoTraining": "training.from_recipe",
     "CoTrainingDataset": "data.samples",
     "CoverTrainer": "training.trainer",
@@ -86,6 +90,7 @@ _MODULES = {
     "load_recipe": "recipe.recipe",
     "prepare_cotraining": "training.from_recipe",
     "register_layout": "layouts",
+    "register_transform": "recipe.augmentation_recipe",
 }
 
 

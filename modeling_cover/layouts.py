@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from .model.configuration_cover import HEAD_NAME, MODALITIES
+from .model.configuration_cover import MODALITIES
+from .recipe.checks import check_new_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,7 @@ def register_layout(
     Raises:
         ValueError: if the name is no name or one of the package's own layouts, or another argument is not as above.
     """
-    if not isinstance(name, str) or not HEAD_NAME.fullmatch(name):
-        raise ValueError(f"layout name {name!r}: expected letters, digits, '_' and '-' (not at the start)")
+    check_new_name("layout", name)
     if name in LAYOUTS and LAYOUTS[name].is_built_in:
         raise ValueError(f"layout '{name}' is one of the package's own, choose another name")
     if not callable(read):
