@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..layouts import LAYOUTS, Layout
-from ..model.configuration_cover import HEAD_NAME, MODALITIES, MULTI_LABEL, SINGLE_LABEL
+from ..model.configuration_cover import HEAD_NAME, MODALITIES, MULTI_LABEL, SINGLE_LABEL, check_head_kind
 from ..model.file_access_cover import is_address, joined, protocol_of
 from .checks import check_choice, check_flag, check_known, check_number, check_positive, check_whole_number, is_text
 
@@ -34,6 +34,7 @@ class DatasetRecipe:
         share: of the samples, where the mixture's shares are explicit.
         horizontal_flip: false where left and right are different classes.
         augmentation: of its training samples; not checked here.
+        head: of the model for it, such as {type: mlp, hidden_size: 512}; default: linear, or that of a checkpoint.
         problem_type: "single_label_classification" or "multi_label_classification".
         columns: names of the columns, or of the keys of a JSON object: `label`; `start` and `end` of a segment, in
             seconds; `path` in a manifest, `media` in Parquet files and datasets.
@@ -64,6 +65,7 @@ class DatasetRecipe:
     share: float | None = None
     horizontal_flip: bool = True
     augmentation: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
     problem_type: str = SINGLE_LABEL
     columns: Mapping[str, str] = field(default_factory=dict)
     label_separator: str = "|"
@@ -103,6 +105,8 @@ class DatasetRecipe:
             check_flag(key, getattr(self, key))
         if not isinstance(self.augmentation, Mapping):
             raise ValueError(f"augmentation: expected keys and values, got {self.augmentation!r}")
+        if self.head != {}:
+            check_head_kind(self.head)
         if not isinstance(self.columns, Mapping) or not all(is_text(column) for column in self.columns.values()):
             raise ValueError(f"columns: expected names of columns, got {self.columns!r}")
         for key in ("media_root", "synsets", "path", "config_name", "revision"):
