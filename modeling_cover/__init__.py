@@ -19,7 +19,9 @@ from .model.video_processing_cover import CoverVideoProcessor
 if TYPE_CHECKING:
     from .data.collation import collate_clips
     from .data.samples import CoTrainingDataset, EvaluationDataset
-    from .data.sources import heads_of
+    from .data.sources import file_rows, heads_of
+    from .layouts import register_layout
+    from .recipe.augmentation_recipe import Augmentation, register_transform
     from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
     from .training.equal_updates import EqualUpdates
@@ -46,6 +48,7 @@ CoverVideoProcessor.register_for_auto_class()
 
 
 __all__ = [
+    "Augmentation",
     "CoTraining",
     "CoTrainingDataset",
     "CoverConfig",
@@ -62,14 +65,18 @@ __all__ = [
     "Recipe",
     "VideoDecodingError",
     "collate_clips",
+    "file_rows",
     "heads_of",
     "load_recipe",
     "prepare_cotraining",
     "read_video",
+    "register_layout",
+    "register_transform",
 ]
 
 # What trains is imported when it is first asked for: who only runs a model needs no `datasets`, pandas or matplotlib.
 _MODULES = {
+    "Augmentation": "recipe.augmentation_recipe",
     "CoTraining": "training.from_recipe",
     "CoTrainingDataset": "data.samples",
     "CoverTrainer": "training.trainer",
@@ -78,9 +85,12 @@ _MODULES = {
     "EvaluationDataset": "data.samples",
     "Recipe": "recipe.recipe",
     "collate_clips": "data.collation",
+    "file_rows": "data.sources",
     "heads_of": "data.sources",
     "load_recipe": "recipe.recipe",
     "prepare_cotraining": "training.from_recipe",
+    "register_layout": "layouts",
+    "register_transform": "recipe.augmentation_recipe",
 }
 
 

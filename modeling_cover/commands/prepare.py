@@ -83,7 +83,7 @@ def entry_to_read(dataset: DatasetRecipe, folders: dict[str, str]) -> dict[str, 
     """The entry of a recipe that reads the compact dataset, trained on as the original was."""
     entry = {"name": dataset.name, "format": "webdataset", "modality": dataset.modality, "splits": folders}
     defaults = DatasetRecipe(**entry)
-    for key in ("weight", "share", "horizontal_flip", "augmentation", "problem_type", "license"):
+    for key in ("weight", "share", "horizontal_flip", "augmentation", "problem_type", "head", "license"):
         if getattr(dataset, key) != getattr(defaults, key):
             entry[key] = getattr(dataset, key)
     return entry

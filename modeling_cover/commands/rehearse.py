@@ -208,7 +208,11 @@ def wanted_files(datasets: Sequence[DatasetRecipe]) -> str:
     """A table of what a recipe wants to be there, and what is."""
     rows = [["dataset", "wants", "is it there?"]]
     for dataset in datasets:
-        places = [*(dataset.splits.values() if dataset.format != "dataset" else ()), dataset.path, dataset.media_root]
+        places = [
+            *(() if dataset.layout.has_named_splits else dataset.splits.values()),
+            dataset.path,
+            dataset.media_root,
+        ]
         places += [dataset.synsets, dataset.labels if isinstance(dataset.labels, str) else None]
         for place in dict.fromkeys(place for place in places if place is not None):
             there = "remote" if is_address(place) else "yes" if os.path.exists(place) else "no"

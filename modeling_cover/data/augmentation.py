@@ -53,6 +53,8 @@ def augment_frames(
     if augmentation.rand_augment is not None:
         with randomness.seeding_torch(Purpose.RAND_AUGMENT):
             frames = rand_augment(frames, augmentation.rand_augment)
+    if augmentation.transform is not None:
+        frames = transform_frames(frames, augmentation, randomness)
     return frames
 
 
@@ -88,6 +90,27 @@ def rand_augment(frames: torch.Tensor, augment: RandAugment) -> torch.Tensor:
         operation = v2.RandAugment(1, round(_STEPS * magnitude), num_magnitude_bins=_STEPS * MAX_MAGNITUDE + 1)
         frames = v2.RandomApply([operation], p=augment.probability)(frames)
     return frames
+
+
+def transform_frames(frames: torch.Tensor, augmentation: Augmentation, randomness: SampleRandomness) -> torch.Tensor:
+    """Frames (T, 3, H, W), uint8, after the user's own transform.
+
+    Raises:
+        ValueError: names the transform if it returns anything but frames of that type and shape.
+        RuntimeError: names it if a file that it needs cannot be read.
+    """
+    name, of = augmentation.transform_name, Purpose.TRANSFORM
+    with randomness.seeding_torch(of):
+        try:
+            # A copy: a transform may write into what may be the dataset's own memory.
+            made = augmentation.transform(frames.clone(), randomness.of(of))
+        except OSError as error:  # which would be taken for a sample's file that cannot be decoded
+            raise RuntimeError(f"transform '{name}': {error}") from error
+    if not isinstance(made, torch.Tensor) or made.dtype != torch.uint8 or made.shape != frames.shape:
+        is_tensor = isinstance(made, torch.Tensor)
+        got = f"{made.dtype} of {tuple(made.shape)}" if is_tensor else type(made).__name__
+        raise ValueError(f"transform '{name}': expected a tensor of uint8 of {tuple(frames.shape)} back, got {got}")
+    return made
 
 
 def erase(

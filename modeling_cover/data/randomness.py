@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     ERASING = 7
     MIX = 8
     PARTNER = 9
+    TRANSFORM = 10
 
 
 @dataclass(frozen=True)

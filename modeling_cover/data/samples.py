@@ -246,8 +246,9 @@ class CoTrainingDataset(torch.utils.data.Dataset):
         sample_indices = partial(self._sample_indices, randomness=randomness)
         frames = load_frames(media, source.modality, self.processor, sample_indices, short_side)
         if frames.is_floating_point():
-            if augmentation.mixes:
-                raise ValueError(f"dataset '{source.name}': its {PIXEL_VALUES} are floats, which are not mixed")
+            if augmentation.mixes or augmentation.transform is not None:
+                what = "mixed" if augmentation.mixes else "transformed"
+                raise ValueError(f"dataset '{source.name}': its {PIXEL_VALUES} are floats, which are not {what}")
             return _checked_ready(frames, source, self.processor)
         frames = augment_frames(frames, augmentation, crop["height"], crop["width"], randomness)
         return erase(frames, augmentation, self._mean_color, randomness)

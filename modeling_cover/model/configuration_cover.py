@@ -31,6 +31,8 @@ REGRESSION = "regression"  # one number for each label
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 PIPELINE_TASK = "cover-video-classification"
 HEAD_DEFAULTS = {"modality": "video", "problem_type": SINGLE_LABEL}
+# What a head may be made of, by `type`, and the sizes that each needs.
+HEAD_TYPES = {"linear": (), "mlp": ("hidden_size",)}
 # A head's name becomes part of parameter names and of metric names.
 HEAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -39,15 +41,21 @@ def check_head(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
     """Return `head` with its defaults filled in.
 
     Raises:
-        ValueError: if the name, a key, the labels, the modality or the problem type is not what a head takes.
+        ValueError: if the name, a key, the labels or one of the other values is not what a head takes.
     """
     if not isinstance(name, str) or not HEAD_NAME.fullmatch(name):
         raise ValueError(f"head name {name!r}: expected letters, digits, '_' and '-' (not at the start)")
     if not isinstance(head, Mapping):
         raise ValueError(f"head '{name}': expected a dict with 'labels', got {type(head).__name__}")
-    if unknown := set(head) - {"labels", *HEAD_DEFAULTS}:
-        raise ValueError(f"head '{name}': unknown keys {sorted(unknown)}, expected labels, modality, problem_type")
+    if unknown := set(head) - {"labels", "head", *HEAD_DEFAULTS}:
+        raise ValueError(
+            f"head '{name}': unknown keys {sorted(unknown)}, expected labels, modality, problem_type, head"
+        )
     head = {**HEAD_DEFAULTS, **head}
+    try:
+        kind = check_head_kind(head.pop("head", None))
+    except ValueError as error:
+        raise ValueError(f"head '{name}': {error}") from error
     labels = head.get("labels")
     if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"head '{name}': labels must be a non-empty list of strings, got {labels!r}")
@@ -62,7 +70,26 @@ def check_head(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
             f"head '{name}': a single-label head needs at least two labels, got {list(labels)}; one of a single number "
             f"has the problem_type {REGRESSION!r}"
         )
-    return {**head, "labels": list(labels)}
+    return {**head, "labels": list(labels), **({} if kind is None else {"head": kind})}
+
+
+def check_head_kind(kind: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a head is made of; None of a linear one, of which configurations say nothing.
+
+    Raises:
+        ValueError: if it is neither `{"type": "linear"}` nor `{"type": "mlp", "hidden_size": ...}`.
+    """
+    if kind is None:
+        return None
+    given = kind.get("type") if isinstance(kind, Mapping) else None
+    sizes = HEAD_TYPES.get(given) if isinstance(given, str) else None
+    if sizes is None or {*kind} != {"type", *sizes}:
+        expected = "{'type': 'linear'} or {'type': 'mlp', 'hidden_size': ...}"
+        raise ValueError(f"head must be {expected}, got {dict(kind) if isinstance(kind, Mapping) else kind!r}")
+    for size in sizes:
+        if not isinstance(kind[size], int) or isinstance(kind[size], bool) or kind[size] < 1:
+            raise ValueError(f"head: {size} must be a whole number, at least 1, got {kind[size]!r}")
+    return {key: kind[key] for key in ("type", *sizes)} if sizes else None
 
 
 @auto_docstring(
@@ -99,10 +126,10 @@ class CoverConfig(PreTrainedConfig):
         must be the same.
     heads (`dict[str, dict]`, *optional*):
         The classification heads by name, one for each dataset: `{"labels": [...], "modality": "video" | "image",
-        "problem_type": "single_label_classification" | "multi_label_classification" | "regression"}`; modality and
-        problem type default to the first of each. Order carries no meaning. Without heads there is one, named
-        `default_head` (or "default"), with the labels of `id2label` (or `num_labels` of them), and `problem_type`, by
-        default "regression" for one label.
+        "problem_type": "single_label_classification" | "multi_label_classification" | "regression", "head": {"type":
+        "linear"} | {"type": "mlp", "hidden_size": ...}}`; all but the labels default to the first of each. Order
+        carries no meaning. Without heads there is one, named `default_head` (or "default"), with the labels of
+        `id2label` (or `num_labels` of them), and `problem_type`, by default "regression" for one label.
     default_head (`str`, *optional*):
         The head whose logits are `outputs.logits`, and whose labels are `id2label`, `label2id` and `num_labels`. May
         be left out where there is just one head. Assigning one of these, or `problem_type`, changes this head.

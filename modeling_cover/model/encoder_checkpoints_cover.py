@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_cover import CoverConfig
+from .configuration_cover import CoverConfig, check_head_kind
 from .conversion_cover import (
     EncoderWeights,
     Model,
@@ -89,10 +89,12 @@ def head_of_classifier(
         labels: of the classifier, in order; by default those given, or else the checkpoint's.
 
     Raises:
-        ValueError: if there is no classifier, or it has another number of labels.
+        ValueError: if there is no classifier, or it has another number of labels, or another head is asked for.
     """
     if not stored.classifier:
         raise ValueError(f"head '{name}': {stored.source} has no classifier of videos: leave `head` out")
+    if check_head_kind(given.get("head")) is not None:
+        raise ValueError(f"head '{name}': the classifier of {stored.source} is linear, leave out {given['head']}")
     labels = list(given.get("labels", stored.labels) if labels is None else labels)
     if len(labels) != len(stored.labels):
         raise ValueError(

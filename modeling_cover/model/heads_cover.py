@@ -11,12 +11,34 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One linear classifier for each dataset on the class token (Zhang et al., 2021, section 3.3.1)."""
+"""One classifier for each dataset on the class token (Zhang et al., 2021, section 3.3.1): linear, or an MLP."""
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
 
 import torch
 from torch import nn
+
+
+class CoverMlpHead(nn.Module):
+    """A layer of `intermediate_size` with GELU, and the classifier on it: (rows, hidden) to (rows, labels)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, num_labels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, num_labels)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(pooled)))
+
+
+def new_head(hidden_size: int, head: Mapping[str, Any]) -> nn.Module:
+    """A classifier of what the encoder returns of the class token, for an entry of `config.heads`."""
+    kind, num_labels = head.get("head"), len(head["labels"])
+    # CODEPATH: linear by default, as in the paper; an MLP where the head's own entry asks for one.
+    if kind is None:
+        return nn.Linear(hidden_size, num_labels)
+    return CoverMlpHead(hidden_size, kind["hidden_size"], num_labels)
 
 
 class CoverHeads(nn.Module):

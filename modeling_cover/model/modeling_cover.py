@@ -46,7 +46,7 @@ from .encoder_checkpoints_cover import head_of_classifier, is_timesformer, model
 from .encoders_cover import as_tubelets, check_size, encoder_adapter
 from .frame_pooling_cover import CoverFramePooler, CoverTemporalLayer
 from .head_losses_cover import head_loss, mixed_head_losses
-from .heads_cover import CoverHeads
+from .heads_cover import CoverHeads, new_head
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput, record_both_attentions
 from .packed_frames_cover import can_pack, packed_features
 
@@ -186,7 +186,7 @@ class CoverEncoderModel(CoverPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    The CoVeR encoder with one linear classification head for each dataset on its class token.
+    The CoVeR encoder with one classification head for each dataset on its class token, linear unless it says otherwise.
     """
 )
 class CoverForVideoClassification(CoverPreTrainedModel):
@@ -199,7 +199,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         self.cover = CoverModel(config) if config.encoder is None else CoverEncoderModel(config)
         self.classifiers = CoverHeads()
         for name in config.head_names:
-            self.classifiers[name] = self._new_classifier(name, len(config.heads[name]["labels"]))
+            self.classifiers[name] = self._new_classifier(name, config.heads[name])
         self.post_init()
 
     @can_return_tuple
@@ -264,10 +264,10 @@ class CoverForVideoClassification(CoverPreTrainedModel):
             **recorded,
         )
 
-    def _new_classifier(self, name: str, num_labels: int) -> nn.Linear:
+    def _new_classifier(self, name: str, head: Mapping[str, Any]) -> nn.Module:
         if hasattr(self.classifiers, name):
             raise ValueError(f"head name {name!r} is taken by torch.nn.Module, choose another")
-        return nn.Linear(self.config.hidden_size, num_labels)
+        return new_head(self.config.hidden_size, head)
 
     def add_head(
         self,
@@ -275,18 +275,19 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         labels: Sequence[str],
         modality: str = "video",
         problem_type: str = "single_label_classification",
+        head: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a head with randomly initialised weights; an optimizer that exists already does not know them.
+        """Add a head, as `heads` of [`CoverConfig`] has it, with new weights, of which no optimizer there is knows.
 
         Raises:
             ValueError: if there is a head of that name, or the head is malformed.
         """
         if name in self.config.heads:
             raise ValueError(f"there is a head {name!r} already")
-        head = check_head(name, {"labels": labels, "modality": modality, "problem_type": problem_type})
-        classifier = self._new_classifier(name, len(head["labels"]))
-        self.config.update_heads({**self.config.heads, name: head}, self.config.default_head)
-        self._init_weights(classifier)
+        entry = {"labels": labels, "modality": modality, "problem_type": problem_type, "head": head}
+        classifier = self._new_classifier(name, check_head(name, entry))
+        self.config.update_heads({**self.config.heads, name: entry}, self.config.default_head)
+        classifier.apply(self._init_weights)
         self.classifiers[name] = classifier.to(device=self.device, dtype=self.dtype)
 
     def remove_head(self, name: str) -> None:

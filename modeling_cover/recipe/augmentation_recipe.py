@@ -1,14 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe may say of augmentation (section 4.1 of the paper, and the field's usual)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from .checks import check_flag, check_number, check_range, check_whole_number, checked_keys
+from .checks import (
+    check_flag,
+    check_known,
+    check_new_name,
+    check_number,
+    check_range,
+    check_whole_number,
+    checked_keys,
+    is_text,
+)
 
 
 MAX_MAGNITUDE = 30  # of RandAugment
+
+# Of `register_transform`, by name.
+TRANSFORMS: dict[str, Callable[..., Any]] = {}
+
+
+def register_transform(name: str, transform: Callable[..., Any]) -> None:
+    """Make `transform: name` an augmentation that recipes may name, in this process.
+
+    Args:
+        name: letters, digits, "_" and "-"; by it a checkpoint tells of the transform.
+        transform: see [`Augmentation`].
+
+    Raises:
+        ValueError: if the name is no name, or `transform` cannot be called.
+    """
+    check_new_name("transform", name)
+    if not callable(transform):
+        raise ValueError(f"transform '{name}': expected a function of (frames, rng), got {transform!r}")
+    TRANSFORMS[name] = transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +113,10 @@ class Augmentation:
         random_resized_crop: in place of the random crop, out of frames as large as they are.
         color_jitter: change the colours.
         rand_augment: do RandAugment's operations, after the colour jitter.
+        transform: the user's own, a function or the name of a registered one, called as `transform(frames, rng)` after
+            all of the above: `frames` is a tensor (T, 3, H, W) of uint8, cropped, and so must be what it returns. All
+            that it draws must come from `rng`, a `np.random.Generator` that follows from the run's seed and the
+            sample's position, or from torch's generator, which does, too, while it runs.
         random_erasing: erase a box.
         mixup_alpha: mix two clips of the dataset, and their labels, in shares out of Beta(alpha, alpha) (Zhang et al.
             2018); 0 for none.
@@ -98,6 +130,7 @@ class Augmentation:
     random_resized_crop: RandomResizedCrop | None = None
     color_jitter: ColorJitter | None = None
     rand_augment: RandAugment | None = None
+    transform: str | Callable[..., Any] | None = None
     random_erasing: RandomErasing | None = None
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
@@ -108,6 +141,12 @@ class Augmentation:
         for name, kind in _SECTIONS.items():
             if not isinstance(value := getattr(self, name), kind | None):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
+        if isinstance(self.transform, str):
+            check_known("transform", self.transform, TRANSFORMS, "register_transform")
+            # The function itself is what goes to workers, also where these are not forked.
+            object.__setattr__(self, "transform", TRANSFORMS[self.transform])
+        elif self.transform is not None and not callable(self.transform):
+            raise ValueError(f"transform must be a function of (frames, rng), got {self.transform!r}")
         if self.short_side_range is not None:
             check_range("short_side_range", self.short_side_range)
             for bound in self.short_side_range:
@@ -127,6 +166,21 @@ class Augmentation:
         """Whether clips are mixed, so that labels become vectors."""
         return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
+    @property
+    def transform_name(self) -> str | None:
+        """That which the transform is registered under, or its own."""
+        registered = [name for name, transform in TRANSFORMS.items() if transform is self.transform]
+        if registered or self.transform is None:
+            return registered[0] if registered else None
+        described = self.transform if hasattr(self.transform, "__qualname__") else type(self.transform)
+        return f"{described.__module__}.{described.__qualname__}"
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-able: the fields, of a transform its name."""
+        own = asdict(replace(self, transform=None))
+        del own["transform"]  # of which checkpoints that had none say nothing
+        return own if self.transform is None else {**own, "transform": self.transform_name}
+
     @classmethod
     def from_recipe(cls, where: str, content: Any, horizontal_flip: bool = True) -> "Augmentation":
         """The augmentation that a recipe asks for, by fields of this class: those that are classes are mappings in
@@ -136,6 +190,8 @@ class Augmentation:
             ValueError: for an unknown key, or a value that is not what the key takes.
         """
         values = {"horizontal_flip": horizontal_flip, **_checked_fields(where, cls, content)}
+        if (transform := values.get("transform")) is not None and not is_text(transform):
+            raise ValueError(f"{where}: transform must be the name of a registered one, got {transform!r}")
         for name, kind in _SECTIONS.items():
             section = {} if values.get(name) is True else values.get(name)
             if section is None or section is False:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ..model.configuration_cover import HEAD_NAME
+
 
 def checked_keys(where: str, content: Any, known: set[str] | None) -> dict[str, Any]:
     """A copy of the mapping `content`; a `ValueError` that says `where` for a key that is not `known`, if that is
@@ -60,6 +62,19 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise a `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def check_known(name: str, value: Any, known: Mapping[str, Any], register: str) -> None:
+    """Raise a `ValueError`, which says what adds to what is `known`, unless `value` is a name among it."""
+    if not isinstance(value, str) or value not in known:
+        listed = f"one of {tuple(known)}" if known else "a registered name, and there is none"
+        raise ValueError(f"{name} must be {listed}, got {value!r}; in Python, `modeling_cover.{register}` adds others")
+
+
+def check_new_name(kind: str, name: Any) -> None:
+    """Raise a `ValueError` unless `name` is one that something of a `kind` may be registered under."""
+    if not isinstance(name, str) or not HEAD_NAME.fullmatch(name):
+        raise ValueError(f"{kind} name {name!r}: expected letters, digits, '_' and '-' (not at the start)")
 
 
 def is_text(value: Any) -> bool:

@@ -7,39 +7,14 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..model.configuration_cover import HEAD_NAME, MODALITIES, MULTI_LABEL, SINGLE_LABEL
+from ..layouts import LAYOUTS, Layout
+from ..model.configuration_cover import HEAD_NAME, MODALITIES, MULTI_LABEL, SINGLE_LABEL, check_head_kind
 from ..model.file_access_cover import is_address, joined, protocol_of
-from .checks import check_choice, check_flag, check_number, check_positive, check_whole_number, is_text
+from .checks import check_choice, check_flag, check_known, check_number, check_positive, check_whole_number, is_text
 
 
 MISSING_FILES = ("error", "skip")
 SPLITS = ("train", "validation")
-
-_STREAMING = frozenset(["streaming", "sizes", "shuffle_buffer"])
-_TABLE = _STREAMING | {"columns", "media_root", "missing_files", "problem_type"}
-_PUBLISHED = frozenset(["media_root", "missing_files"])
-
-# The keys beyond those of every dataset that a format has a use for.
-_OPTIONS = {
-    "class_folders": frozenset(),
-    "manifest": frozenset(["columns", "media_root", "missing_files", "label_separator", "problem_type"]),
-    "kinetics": _PUBLISHED,
-    "something_something": _PUBLISHED,
-    "moments_in_time": _PUBLISHED,
-    "imagenet": _PUBLISHED | {"synsets"},
-    "webdataset": _STREAMING | {"columns", "missing_files", "label_separator", "problem_type"},
-    "parquet": _TABLE,
-    "dataset": _TABLE | {"path", "config_name", "revision"},
-}
-FORMATS = tuple(_OPTIONS)
-_VIDEO_FORMATS = frozenset(["kinetics", "something_something", "moments_in_time"])
-_REQUIRED = {**dict.fromkeys(_VIDEO_FORMATS, "media_root"), "dataset": "path"}
-_COLUMNS = {
-    "manifest": ("path", "label", "start", "end"),
-    "webdataset": ("label", "start", "end"),
-    "parquet": ("media", "label", "start", "end"),
-    "dataset": ("media", "label", "start", "end"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +23,7 @@ class DatasetRecipe:
 
     Attributes:
         name: of the dataset, of its head and of its metrics.
-        format: the layout of its files, one of `FORMATS`; see [`~modeling_cover.data.sources.read_sources`] for each.
+        format: the layout of its files, one of `LAYOUTS`; see [`~modeling_cover.data.sources.read_sources`] for each.
         modality: "video" or "image".
         splits: where "train" and, if there is one, "validation" are: a folder, a file, a pattern or a split's name. Of
             a manifest and of lists, shards and Parquet files, they may be addresses such as s3://bucket/train.csv.
@@ -59,6 +34,7 @@ class DatasetRecipe:
         share: of the samples, where the mixture's shares are explicit.
         horizontal_flip: false where left and right are different classes.
         augmentation: of its training samples; not checked here.
+        head: of the model for it, such as {type: mlp, hidden_size: 512}; default: linear, or that of a checkpoint.
         problem_type: "single_label_classification" or "multi_label_classification".
         columns: names of the columns, or of the keys of a JSON object: `label`; `start` and `end` of a segment, in
             seconds; `path` in a manifest, `media` in Parquet files and datasets.
@@ -89,6 +65,7 @@ class DatasetRecipe:
     share: float | None = None
     horizontal_flip: bool = True
     augmentation: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
     problem_type: str = SINGLE_LABEL
     columns: Mapping[str, str] = field(default_factory=dict)
     label_separator: str = "|"
@@ -117,7 +94,7 @@ class DatasetRecipe:
             raise ValueError(f"dataset '{self.name}': {error}") from error
 
     def _check_values(self) -> None:
-        check_choice("format", self.format, FORMATS)
+        check_known("format", self.format, LAYOUTS, "register_layout")
         check_choice("modality", self.modality, MODALITIES)
         check_choice("problem_type", self.problem_type, (SINGLE_LABEL, MULTI_LABEL))
         check_choice("missing_files", self.missing_files, MISSING_FILES)
@@ -128,6 +105,8 @@ class DatasetRecipe:
             check_flag(key, getattr(self, key))
         if not isinstance(self.augmentation, Mapping):
             raise ValueError(f"augmentation: expected keys and values, got {self.augmentation!r}")
+        if self.head != {}:
+            check_head_kind(self.head)
         if not isinstance(self.columns, Mapping) or not all(is_text(column) for column in self.columns.values()):
             raise ValueError(f"columns: expected names of columns, got {self.columns!r}")
         for key in ("media_root", "synsets", "path", "config_name", "revision"):
@@ -168,29 +147,32 @@ class DatasetRecipe:
 
     def _check_options(self) -> None:
         """Raise a `ValueError` for a key that has no effect, or that the format needs and is missing."""
-        for key in frozenset().union(*_OPTIONS.values()) - _OPTIONS[self.format]:
+        for key in frozenset().union(*(layout.options for layout in LAYOUTS.values())) - self.layout.options:
             if self._is_given(key):
                 raise ValueError(f"{key} does not apply to the format '{self.format}'")
         if self._is_given("label_separator") and self.problem_type != MULTI_LABEL:
             raise ValueError(f"label_separator is of use to {MULTI_LABEL} only")
         if not self.streaming and (unused := [key for key in ("sizes", "shuffle_buffer") if self._is_given(key)]):
             raise ValueError(f"{' and '.join(unused)}: of use with streaming only")
-        required = _REQUIRED.get(self.format)
-        if required is not None and getattr(self, required) is None:
-            raise ValueError(f"the format '{self.format}' needs {required}")
-        if self.format in _VIDEO_FORMATS and self.modality != "video":
-            raise ValueError(f"the format '{self.format}' is of videos, got the modality '{self.modality}'")
-        if self.format == "imagenet" and self.modality != "image":
-            raise ValueError(f"the format 'imagenet' is of images, got the modality '{self.modality}'")
+        layout = self.layout
+        if layout.required is not None and getattr(self, layout.required) is None:
+            raise ValueError(f"the format '{self.format}' needs {layout.required}")
+        if layout.modality not in (None, self.modality):
+            expected = f"of {layout.modality}s, got the modality '{self.modality}'"
+            raise ValueError(f"the format '{self.format}' is {expected}")
 
     def _check_columns(self) -> None:
-        known = _COLUMNS.get(self.format, ())
+        known = self.layout.columns
         if unknown := sorted(set(self.columns) - set(known), key=str):
             raise ValueError(f"columns: unknown {unknown}, expected some of {', '.join(known)}")
 
     def _is_given(self, key: str) -> bool:
         (of_key,) = [field for field in fields(self) if field.name == key]
         return getattr(self, key) != (of_key.default_factory() if of_key.default is MISSING else of_key.default)
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.format]
 
     @property
     def is_multi_label(self) -> bool:
@@ -212,7 +194,7 @@ class DatasetRecipe:
         The splits of a `dataset` are names, and so is its `path` where there is no such folder: an id on the Hub.
         """
         changes = {}
-        if self.format != "dataset":
+        if not self.layout.has_named_splits:
             changes["splits"] = {split: _located(data_root, place) for split, place in self.splits.items()}
         for key in ("media_root", "synsets"):
             if getattr(self, key) is not None:

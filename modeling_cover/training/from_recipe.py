@@ -12,10 +12,11 @@ from transformers.utils import logging
 from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..data.sources import SplitOfDataset, heads_of_sources, read_sources
-from ..model.configuration_cover import CoverConfig
+from ..model.configuration_cover import CoverConfig, check_head_kind
 from ..model.conversion_cover import is_original_release
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
+from ..recipe.dataset_recipe import DatasetRecipe
 from ..recipe.recipe import STARTING_POINTS, Recipe, checked_keys
 from .adapters import with_lora
 from .equal_updates import EqualUpdates
@@ -131,7 +132,7 @@ def training_refusals(
     """Why [`prepare_cotraining`] would refuse sources that could be read, each with the dataset that it is about."""
     train = {name: splits["train"] for name, splits in sources.items()}
     refusals = []
-    for name, head in heads_of_sources(train).items():
+    for name, head in _heads(recipe, train).items():
         try:
             CoverConfig(heads={name: head}, default_head=name)
         except ValueError as error:  # huggingface_hub's for a field that is not what it should be
@@ -141,6 +142,11 @@ def training_refusals(
     except ValueError as error:
         refusals.append((recipe.datasets[0].name, str(error)))
     return refusals
+
+
+def _heads(recipe: Recipe, sources: Mapping[str, SplitOfDataset]) -> dict[str, dict[str, Any]]:
+    kinds = {dataset.name: {"head": dict(dataset.head)} for dataset in recipe.datasets if dataset.head}
+    return {name: head | kinds.get(name, {}) for name, head in heads_of_sources(sources).items()}
 
 
 def schedule_of(recipe: Recipe, sources: Mapping[str, SplitOfDataset], seed: int) -> MixtureSchedule:
@@ -183,12 +189,8 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
     if path := recipe.model.get("from_pretrained"):
         heads = _stored_config(CoverConfig, path, recipe).heads
         for dataset in recipe.datasets:
-            head = heads.get(dataset.name)
-            if head is not None and head["problem_type"] != dataset.problem_type:
-                raise ValueError(
-                    f"dataset '{dataset.name}': its head in {path} is for {head['problem_type']}, and the recipe says "
-                    f"{dataset.problem_type}"
-                )
+            if (head := heads.get(dataset.name)) is not None:
+                _check_goes_on(dataset, head, path)
         return {name: head["labels"] for name, head in heads.items()}
     head = recipe.model.get("head")
     path = next((recipe.model[key] for key in _WITH_A_CLASSIFIER if key in recipe.model), None)
@@ -205,6 +207,15 @@ def _existing_labels(recipe: Recipe) -> dict[str, list[str]]:
     return _unnamed_labels(recipe, head, path) if unnamed else {head: labels}
 
 
+def _check_goes_on(dataset: DatasetRecipe, head: Mapping[str, Any], path: str) -> None:
+    """Raise a `ValueError` if the head that a checkpoint brings is not what the recipe says of it."""
+    where = f"dataset '{dataset.name}': its head in {path} is"
+    if head["problem_type"] != dataset.problem_type:
+        raise ValueError(f"{where} for {head['problem_type']}, and the recipe says {dataset.problem_type}")
+    if dataset.head and check_head_kind(dataset.head) != head.get("head"):
+        raise ValueError(f"{where} {head.get('head', 'linear')}, and the recipe says {dict(dataset.head)}")
+
+
 def _unnamed_labels(recipe: Recipe, head: str, path: str) -> dict[str, list[str]]:
     """Where a classifier's labels have no names, the recipe must list them: an order found would be a guess."""
     dataset = next(dataset for dataset in recipe.datasets if dataset.name == head)
@@ -216,7 +227,7 @@ def _unnamed_labels(recipe: Recipe, head: str, path: str) -> dict[str, list[str]
 
 
 def _build_model(recipe: Recipe, sources: dict[str, SplitOfDataset], default_head: str) -> CoverForVideoClassification:
-    heads = heads_of_sources(sources)
+    heads = _heads(recipe, sources)
     sizes = {"image_size": recipe.clips.image_size, "num_frames": recipe.clips.num_frames}
     config_fields = {key: value for key, value in recipe.model.items() if key not in _OF_NO_CONFIG}
     if path := recipe.model.get("from_image_checkpoint"):

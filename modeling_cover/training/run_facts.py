@@ -168,7 +168,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def _public_dataset(dataset: DatasetRecipe) -> dict[str, Any]:
     entry = _given(dataset)
-    if dataset.format != "dataset":  # whose splits are names
+    if not dataset.layout.has_named_splits:
         entry["splits"] = dict.fromkeys(dataset.splits, PATH)
     for key in ("media_root", "synsets", "labels"):
         if key in entry:

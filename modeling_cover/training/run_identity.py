@@ -105,6 +105,9 @@ def _different_heads(stored: CoverConfig, config: CoverConfig) -> list[str]:
         was, now = stored.heads[name], config.heads[name]
         if was["problem_type"] != now["problem_type"]:
             found.append(f"head '{name}': {was['problem_type']} in the checkpoint, {now['problem_type']} now")
+        if was.get("head") != now.get("head"):
+            kinds = [kind.get("head") or "linear" for kind in (was, now)]
+            found.append(f"head '{name}': {kinds[0]} in the checkpoint, {kinds[1]} now")
         if (difference := _different_labels(was["labels"], now["labels"])) is not None:
             found.append(f"head '{name}': {difference}")
     return found

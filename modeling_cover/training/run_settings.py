@@ -5,7 +5,6 @@ steps."""
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -61,7 +60,7 @@ def run_settings(
         "image_mean": processor.image_mean,
         "image_std": processor.image_std,
         **{f"weight of '{name}'": loss_weights[name] for name in dataset.sources},
-        **{f"augmentation of '{name}'": asdict(value) for name, value in dataset.augmentations.items()},
+        **{f"augmentation of '{name}'": value.settings() for name, value in dataset.augmentations.items()},
     }
     return json.loads(json.dumps(settings))  # as they come back from a checkpoint
 

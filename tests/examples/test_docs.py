@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every snippet of the pages under docs runs on small stand-ins for what it names."""
 
+import itertools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -41,6 +43,13 @@ BLOCKS = [
     )
 ]
 
+# Snippets that are a file, which a command of their page runs, by page and name.
+SCRIPTS = {
+    (page, found[1]): code
+    for page, language, code in BLOCKS
+    if language == "python" and (found := re.match(r"# (\S+\.py)\n", code))
+}
+
 # Each of its snippets exports a model; test_exporting.py has smaller ones.
 SLOW_PAGE = "exporting"
 
@@ -73,6 +82,8 @@ def workspace(tmp_path_factory, hub, store) -> Path:
     for _, language, code in BLOCKS:
         if language == "yaml":
             (folder / re.match(r"# (\S+)\n", code)[1]).write_text(code)
+    for (_, name), code in SCRIPTS.items():
+        (folder / name).write_text(code)
     _write_quickstart(folder / "data" / "quickstart")
     save_quickstart(folder / "outputs" / "quickstart")
     write_published(folder / "org")
@@ -127,6 +138,8 @@ def _write_layouts(folder: Path) -> None:
     for split in ("train", "val"):
         for label in ("cat", "dog"):
             _image(folder / "folders" / split / label / "0.png")
+    for split, label, index in itertools.product(("train", "val"), ("wave", "clap"), range(2)):
+        _clip(folder / "named" / split / f"{label}_{index}.mp4")
     _clip(folder / "table" / "videos" / "long.mp4")
     (folder / "table" / "train.tsv").write_text(
         "file\taction\tfrom\tto\nlong.mp4\trun\t0\t0.1\nlong.mp4\twalk\t0.1\t\n"
@@ -175,6 +188,9 @@ def _write_shard(path: Path) -> None:
 @pytest.mark.parametrize("code", blocks("yaml"))
 def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
     monkeypatch.chdir(workspace)
+    for page, name in SCRIPTS:
+        if (page, "yaml", code) in BLOCKS:
+            runpy.run_path(name)  # which registers what the recipe names
     for dataset in load_recipe(re.match(r"# (\S+)\n", code)[1]).datasets:
         assert len(read_sources(dataset)["train"]) >= 1
 
@@ -188,6 +204,7 @@ def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
 )
 def test_the_python_snippets_of_a_page_run(hub, workspace, page):
     snippets = [code for name, language, code in BLOCKS if (name, language) == (page, "python")]
+    snippets = [code for code in snippets if code not in SCRIPTS.values()]
     # One interpreter, as most of its time is imports; each snippet has names of its own.
     run(
         hub,

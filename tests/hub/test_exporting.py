@@ -51,9 +51,11 @@ def timesformer(folder):
 
 @pytest.fixture(scope="module")
 def model(timesformer, folder) -> CoverForVideoClassification:
-    """A converted TimeSformer with a second head, one of several labels for a clip."""
+    """A converted TimeSformer with a second head, an MLP for several labels of a clip."""
     model = CoverForVideoClassification.from_timesformer(folder / "timesformer", head="k400")
-    model.add_head("tags", ["indoors", "night, or dusk", "straße"], "image", "multi_label_classification")
+    of_tags = {"modality": "image", "problem_type": "multi_label_classification"}
+    mlp = {"type": "mlp", "hidden_size": 12}
+    model.add_head("tags", ["indoors", "night, or dusk", "straße"], **of_tags, head=mlp)
     torch.manual_seed(0)
     perturb(model.classifiers["tags"])
     return model
@@ -226,7 +228,7 @@ class TestWhatIsRefused:
     ):
         other = copy.deepcopy(model)
         with torch.no_grad():
-            other.classifiers["tags"].weight.mul_(weight)
+            other.classifiers["tags"].fc2.weight.mul_(weight)
         (tmp_path / f"program{suffix}").write_text("older")
         with exports(suffix), pytest.raises(ValueError, match=r"differs from the model by (nan|\d)"):
             save_program(tmp_path / f"program{suffix}", other, processor)

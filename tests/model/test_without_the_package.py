@@ -42,7 +42,7 @@ print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 
 HEADS = {
     "motions": {"labels": ["left", "right", "up"]},
-    "images": {"labels": ["checker", "dots"], "modality": "image"},
+    "images": {"labels": ["checker", "dots"], "modality": "image", "head": {"type": "mlp", "hidden_size": 12}},
 }
 
 

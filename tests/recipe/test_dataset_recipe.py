@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from modeling_cover.recipe.dataset_recipe import FORMATS, DatasetRecipe
+from modeling_cover.layouts import LAYOUTS
+from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 
 
 SPLITS = {"train": "train", "validation": "val"}
@@ -20,7 +21,7 @@ def recipe(format: str = "class_folders", **options) -> DatasetRecipe:
     )
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_beyond_what_a_format_needs_everything_has_a_default(format):
     dataset = recipe(format)
     assert (dataset.weight, dataset.share, dataset.horizontal_flip, dataset.labels) == (1, None, True, None)

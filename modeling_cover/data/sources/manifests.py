@@ -3,10 +3,11 @@
 
 import csv
 import json
+import math
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.utils import logging
 from ...model.file_access_cover import is_address, parent, public_name
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
-from .label_lists import LabelColumn, LabelColumnBuilder, single_label, split_labels
+from .label_lists import LabelColumn, LabelColumnBuilder, checked_labels, single_label, split_labels
 from .media import SUFFIXES, Media, PathMedia, Segments, absent_rows, parse_segment, roots_of
 from .remote import check_row_addresses, open_text
 from .spelling import PathForms
@@ -205,6 +206,50 @@ def read_manifest(dataset: DatasetRecipe, split: str, place: str) -> SplitRows:
     return existing_rows(
         dataset, split, root, paths, labels.build(), lambda row: records.place(numbers[row]), segments=segments
     )
+
+
+def file_rows(
+    dataset: DatasetRecipe,
+    split: str,
+    root: str | os.PathLike,
+    rows: Iterable[Sequence[Any]],
+    classes: Sequence[str] | None = None,
+    place_of: Callable[[int], str] | None = None,
+) -> SplitRows:
+    """What a layout of [`register_layout`] reads: a split of files.
+
+    Args:
+        dataset, split: as the layout's `read` has them.
+        root: the folder, or the address, that paths start from.
+        rows: (path, label) of each, or (path, label, start, end) of a segment, in seconds, None for the file's own. A
+            label is the name of a class, or its index in `classes`; of a multi-label dataset it is a list of these.
+        classes: all of them in order, if the layout lists them; by default they are the train split's, sorted.
+        place_of: where a row is written down, for messages; by default its number, from 0.
+
+    Raises:
+        ValueError: names the row that is no such tuple; or whose file does not exist, unless the recipe says
+            `missing_files: skip`.
+    """
+    if place_of is None:
+        place_of = lambda row: f"row {row} of {public_name(dataset.splits[split])}"  # noqa: E731
+    paths, labels, times = [], LabelColumnBuilder(dataset.is_multi_label), []
+    for number, row in enumerate(rows):
+        try:
+            if isinstance(row, str) or not isinstance(row, Sequence) or len(row) not in (2, 4):
+                raise ValueError(f"expected (path, label) or (path, label, start, end), got {row!r}")
+            path, label, *segment = row
+            if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+                raise ValueError(f"a path must be a string that is not empty, got {path!r}")
+            labels.append(label)
+            times.append(parse_segment(*segment) if segment else (math.nan, math.nan))
+        except ValueError as error:
+            raise ValueError(f"{place_of(number)}: {error}") from error
+        paths.append(os.fspath(path))
+    if not paths:
+        raise ValueError(f"the format '{dataset.format}' finds no rows in {public_name(dataset.splits[split])}")
+    segments = None if np.isnan(times).all() else Segments(*zip(*times, strict=True))
+    found = existing_rows(dataset, split, os.fspath(root), paths, labels.build(), place_of, segments)
+    return found if classes is None else replace(found, names=checked_labels(list(classes), "classes"))
 
 
 def existing_rows(

@@ -12,39 +12,12 @@ from ...model.file_access_cover import is_address, public_name, without_secrets
 from ...recipe.dataset_recipe import DatasetRecipe
 from ...text import some
 from .held_out import held_out
-from .imagenet import read_imagenet
 from .label_lists import NO_LABEL, LabelSpace, multi_hot, read_labels
-from .manifests import SplitRows, read_class_folders, read_manifest
+from .manifests import SplitRows
 from .media import Media, hash_of
-from .published_layouts import read_kinetics, read_moments_in_time, read_something_something
 from .remote import check_address
 from .spelling import PathForms, normal_name, told_apart
 from .streams import Example, RowStream, SplitOfDataset, StreamedSource
-from .tables import read_table, stream_table
-from .tar_shards import read_shards, stream_shards
-
-
-_READERS = {
-    "class_folders": read_class_folders,
-    "manifest": read_manifest,
-    "kinetics": read_kinetics,
-    "something_something": read_something_something,
-    "moments_in_time": read_moments_in_time,
-    "imagenet": read_imagenet,
-    "webdataset": read_shards,
-    "parquet": read_table,
-    "dataset": read_table,
-}
-# Keys that must be folders on the disk, since they are searched.
-_ON_DISK = {
-    "class_folders": "splits",
-    "kinetics": "media_root",
-    "something_something": "media_root",
-    "moments_in_time": "media_root",
-    "imagenet": ("splits", "synsets"),
-    "dataset": "path",
-}
-_STREAM_READERS = {"webdataset": stream_shards, "parquet": stream_table, "dataset": stream_table}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +158,7 @@ def _as_on_disk(dataset: DatasetRecipe) -> DatasetRecipe:
     forms = PathForms()
     keys = [key for key in ("media_root", "synsets", "path", "labels") if isinstance(getattr(dataset, key), str)]
     changes = {key: forms.find(place) or place for key in keys if not (place := getattr(dataset, key)).isascii()}
-    if dataset.format != "dataset":  # whose splits are names
+    if not dataset.layout.has_named_splits:
         changes["splits"] = {split: forms.find(place) or place for split, place in dataset.splits.items()}
     return replace(dataset, **changes)
 
@@ -202,15 +175,13 @@ def _naming(dataset: DatasetRecipe) -> Iterator[None]:
 
 def _check_places(dataset: DatasetRecipe) -> None:
     """Raise a `ValueError` that names the key if it holds an address where none can be read."""
-    splits = (
-        {} if dataset.format == "dataset" else {f"splits: {split}": place for split, place in dataset.splits.items()}
-    )
+    named = dataset.layout.has_named_splits
+    splits = {} if named else {f"splits: {split}": place for split, place in dataset.splits.items()}
     places = splits | {key: getattr(dataset, key) for key in ("media_root", "synsets", "path", "labels")}
     for key, place in places.items():
         if not isinstance(place, str) or not is_address(place):
             continue
-        on_disk = _ON_DISK.get(dataset.format)
-        if on_disk is not None and key.startswith(on_disk):
+        if key.startswith(dataset.layout.on_disk):
             raise ValueError(
                 f"{key}: the format '{dataset.format}' reads a folder on the disk, got {public_name(place)}"
             )
@@ -223,8 +194,12 @@ def _check_places(dataset: DatasetRecipe) -> None:
 def _read_split(dataset: DatasetRecipe, split: str) -> SplitRows | RowStream:
     place = dataset.splits[split]
     if dataset.streaming and split == "train":
-        return _STREAM_READERS[dataset.format](dataset, place)
-    return _READERS[dataset.format](dataset, split, place)
+        return dataset.layout.stream(dataset, place)
+    rows = dataset.layout.read(dataset, split, place)
+    if not isinstance(rows, SplitRows | RowStream):
+        expected = "expected what file_rows(dataset, split, root, rows) returns"
+        raise ValueError(f"what reads the format '{dataset.format}' returned {type(rows).__name__}, {expected}")
+    return rows
 
 
 def _found_labels(dataset: DatasetRecipe, rows: SplitRows | RowStream) -> list[str]:
