@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.sources import file_rows, heads_of
     from .layouts import register_layout
     from .recipe.augmentation_recipe import Augmentation, register_transform
+    from .recipe.mixture_recipe import register_sampling
     from .recipe.recipe import Recipe, load_recipe
     from .training.arguments import CoverTrainingArguments
     from .training.equal_updates import EqualUpdates
@@ -71,6 +72,7 @@ __all__ = [
     "prepare_cotraining",
     "read_video",
     "register_layout",
+    "register_sampling",
     "register_transform",
 ]
 
@@ -90,6 +92,7 @@ _MODULES = {
     "load_recipe": "recipe.recipe",
     "prepare_cotraining": "training.from_recipe",
     "register_layout": "layouts",
+    "register_sampling": "recipe.mixture_recipe",
     "register_transform": "recipe.augmentation_recipe",
 }
 

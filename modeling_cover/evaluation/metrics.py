@@ -4,7 +4,9 @@
 The metrics are local: they load nothing from the Hub, and keep what they are given in memory.
 """
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import evaluate
@@ -14,6 +16,7 @@ from datasets import Features, Sequence, Value
 from transformers import EvalPrediction
 
 from ..data.samples import UNREADABLE
+from ..recipe.checks import check_new_name
 
 
 TOP_K = (1, 5)
@@ -21,6 +24,9 @@ TOP_K = (1, 5)
 # What one number says of a dataset: of one label a row, and of several.
 MAIN_METRICS = ("top1", "map")
 MEAN_METRICS = ("top1", "top5", "map")
+
+# What an evaluation has of its own under such names.
+_TAKEN = frozenset([*MEAN_METRICS, "loss", "unreadable", "runtime", "samples_per_second", "steps_per_second"])
 
 
 class _LocalMetric(evaluate.Metric):
@@ -149,6 +155,44 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     elif (has_label := labels > 0.5).any():
         metrics = MeanAveragePrecision().compute(predictions=predictions, references=has_label)
     return metrics if readable.all() else {**metrics, "unreadable": int((~readable).sum())}
+
+
+@dataclass(frozen=True)
+class ComputeWithFunctions:
+    """`compute_metrics` of a Trainer whose predictions are logits: those of [`compute_metrics`], and a user's own.
+
+    Attributes:
+        functions: by the name of each metric, called with the float32 logits (rows, classes) and the targets of the
+            rows that could be decoded: classes (rows,), or 0 and 1 (rows, classes) of a multi-label dataset. Each
+            returns a number.
+
+    Raises:
+        ValueError: names the metric whose name is none or taken, or that is no function; or, as it is called, what a
+            function returns that is no number.
+    """
+
+    functions: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
+
+    def __post_init__(self):
+        if not isinstance(self.functions, Mapping):
+            raise ValueError(f"metrics: expected a function for each name, got {self.functions!r}")
+        for name, function in self.functions.items():
+            check_new_name("metric", name)
+            if name in _TAKEN:
+                raise ValueError(f"metric '{name}': an evaluation has one of that name already")
+            if not callable(function):
+                raise ValueError(f"metric '{name}': expected a function of (logits, targets), got {function!r}")
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits, targets = prediction.predictions.astype(np.float32), prediction.label_ids
+        inputs = metric_inputs(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
+        metrics, readable = compute_metrics(EvalPrediction(inputs, targets)), readable_rows(targets)
+        for name, function in self.functions.items():
+            value = function(logits[readable], targets[readable])
+            if not isinstance(value, numbers.Real):
+                raise ValueError(f"metric '{name}': expected a number, got {type(value).__name__}: {value!r}")
+            metrics[name] = float(value)
+        return metrics
 
 
 def mean_metrics(of_datasets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

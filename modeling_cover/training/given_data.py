@@ -16,8 +16,8 @@ from ..data.sources.spelling import normal_name
 from ..model.configuration_cover import CoverConfig, as_pair
 from ..model.video_processing_cover import CoverVideoProcessor
 from ..recipe.augmentation_recipe import Augmentation
-from ..recipe.checks import check_choice, check_positive, check_whole_number
-from ..recipe.mixture_recipe import SAMPLINGS, MixtureRecipe
+from ..recipe.checks import check_choice, check_known, check_positive, check_whole_number
+from ..recipe.mixture_recipe import SAMPLINGS, MixtureRecipe, Rule, shares_by
 from ..recipe.recipe import CLIP_SAMPLINGS, BadFilesRecipe
 from .arguments import CoverTrainingArguments
 from .run_data import DataMaker, build_schedule, quarantine_of
@@ -28,8 +28,9 @@ class DataOptions:
     """How datasets that are given as objects are mixed and sampled; each default is a recipe's.
 
     Attributes:
-        mixture: "proportional" to their sizes, as the paper does, "equal" or "temperature", see [`MixtureRecipe`]; or
-            the share of each dataset, relative to their sum.
+        mixture: "proportional" to their sizes, as the paper does, "equal", "temperature" or a registered rule, see
+            [`MixtureRecipe`]; or the share of each dataset, relative to their sum, or a function of their rows, by
+            name, that returns that.
         temperature, when_exhausted: see [`MixtureRecipe`].
         sizes: rows of the streams that are trained on and do not know them.
         eval_sizes: of those that are evaluated.
@@ -42,7 +43,7 @@ class DataOptions:
         ValueError: names the option and what it takes.
     """
 
-    mixture: str | Mapping[str, float] = "proportional"
+    mixture: str | Mapping[str, float] | Rule = "proportional"
     temperature: float = 1.0
     when_exhausted: str = "repeat"
     sizes: Mapping[str, int] | None = None
@@ -53,8 +54,9 @@ class DataOptions:
     max_bad_share: float = BadFilesRecipe.max_share
 
     def __post_init__(self):
-        if not isinstance(self.mixture, Mapping):
-            check_choice("mixture", self.mixture, tuple(name for name in SAMPLINGS if name != "shares"))
+        if not isinstance(self.mixture, Mapping) and not callable(self.mixture):
+            rules = {name: rule for name, rule in SAMPLINGS.items() if name != "shares"}
+            check_known("mixture", self.mixture, rules, "register_sampling")
         check_whole_number("shuffle_buffer", self.shuffle_buffer)
         check_choice("clip_sampling", self.clip_sampling, CLIP_SAMPLINGS)
         for option in ("sizes", "eval_sizes"):
@@ -82,7 +84,7 @@ class DataOptions:
 
     @property
     def mixture_recipe(self) -> MixtureRecipe:
-        sampling = "shares" if isinstance(self.mixture, Mapping) else self.mixture
+        sampling = self.mixture if isinstance(self.mixture, str) else "shares"
         return MixtureRecipe(sampling=sampling, temperature=self.temperature, when_exhausted=self.when_exhausted)
 
 
@@ -129,7 +131,10 @@ class GivenData:
             for name, data in given.items()
         }
         maker = self._maker()
-        schedule = build_schedule(sources, maker.seed, options.mixture_recipe, options.shares)
+        shares = options.shares
+        if callable(options.mixture):
+            shares = shares_by("mixture", options.mixture, {name: len(source) for name, source in sources.items()})
+        schedule = build_schedule(sources, maker.seed, options.mixture_recipe, shares)
         return maker.training(sources), schedule
 
     def evaluation(self, given: Any) -> Any:

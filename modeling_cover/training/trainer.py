@@ -63,7 +63,7 @@ class CoverTrainer(Trainer):
 
     The log has what [`StepMetrics`] sums up, and `<dataset>_bad_files`. An evaluation has [`compute_metrics`] of each
     dataset and [`mean_metrics`]: `eval_mean_score` chooses the best checkpoint unless `metric_for_best_model` says
-    otherwise. Predictions are those of [`metric_inputs`]; with another `compute_metrics`, the logits.
+    otherwise. Predictions are those of [`metric_inputs`]; with `metrics` or another `compute_metrics`, the logits.
 
     Args:
         model: with a head for each dataset, of the same name.
@@ -73,8 +73,8 @@ class CoverTrainer(Trainer):
             `schedule` what is drawn when, by default every dataset in proportion to its size.
         eval_dataset: by name of the head, or the default head's alone; or [`EvaluationDataset`]s.
         recipe: the run's, for its record, see [`RunRecord`].
-        kwargs: how datasets are mixed and sampled, by [`DataOptions`] such as `mixture` and `sizes`; and the arguments
-            of [`~transformers.Trainer`], of which `processing_class` makes the samples and is saved with the model.
+        kwargs: how datasets are mixed, by [`DataOptions`] such as `mixture`; `metrics`, see [`ComputeWithFunctions`];
+            and those of [`~transformers.Trainer`]: `processing_class` makes the samples and is saved with the model.
 
     Raises:
         ValueError: names the weight, dataset or argument that does not go with the model, and what was expected.

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..data.collation import collate_clips
 from ..data.mixture import MixtureSchedule
 from ..data.samples import CoTrainingDataset, EvaluationDataset
-from ..evaluation.metrics import TOP_K, compute_metrics, mean_metrics, metric_inputs
+from ..evaluation.metrics import TOP_K, ComputeWithFunctions, compute_metrics, mean_metrics, metric_inputs
 from ..model.configuration_cover import CoverConfig
 from ..model.normalisation_cover import check_normalisation
 from ..model.video_processing_cover import CoverVideoProcessor
@@ -131,11 +131,12 @@ def _check_metric(
     is_ours = isinstance(eval_dataset, Mapping) and all(
         isinstance(data, EvaluationDataset) for data in eval_dataset.values()
     )
-    if compute is not compute_metrics or train_dataset is None or not is_ours:
+    added = list(compute.functions) if isinstance(compute, ComputeWithFunctions) else []
+    if not (compute is compute_metrics or added) or train_dataset is None or not is_ours:
         return
     metrics_of = {name: _metrics_of(dataset) for name, dataset in eval_dataset.items()}
     if args.metric_for_best_model is not None:
-        of_datasets = [f"{name}_{key}" for name, metrics in metrics_of.items() for key in ("loss", *metrics)]
+        of_datasets = [f"{name}_{key}" for name, metrics in metrics_of.items() for key in ("loss", *metrics, *added)]
         means = mean_metrics({name: dict.fromkeys(metrics, 0.0) for name, metrics in metrics_of.items()})
         there = [*of_datasets, *means]
         if (asked := args.metric_for_best_model.removeprefix("eval_")) not in there:
@@ -171,6 +172,10 @@ def checked_schedule(
 
 def _with_defaults(kwargs: Mapping[str, Any], processor: CoverVideoProcessor | None) -> dict[str, Any]:
     kwargs = {"data_collator": collate_clips, "processing_class": processor, **kwargs}
+    if metrics := kwargs.pop("metrics", None):
+        if given := [key for key in ("compute_metrics", "preprocess_logits_for_metrics") if key in kwargs]:
+            raise ValueError(f"metrics: they come on top of the trainer's own, which {given[0]} takes the place of")
+        return {"compute_metrics": ComputeWithFunctions(metrics), **kwargs}
     if "compute_metrics" in kwargs:
         return kwargs
     return {"preprocess_logits_for_metrics": metric_inputs, "compute_metrics": compute_metrics, **kwargs}

@@ -129,6 +129,7 @@ class TestMixture:
             ({"mixture": "equal"}, {"sampling": "equal"}),
             ({"mixture": "temperature", "temperature": 2.0}, {"sampling": "temperature", "temperature": 2.0}),
             ({"mixture": {"videos": 3, "images": 1}, "when_exhausted": "stop"}, None),
+            ({"mixture": lambda sizes: {"videos": sizes["videos"], "images": 2}, "when_exhausted": "stop"}, None),
         ],
     )
     def test_it_is_drawn_as_by_a_recipe(self, folder, tmp_path, trainer, recipe):
@@ -150,6 +151,7 @@ class TestMixture:
                 {"mixture": "shares"},
                 r"mixture must be one of \('proportional', 'equal', 'temperature'\), got 'shares'",
             ),
+            ({"mixture": lambda sizes: {"videos": 1}}, r"mixture: expected a share of each of \['images', 'videos'\]"),
             ({"mixture": {"videos": 1.0}}, "needs a share of each dataset, missing: images"),
             ({"mixture": {"videos": 1.0, "images": 1.0, "audio": 1.0}}, r"mixture: unknown datasets \['audio'\]"),
             ({"mixture": {"videos": -1.0, "images": 1.0}}, "mixture: videos must be a finite number above 0"),
