@@ -10,7 +10,7 @@ from killed_runs import build_recipe
 from modeling_cover import CoverForVideoClassification, load_recipe, prepare_cotraining
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from modeling_cover.training.checkpoints import CheckpointError
-from short_runs import final_weights, make_trainer, resumed_from
+from short_runs import final_weights, make_trainer, resumed_from, with_validation
 
 
 MLP = {"type": "mlp", "hidden_size": 24}
@@ -54,6 +54,29 @@ class TestARecipeWithAnMlp:
         )
         restarted.train(resume_from_checkpoint=restarted.args.resume_from_checkpoint)
         assert "classifiers.videos.weight" in final_weights(restarted)
+
+    def test_it_is_what_an_evaluation_looks_at(self, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, with_head(with_validation(build_recipe(folder)), MLP))
+        with torch.no_grad():
+            trainer.model.classifiers["videos"].fc2.weight.zero_()
+            trainer.model.classifiers["videos"].fc2.bias.copy_(torch.tensor([0.0, 40.0]))
+        assert trainer.evaluate()["eval_videos_top1"] == pytest.approx(0.6)  # 3 of 5 files that can be read
+
+    def test_its_layers_are_trained_and_decay_as_a_head_does(self, recipe, folder, tmp_path):
+        options = {"learning_rate": 1.0, "layer_decay": 0.5, "weight_decay": 0.1, "trained_part": "heads"}
+        trainer = make_trainer(folder, tmp_path, recipe, **options)
+        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+        found = {
+            names[id(weight)]: (group["lr"], group["weight_decay"])
+            for group in trainer.create_optimizer().param_groups
+            for weight in group["params"]
+        }
+        layers = ("videos.fc1", "videos.fc2", "images")
+        assert found == {
+            f"classifiers.{layer}.{name}": (1.0, decay)
+            for layer in layers
+            for name, decay in (("weight", 0.1), ("bias", 0.0))
+        }
 
     def test_an_adapter_trains_all_of_it(self, recipe, folder, tmp_path):
         trainer = make_trainer(
