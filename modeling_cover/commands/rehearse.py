@@ -20,7 +20,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,29 +146,37 @@ def rehearse(recipe: Recipe, folder: Path, steps: int, others: Sequence[str] = (
     Raises:
         ValueError: if a dataset has no stand-ins, or something that the recipe asks for cannot be done.
     """
+    given = {argument.partition("=")[0] for argument in others}
+    if refused := sorted(given & {"--output_dir", "--max_steps"}):
+        raise ValueError(f"{refused[0]}: of a rehearsal these are --output and --steps")
     rehearsed = small(recipe, folder, steps)
-    drawn = {
-        dataset.name: write_stand_ins(dataset)
-        for dataset in tqdm(rehearsed.datasets, desc="writing stand-ins", unit="dataset", disable=None)
-    }
+    for dataset in tqdm(rehearsed.datasets, desc="writing stand-ins", unit="dataset", disable=None):
+        write_stand_ins(dataset)
     stopped = _stopped_half_way(_trainer(rehearsed, others), steps // 2)
     trainer = _trainer(rehearsed, others)
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model()
     metrics = trainer.evaluate() if trainer.eval_dataset else {}
     trainer.create_model_card()
-    predicted = _predictions(trainer, rehearsed)
+    done = f"Trained {steps} steps, stopped by a signal on the way and resumed from {stopped}."
+    found = _table(trainer, rehearsed.datasets, metrics)
+    return f"{found}\n\n{done}\nCheckpoint and card: {trainer.args.output_dir}"
+
+
+def _table(trainer: CoverTrainer, datasets: Sequence[DatasetRecipe], metrics: Mapping[str, float]) -> str:
+    """A line for each dataset: what was read, the loss of its last evaluation, or without one of its last step, and a
+    prediction."""
+    heads, predicted = trainer.model.config.heads, _predictions(trainer)
+    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     rows = [["dataset", "layout", "classes", "training rows", "validation rows", "loss", "a clip of it is"]]
-    losses = {
-        key: value for entry in trainer.state.log_history for key, value in entry.items() if key.endswith("_loss")
-    }
-    heads = trainer.model.config.heads
-    for dataset in rehearsed.datasets:
-        name, of_split = dataset.name, drawn[dataset.name]
-        loss = metrics.get(f"eval_{name}_loss", losses.get(f"{name}_loss"))
-        counts = [str(len(heads[name]["labels"])), str(of_split["train"]), str(of_split.get("validation", "-"))]
+    for dataset in datasets:
+        name = dataset.name
+        validated = (trainer.eval_dataset or {}).get(name, ())
+        loss = metrics.get(f"eval_{name}_loss", logged.get(f"{name}_loss"))
+        numbers = len(heads[name]["labels"]), trainer.train_dataset.sizes[name], len(validated)
+        counts = [str(number) if number else "-" for number in numbers]
         rows.append([name, dataset.format, *counts, "-" if loss is None else f"{loss:.2f}", predicted[name]])
-    return f"{table(rows)}\n\nTrained {steps} steps, stopped by a signal on the way and resumed from {stopped}.\nCheckpoint and card: {folder / 'run'}"
+    return table(rows)
 
 
 def _stopped_half_way(trainer: CoverTrainer, step: int) -> str:
@@ -190,9 +198,9 @@ def _trainer(recipe: Recipe, others: Sequence[str]) -> CoverTrainer:
     return trainer
 
 
-def _predictions(trainer: CoverTrainer, recipe: Recipe) -> dict[str, str]:
+def _predictions(trainer: CoverTrainer) -> dict[str, str]:
     """What the checkpoint, loaded again, makes of the first row of each dataset."""
-    folder = recipe.training["output_dir"]
+    folder = trainer.args.output_dir
     model = CoverForVideoClassification.from_pretrained(folder).eval()
     processor = CoverVideoProcessor.from_pretrained(folder)
     predicted = {}

@@ -51,3 +51,16 @@ class TestRehearse:
         with pytest.raises(SystemExit):
             main([str(RECIPES / f"{PAPER}.yaml"), "--steps", "3"])
         assert "--steps must be at least 4, to stop half-way, got 3" in capsys.readouterr().err
+
+    def test_rows_that_are_held_out_are_counted_as_such(self, tmp_path, capsys):
+        recipe = tmp_path / "small.yaml"
+        recipe.write_text(
+            "datasets:\n  - {name: own, format: class_folders, modality: image, splits: {train: own}, validation: 0.2}\n"
+        )
+        assert main([str(recipe), "--output", str(tmp_path / "out")]) == 0
+        assert re.search(r"^own +class_folders +10 +40 +10 +\d", capsys.readouterr().out, re.MULTILINE)
+
+    def test_arguments_that_a_rehearsal_has_of_its_own_are_named(self, tmp_path, capsys):
+        options = ["--output", str(tmp_path / "out"), "--max_steps", "2"]
+        assert main([str(RECIPES / f"{PAPER}.yaml"), *options]) == 2
+        assert "--max_steps: of a rehearsal these are --output and --steps" in capsys.readouterr().err
