@@ -191,8 +191,9 @@ class Study:
         metrics = {**settings, **measured, "seconds": time.perf_counter() - started}
         with replacing(folder / METRICS) as file:
             file.write(to_json(metrics, indent=1))
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+        # After the metrics: a study that is killed meanwhile must not find a run without them, and half a checkpoint.
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
         return metrics
 
     def _train_and_evaluate(self, run: Run, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
