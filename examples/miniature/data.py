@@ -12,7 +12,7 @@ Each dataset has a train, a validation and a test split:
   what. The class is one of three kinds of garment and one of eight motions, under other names: "coat, east then
   rests". All, half or none of its motions are those of `moves`: the one thing in which the three differ. They have the
   same number of clips, of classes, and of clips of each class; and a class that two of them have has the same clips in
-  both.
+  both. `moments_all_few` and `moments_none_few` have the first quarter of the training clips of each class.
 - `garments`, images, the miniature's ImageNet: a garment, of ten kinds. `wardrobe`, the miniature's ImageNet-21k, has
   more of them, for pre-training.
 
@@ -86,6 +86,8 @@ OVERLAPS: dict[str, tuple[Motion, ...]] = {  # what share of the motions of `mov
     "all": OF_MOVES,
 }
 MOMENTS = {overlap: f"moments_{overlap}" for overlap in OVERLAPS}
+FEW_MOMENTS = {overlap: f"moments_{overlap}_few" for overlap in ("none", "all")}
+OVERLAP_OF = {name: overlap for names in (MOMENTS, FEW_MOMENTS) for overlap, name in names.items()}
 MOVING_KINDS = ("coat", "dress", "sandal")
 MOVES = {f"{first}, then {second}": (first, second) for first, second in OF_MOVES}
 # Those that even `moments_half` has.
@@ -100,14 +102,14 @@ LABELS = {
     "moves": tuple(MOVES),
     **{
         name: tuple(label for label, (_, motion) in MOMENT_LABELS.items() if motion in OVERLAPS[overlap])
-        for overlap, name in MOMENTS.items()
+        for name, overlap in OVERLAP_OF.items()
     },
     "garments": KINDS,
     "wardrobe": KINDS,
 }
 IMAGE_DATASETS = ("garments", "wardrobe")
 # Mirrored, these would be of another class.
-DIRECTED_DATASETS = ("moves", *MOMENTS.values())
+DIRECTED_DATASETS = ("moves", *OVERLAP_OF)
 MARKER = "miniature.json"
 
 FilesPerLabel = Mapping[str, Mapping[str, int]]  # dataset -> split -> files of each class
@@ -260,12 +262,12 @@ def _image(rng: np.random.Generator, garment: Callable[[str], np.ndarray], label
 SCENES = {
     "outfits": _outfit,
     "moves": _move,
-    **dict.fromkeys(MOMENTS.values(), _moment),
+    **dict.fromkeys(OVERLAP_OF, _moment),
     "garments": _image,
     "wardrobe": _image,
 }
-# What random numbers go by: `moments` of each overlap draw the same clips of a class.
-_DRAWN_AS = {**{name: name for name in LABELS}, **dict.fromkeys(MOMENTS.values(), "moments")}
+# What random numbers go by: `moments` of each overlap and size draw the same clips of a class.
+_DRAWN_AS = {**{name: name for name in LABELS}, **dict.fromkeys(OVERLAP_OF, "moments")}
 _NUMBERS = {name: number for number, name in enumerate(dict.fromkeys(_DRAWN_AS.values()))}
 
 

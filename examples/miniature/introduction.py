@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 
-from miniature.data import LABELS, MOMENTS, OF_MOVES, OVERLAPS
+from miniature.data import FEW_MOMENTS, LABELS, OF_MOVES, OVERLAP_OF, OVERLAPS
 from miniature.plan import TRIED, Scale
 from miniature.study import Study
 
@@ -11,7 +11,7 @@ from miniature.study import Study
 STANDS_FOR = {
     "outfits": "Kinetics",
     "moves": "Something-Something",
-    **dict.fromkeys(MOMENTS.values(), "Moments in Time"),
+    **dict.fromkeys(OVERLAP_OF, "Moments in Time"),
     "garments": "ImageNet",
     "wardrobe": "ImageNet-21k",
 }
@@ -38,6 +38,8 @@ The clips show pictures of clothes from Fashion-MNIST, moved about in front of o
 
 - **The knob.** `moments` shares {shared} of the {len(OF_MOVES)} motions of `moves`, under other names. It has the
   same number of clips, classes and motions each time. The other motions are the same with x and y exchanged.
+  `{FEW_MOMENTS["all"]}` and `{FEW_MOMENTS["none"]}` have the first quarter of the training clips of each class. A run
+  with them has as many steps.
 {_protocol(study.scale)}
 - **A seed** has its own data, head weights and order of training. ± is the standard deviation over seeds. A difference
   is between runs of one seed. {_num_seeds(study)}
@@ -57,8 +59,7 @@ Departures from the paper:
   and decay a little. The one frame has the middle time embedding, or the mean of the middle two. The others are not
   trained.
 - **With images**, runs are not for as many epochs as without, but for as many steps, to save time. The paper's have
-  more steps with images. What the paper starts from (Table 4) and the size of the model (Figure 4) have no
-  miniature, for the same reason.
+  more steps with images. What the paper starts from (Table 4) has no miniature, for the same reason.
 
 A difference *agrees* if each seed has the paper's sign, *disagrees* if each has the opposite sign, and is *undecided*
 otherwise."""
@@ -82,10 +83,11 @@ def _protocol(scale: Scale) -> str:
   many *epochs*, a dataset has fewer steps than together. Alone for as many *steps*, it is gone through more often.
   The learning rate is divided by 10 at 11/20 and 15/20 of the training, as in the paper.
 - **Every run starts from an encoder pre-trained** on `wardrobe`, images, for {scale.epochs["pretraining"]:g} epochs.
-  There is one for each input setting, the same for all seeds. Fine-tuning (Figure 3) takes
+  There is one for each input setting and size, the same for all seeds. Fine-tuning (Figure 3) takes
   {scale.epochs["transfer"]:g} epochs more, with a new head.
 - Input is {_input(standard)} in general, and {_input(small)} in Table 7. The encoder has
-  {base["num_hidden_layers"]} layers and is {base["hidden_size"]} wide. Views are 1x3, as in the paper."""
+  {base["num_hidden_layers"]} layers and is {base["hidden_size"]} wide, but for Figure 4. Views are 1x3, as in the
+  paper."""
 
 
 def _input(clips: Mapping[str, int]) -> str:

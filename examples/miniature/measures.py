@@ -4,7 +4,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from miniature.data import LABELS, MOMENT_LABELS, MOMENTS, SHARED_MOVES
+from miniature.data import LABELS, MOMENT_LABELS, OVERLAP_OF, SHARED_MOVES
 
 
 def accuracies(dataset: str, predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -16,7 +16,7 @@ def accuracies(dataset: str, predicted: np.ndarray, targets: np.ndarray) -> dict
     right = predicted == targets
     found = {"top1": right}
     labels = LABELS[dataset]
-    if dataset in MOMENTS.values():
+    if dataset in OVERLAP_OF:
         parts: dict[str, Callable] = {"kind": lambda label: MOMENT_LABELS[label][0]}
         parts["motion"] = lambda label: MOMENT_LABELS[label][1]
         for measure, part in parts.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from miniature.data import LABELS, MOMENTS, FilesPerLabel
+from miniature.data import FEW_MOMENTS, LABELS, MOMENTS, OVERLAP_OF, FilesPerLabel
 
 
 # Of training, as in the paper: its learning rate drops after 11 and 15 of 20 epochs.
@@ -80,11 +80,13 @@ CPU = Scale(
         "outfits": {"train": 26, "validation": 45, "test": 45},
         "moves": {"train": 10, "validation": 50, "test": 50},
         **{key: {"train": 20, "validation": 17, "test": 17} for key in MOMENTS.values()},
+        **{key: {"train": 5, "validation": 17, "test": 17} for key in FEW_MOMENTS.values()},
         "garments": {"train": 128, "validation": 50, "test": 50},
         "wardrobe": {"train": 600, "validation": 30, "test": 30},
     },
     encoders={
         "base": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+        "small": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
     },
     inputs={"standard": {"num_frames": 4, "image_size": 24}, "small": {"num_frames": 3, "image_size": 16}},
     # Of a diagnosis more: the smallest set has a tenth of them.
@@ -123,6 +125,7 @@ GPU = dataclasses.replace(
     },
     encoders={
         "base": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
+        "small": {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 384},
     },
     rows={stage: 4 * rows for stage, rows in CPU.rows.items()},
     training={**CPU.training, "bf16": True},
@@ -134,6 +137,7 @@ TINY = dataclasses.replace(
     files_per_label={name: {"train": 1, "validation": 1, "test": 1} for name in CPU.files_per_label},
     encoders={
         "base": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+        "small": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
     },
     epochs=dict.fromkeys(CPU.epochs, 0.6),
     diagnosed_steps=6,
@@ -181,7 +185,7 @@ class Run:
         if len(self.datasets) > 1:
             return "together"
         (dataset,) = self.datasets
-        name = "moments" if dataset in MOMENTS.values() else dataset
+        name = "moments" if dataset in OVERLAP_OF else dataset
         return f"{name}, as many {'steps' if self.as_long_as else 'epochs'}"
 
     def head(self, dataset: str) -> str:
@@ -202,7 +206,8 @@ def _core_runs() -> list[Run]:
     """Those of the main table: each video dataset alone, for as many epochs and for as many steps as together; and
     together, at each overlap."""
     together = [
-        Run(name=f"videos_{overlap}", datasets=_weights(*videos(overlap)), backwards=True) for overlap in MOMENTS
+        Run(name=f"videos_{overlap}", datasets=_weights(*videos(overlap)), backwards=overlap == "all")
+        for overlap in MOMENTS
     ]
     alone, long = (
         [
@@ -210,7 +215,7 @@ def _core_runs() -> list[Run]:
                 name=name + suffix,
                 datasets=_weights(name),
                 as_long_as=as_long_as,
-                backwards=True,
+                backwards=name in ("outfits", "moves") and not suffix,
                 probes=("moves",) if name != "moves" and not suffix else (),
                 # Of the largest set, the longest runs, and not what the study is about.
                 num_seeds=SECONDARY_SEEDS if name == MOMENTS["all"] else None,
@@ -234,6 +239,20 @@ def _image_runs() -> list[Run]:
             num_seeds=SECONDARY_SEEDS,
         )
         for weight in (0.5, 1.0)
+    ]
+
+
+def _few_runs() -> list[Run]:
+    """Together with a quarter of the clips of the large set, for as many steps as with all of them: as long as those
+    that each dataset has alone."""
+    return [
+        Run(
+            name=f"videos_{overlap}_few",
+            datasets=_weights("outfits", "moves", name),
+            as_long_as=videos("all"),
+            num_seeds=SECONDARY_SEEDS,
+        )
+        for overlap, name in FEW_MOMENTS.items()
     ]
 
 
@@ -265,6 +284,7 @@ def _secondary_runs() -> list[Run]:
     together, secondary = _weights(*videos("all")), {"num_seeds": SECONDARY_SEEDS}
     runs = [
         Run(name="small_input", datasets=together, input="small", start="pretrained_small_input", **secondary),
+        Run(name="small_encoder", datasets=together, encoder="small", start="pretrained_small_encoder", **secondary),
         # Whether the motions that `moves` does not have are as hard as those that it has.
         Run(name=MOMENTS["none"], datasets=_weights(MOMENTS["none"]), probes=("moves",), **secondary),
     ]
@@ -285,5 +305,7 @@ def plan_runs() -> list[Run]:
     pretraining = [
         Run(name="pretrained", **wardrobe),
         Run(name="pretrained_small_input", input="small", **wardrobe),
+        Run(name="pretrained_small_encoder", encoder="small", **wardrobe),
     ]
-    return [*pretraining, *_image_runs(), *_core_runs(), *_sgd_runs(), *_diagnosed_runs(), *_secondary_runs()]
+    together = [*_image_runs(), *_core_runs(), *_few_runs(), *_sgd_runs()]
+    return [*pretraining, *together, *_diagnosed_runs(), *_secondary_runs()]

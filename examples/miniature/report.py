@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from miniature.comparisons import Comparison, Table
-from miniature.data import MOMENTS
+from miniature.data import FEW_MOMENTS, MOMENTS
 from miniature.expectations import expectation_table, expectations_in_words
 from miniature.results import SOME, Results, agreement, gain, listed, signed, spread
 from modeling_cover.fonts import plain_text
@@ -16,12 +16,21 @@ from modeling_cover.fonts import plain_text
 
 OVER = {"steps": "_long", "epochs": ""}  # what runs alone for as many of them are called
 GAINS_PICTURE = "gains.png"
+FEW = "a quarter of the clips of `moments`"
 
 
 def gains(results: Results, dataset: str, unit: str) -> dict[str, np.ndarray]:
     """What a dataset gains together over alone for as many steps or epochs, of each overlap, from none to all."""
     return {
         overlap: results.difference(*gain(f"videos_{overlap}", dataset + OVER[unit], dataset)) for overlap in MOMENTS
+    }
+
+
+def gains_with_few(results: Results, dataset: str) -> dict[str, np.ndarray]:
+    """The same over alone for as many steps, where `moments` has a quarter of its clips."""
+    return {
+        overlap: results.difference(*gain(f"videos_{overlap}_few", dataset + OVER["steps"], dataset))
+        for overlap in FEW_MOMENTS
     }
 
 
@@ -32,14 +41,16 @@ def _in_which_seeds(values: np.ndarray) -> str:
 
 
 def gain_table(results: Results) -> str:
-    rows = {
-        f"{dataset}, over alone for as many {unit}": {
-            f"{overlap} shared": f"{signed(values)} ({listed(values)})"
-            for overlap, values in gains(results, dataset, unit).items()
-        }
-        for dataset in ("moves", "outfits")
-        for unit in OVER
-    }
+    rows = {}
+    for dataset in ("moves", "outfits"):
+        found = {f"{dataset}, over alone for as many {unit}": gains(results, dataset, unit) for unit in OVER}
+        found[f"{dataset}, with {FEW}, over alone for as many steps"] = gains_with_few(results, dataset)
+        for row, values_of in found.items():
+            rows[row] = {
+                f"{overlap} shared": f"{signed(values_of[overlap])} ({listed(values_of[overlap])})"
+                for overlap in MOMENTS
+                if overlap in values_of
+            }
     return _markdown_table("together", rows)
 
 
@@ -47,13 +58,14 @@ def gain_sentences(results: Results) -> str:
     """What the picture shows, in words."""
     lines = []
     for dataset in ("moves", "outfits"):
-        for unit in OVER:
-            found = gains(results, dataset, unit)
+        found = {f"against alone for as many {unit}": gains(results, dataset, unit) for unit in OVER}
+        found[f"with {FEW}, against alone for as many steps"] = gains_with_few(results, dataset)
+        for what, values_of in found.items():
             parts = [
                 f"{signed(values)} with {overlap} of the motions shared (a gain {_in_which_seeds(values)})"
-                for overlap, values in found.items()
+                for overlap, values in values_of.items()
             ]
-            lines.append(f"- `{dataset}`, together, against alone for as many {unit}: {'; '.join(parts)}.")
+            lines.append(f"- `{dataset}`, together, {what}: {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
@@ -80,7 +92,9 @@ def uncontrolled(results: Results) -> str:
   steps, all shared in place of none is worth {points("videos_all", "videos_none")} to `moves`, and
   {points("videos_all", "videos_none", "outfits")} to `outfits`. Where half is shared, the motions that are have
   {points("videos_half", "moves_long", measure="shared")} over alone for as many steps, the others
-  {points("videos_half", "moves_long", measure="others")}.
+  {points("videos_half", "moves_long", measure="others")}. At equal steps and overlap, four times the clips of
+  `moments` are worth {points("videos_all", "videos_all_few")} to `moves` with all shared, and
+  {points("videos_none", "videos_none_few")} with none.
 - **The division of the update.** Each step's update is divided among the datasets: AdamW's, and a clipped one, is as
   large for one as for three. With none shared, `moves` has {points("videos_none", "moves_long")} with AdamW over alone
   for as many steps, and {points("sgd_videos_none", "sgd_moves_long")} with SGD. On the rows that it is trained on,
@@ -89,25 +103,21 @@ def uncontrolled(results: Results) -> str:
 
 
 def draw_gains(results: Results, path: Path) -> None:
-    """Gain against overlap: the mean, and a dot for each seed."""
+    """Gain against overlap, and of two numbers of clips: the means, and a dot for each seed."""
     with plain_text({}):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for axis, unit in zip(axes, OVER, strict=True):
             for place, (dataset, colour) in enumerate((("moves", "tab:blue"), ("outfits", "tab:orange"))):
-                found = gains(results, dataset, unit)
-                shift = 0.06 * (place - 0.5)
-                axis.plot(
-                    np.arange(len(found)) + shift,
-                    [values.mean() for values in found.values()],
-                    "-",
-                    color=colour,
-                    label=dataset,
-                )
-                for index, values in enumerate(found.values()):
-                    axis.plot(
-                        np.full(len(values), index + shift), values, "o", color=colour, markersize=3.5, alpha=0.6
-                    )
+                lines = {("-", "o", dataset): gains(results, dataset, unit)}
+                if unit == "steps":
+                    lines["--", "s", f"{dataset}, a quarter of moments' clips"] = gains_with_few(results, dataset)
+                for ((style, marker, label), found), shift in zip(lines.items(), (0.03, 0.09), strict=False):
+                    places = [list(MOMENTS).index(overlap) + (2 * place - 1) * shift for overlap in found]
+                    means = [values.mean() for values in found.values()]
+                    axis.plot(places, means, style, color=colour, label=label)
+                    for x, values in zip(places, found.values(), strict=True):
+                        axis.plot(np.full(len(values), x), values, marker, color=colour, markersize=3.5, alpha=0.6)
             axis.axhline(0, color="black", linewidth=0.8)
             axis.set_xticks(range(len(MOMENTS)), [f"{overlap} shared" for overlap in MOMENTS])
             axis.set_title(f"together, minus alone for as many {unit}", fontsize=10)
@@ -119,8 +129,8 @@ def draw_gains(results: Results, path: Path) -> None:
 def conclusion(results: Results, name: str) -> list[str]:
     """The paragraphs of what comes out."""
     return [
-        "## What comes out: gain against overlap",
-        f"![Gain of co-training against overlap]({name}/{GAINS_PICTURE})",
+        "## What comes out: gain against overlap and number of clips",
+        f"![Gain of co-training against overlap, of two numbers of clips]({name}/{GAINS_PICTURE})",
         gain_sentences(results),
         gain_table(results),
         "## What was expected, and whether it was so",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from miniature.data import MOMENTS
+from miniature.data import OVERLAP_OF
 
 
 Metrics = Mapping[str, Mapping[str, Any]]  # run -> what it measured
@@ -20,8 +20,8 @@ EVERY, NO, SOME = "in every seed", "in no seed", "not the same in each seed"
 
 
 def shown(dataset: str) -> str:
-    """`moments` of whichever overlap are one column."""
-    return "moments" if dataset in MOMENTS.values() else dataset
+    """`moments` of whichever overlap and size are one column."""
+    return "moments" if dataset in OVERLAP_OF else dataset
 
 
 class Results:

@@ -44,7 +44,7 @@ def test_a_dataset_alone_has_a_control_of_as_many_epochs_and_one_of_as_many_step
     assert steps["videos_all"] == steps["videos_half"] == steps["videos_none"] == 2978  # 60 * 794 / 16
     assert steps["moves_long"] == steps["outfits_long"] == steps["moments_all_long"] == 2978
     assert (steps["moves"], steps["outfits"], steps["moments_all"]) == (300, 878, 1800)  # 60 epochs of each
-    assert steps["images_1"] == steps["images_0.5"] == 2978
+    assert steps["images_1"] == steps["images_0.5"] == steps["videos_all_few"] == steps["small_encoder"] == 2978
     for name in ("moves_long", "moves", "videos_all"):
         assert steps[f"sgd_{name}"] == steps[name]
     rows = {recipe["training"]["per_device_train_batch_size"] for recipe in recipes_of(study, "training").values()}
@@ -133,11 +133,11 @@ def test_a_run_is_done_after_the_one_that_it_starts_from_and_known_to_be(picture
     study = Study(output=tmp_path, scale=TINY, seeds=(1,))
     study.draw(pictures_folder)
     runs = {run.name: run for run in plan_runs()}
-    done = {("pretrained", 0): study.do(runs["pretrained"], 0), ("videos_half", 1): study.do(runs["videos_half"], 1)}
+    done = {("pretrained", 0): study.do(runs["pretrained"], 0), ("videos_all", 1): study.do(runs["videos_all"], 1)}
     assert study.finished() == done
     for measure in ("top1", "trained_on", "reversed"):
-        assert set(done["videos_half", 1][measure]) == {"outfits", "moves", MOMENTS["half"]}
-    assert set(done["videos_half", 1]["motion"]) == {MOMENTS["half"]}
+        assert set(done["videos_all", 1][measure]) == {"outfits", "moves", MOMENTS["all"]}
+    assert set(done["videos_all", 1]["motion"]) == {MOMENTS["all"]}
 
 
 def test_what_is_right_of_a_label_is_told_apart():
@@ -302,19 +302,19 @@ def test_the_report_has_every_table_and_figure_and_its_pictures(finished):
     for wanted in (
         *("What comes out", "What was expected", "What the paper does not control for", "SGD"),
         *("Tables 3 and 5", "Table 6", "Table 2", "Section 3.2"),
-        *("Figure 3 (a)", "Figure 3 (b)", "Table 7"),
+        *("Figure 3 (a)", "Figure 3 (b)", "Figure 4", "Table 7"),
         *("What `cover diagnose` said beforehand", "Weights that adapt to the update"),
     ):
         assert sum(title.startswith(f"## {wanted}") for title in titles) == 1
-    assert titles.index("## What comes out: gain against overlap") == 0
-    assert page.count("| the paper |") == 7
-    assert page.count("| the miniature |") == 8
+    assert titles.index("## What comes out: gain against overlap and number of clips") == 0
+    assert page.count("| the paper |") == 8
+    assert page.count("| the miniature |") == 9
     for expectation in EXPECTATIONS:
         assert page.count(f"| {expectation.text} |") == 1
     measured = figures(finished)
     assert f"| moves → outfits | {100 * measured['moves_to_outfits']['top1']['outfits']:.1f} |" in page
     pictures = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         with Image.open(report / picture) as image:
             assert image.width > 600

@@ -10,6 +10,7 @@ import pytest
 from fashion_mnist import write_fashion_mnist
 from miniature.data import (
     DIRECTED_DATASETS,
+    FEW_MOMENTS,
     KINDS,
     LABELS,
     LEGS,
@@ -142,6 +143,9 @@ def test_the_overlap_is_the_only_difference_between_the_large_sets(scale):
     kinds = [sorted(MOMENT_LABELS[label][0] for label in LABELS[name]) for name in MOMENTS.values()]
     assert kinds[0] == kinds[1] == kinds[2]
     assert len({scale.num_rows(*videos(overlap)) for overlap in MOMENTS}) == 1
+    for overlap, few in FEW_MOMENTS.items():
+        assert LABELS[few] == LABELS[MOMENTS[overlap]]
+        assert scale is TINY or 4 * scale.num_rows(few) == scale.num_rows(MOMENTS[overlap])
 
 
 def test_the_cpu_scale_is_of_the_sizes_that_were_asked_for():
@@ -160,6 +164,8 @@ def test_a_class_that_two_overlaps_have_has_the_same_clips_in_both(pictures):
     np.testing.assert_array_equal(clip("half", common[5]), clip("all", common[5]))
     (other, *_) = sorted(set(LABELS[MOMENTS["half"]]) & set(LABELS[MOMENTS["none"]]))
     np.testing.assert_array_equal(clip("half", other), clip("none", other))
+    few = render(plan_sample(FEW_MOMENTS["all"], "train", common[5], 3), pictures, seed=1)
+    np.testing.assert_array_equal(few, clip("all", common[5]))
 
 
 def test_motions_of_outfits_look_the_same_backwards_and_those_of_moves_do_not(pictures):
