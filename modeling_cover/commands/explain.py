@@ -55,7 +55,7 @@ def explain(
         scores = head_scores(description, model(clip, head=head).logits)
     chosen = description["labels"][scores.argmax()] if label is None else label
     index = label_index(model, head, chosen)
-    method = ("rollout" if plain else default_method(model, clip)) if method is None else method
+    method = ("rollout" if plain else default_method(model, clip, head)) if method is None else method
     relevance = attention_rollout(model, clip) if plain else label_relevance(model, clip, head, chosen, method)
     frames = shown_frames(processor, clip[0])
     heated = overlay(frames, relevance[0])

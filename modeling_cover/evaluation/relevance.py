@@ -3,6 +3,7 @@
 
 import torch
 
+from ..model.heads_cover import attends_to_tokens
 from ..model.modeling_cover import CoverForVideoClassification
 from .attention_maps import check_clips, label_index, logits_of, normalized, with_shared_weights
 from .encoder_rollout import bytes_of_maps, missing_for_rollout
@@ -14,9 +15,11 @@ METHODS = {"rollout": "Attention rollout", "gradient": "Gradient times input"}
 MOST_BYTES_OF_MAPS = 2 * 2**30  # of all attention maps, which rollout holds at once
 
 
-def default_method(model: CoverForVideoClassification, pixel_values: torch.Tensor) -> str:
+def default_method(model: CoverForVideoClassification, pixel_values: torch.Tensor, head: str | None = None) -> str:
     """Of `METHODS`: rollout, unless the encoder's attention is not known, or its maps of these clips (B, T, C, H, W)
-    take more than 2 GiB."""
+    take more than 2 GiB, or the head, by default the default one, attends to all tokens."""
+    if attends_to_tokens(model.config.get_head(head or model.config.default_head)):
+        return "gradient"
     if model.config.encoder is None:
         return "rollout"
     if missing_for_rollout(model.cover) is not None:
@@ -37,7 +40,7 @@ def label_relevance(
     Raises:
         ValueError: as they do, and if there is no such method.
     """
-    method = default_method(model, pixel_values) if method is None else method
+    method = default_method(model, pixel_values, head) if method is None else method
     if method not in METHODS:
         raise ValueError(f"method: expected one of {list(METHODS)}, got {method!r}")
     explain = attention_rollout if method == "rollout" else gradient_times_input

@@ -12,6 +12,7 @@ Axes: B clips, T frames, N patches of a frame, S = 1 + N tokens of a frame with 
 import torch
 
 from ..model.encoders_cover import encoder_adapter
+from ..model.heads_cover import attends_to_tokens
 from ..model.modeling_cover import CoverForVideoClassification
 from .attention_maps import (
     averaged,
@@ -49,12 +50,17 @@ def attention_rollout(
 
     Raises:
         ValueError: if the model has an encoder whose attention is not known, or no such head, or the head no such
-            label, or a label is given without a head.
+            label, or attends to all tokens, or a label is given without a head.
     """
     check_clips(pixel_values)
     is_own, index = model.config.encoder is None, None
     if head is not None:
         index = label_index(model, head, label)
+        if attends_to_tokens(model.config.get_head(head)):
+            raise ValueError(
+                f"attention rollout: head '{head}' attends to all tokens, and not to the clip's feature alone; gradient "
+                "times input is there for any head"
+            )
     elif label is not None:
         raise ValueError(f"label {label!r}: which head's? give `head`, too")
     if not is_own and (missing := missing_for_rollout(model.cover)) is not None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..model.configuration_cover import as_pair
 from ..model.encoders_cover import encoder_adapter
+from ..model.heads_cover import head_logits
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.video_processing_cover import CoverVideoProcessor
 
@@ -47,8 +48,9 @@ class _Program(nn.Module):
         self.classifiers = nn.ModuleDict({head: model.classifiers[head] for head in heads})
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        pooled = self.cover(self.in_whole_patches(pixel_values), return_dict=True).pooler_output
-        logits = {output_name(head): classifier(pooled) for head, classifier in self.classifiers.items()}
+        output = self.cover(self.in_whole_patches(pixel_values), return_dict=True)
+        pooled, tokens = output.pooler_output, [output.last_hidden_state]
+        logits = {output_name(head): head_logits(part, pooled, tokens) for head, part in self.classifiers.items()}
         return {**logits, "pooler_output": pooled}
 
     def in_whole_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 PIPELINE_TASK = "cover-video-classification"
 HEAD_DEFAULTS = {"modality": "video", "problem_type": SINGLE_LABEL}
 # What a head may be made of, by `type`, and the sizes that each needs.
-HEAD_TYPES = {"linear": (), "mlp": ("hidden_size",)}
+HEAD_TYPES = {"linear": (), "mlp": ("hidden_size",), "attentive": ("num_heads",)}
 # A head's name becomes part of parameter names and of metric names.
 HEAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -77,14 +77,15 @@ def check_head_kind(kind: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What a head is made of; None of a linear one, of which configurations say nothing.
 
     Raises:
-        ValueError: if it is neither `{"type": "linear"}` nor `{"type": "mlp", "hidden_size": ...}`.
+        ValueError: if it is none of `{"type": "linear"}`, `{"type": "mlp", "hidden_size": ...}` and `{"type":
+            "attentive", "num_heads": ...}`.
     """
     if kind is None:
         return None
     given = kind.get("type") if isinstance(kind, Mapping) else None
     sizes = HEAD_TYPES.get(given) if isinstance(given, str) else None
     if sizes is None or {*kind} != {"type", *sizes}:
-        expected = "{'type': 'linear'} or {'type': 'mlp', 'hidden_size': ...}"
+        expected = "{'type': 'linear'}, {'type': 'mlp', 'hidden_size': ...} or {'type': 'attentive', 'num_heads': ...}"
         raise ValueError(f"head must be {expected}, got {dict(kind) if isinstance(kind, Mapping) else kind!r}")
     for size in sizes:
         if not isinstance(kind[size], int) or isinstance(kind[size], bool) or kind[size] < 1:
@@ -127,9 +128,10 @@ class CoverConfig(PreTrainedConfig):
     heads (`dict[str, dict]`, *optional*):
         The classification heads by name, one for each dataset: `{"labels": [...], "modality": "video" | "image",
         "problem_type": "single_label_classification" | "multi_label_classification" | "regression", "head": {"type":
-        "linear"} | {"type": "mlp", "hidden_size": ...}}`; all but the labels default to the first of each. Order
-        carries no meaning. Without heads there is one, named `default_head` (or "default"), with the labels of
-        `id2label` (or `num_labels` of them), and `problem_type`, by default "regression" for one label.
+        "linear"} | {"type": "mlp", "hidden_size": ...} | {"type": "attentive", "num_heads": ...}}`; all but the labels
+        default to the first of each. Order carries no meaning. Without heads there is one, named `default_head` (or
+        "default"), with the labels of `id2label` (or `num_labels` of them), and `problem_type`, by default that of a
+        regression for one label.
     default_head (`str`, *optional*):
         The head whose logits are `outputs.logits`, and whose labels are `id2label`, `label2id` and `num_labels`. May
         be left out where there is just one head. Assigning one of these, or `problem_type`, changes this head.

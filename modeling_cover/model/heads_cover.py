@@ -11,9 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One classifier for each dataset on the class token (Zhang et al., 2021, section 3.3.1): linear, or an MLP."""
+"""One classifier for each dataset on the class token (Zhang et al., 2021, section 3.3.1): linear, or an MLP; or one on
+what a learnt query finds among all tokens.
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+Axes: R rows   S tokens of a clip   D hidden_size   L labels of a head
+"""
+
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any
 
 import torch
@@ -21,7 +25,7 @@ from torch import nn
 
 
 class CoverMlpHead(nn.Module):
-    """A layer of `intermediate_size` with GELU, and the classifier on it: (rows, hidden) to (rows, labels)."""
+    """A layer of `intermediate_size` with GELU, and the classifier on it: (R, D) to (R, L)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_labels: int):
         super().__init__()
@@ -32,13 +36,56 @@ class CoverMlpHead(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(pooled)))
 
 
-def new_head(hidden_size: int, head: Mapping[str, Any]) -> nn.Module:
-    """A classifier of what the encoder returns of the class token, for an entry of `config.heads`."""
+class CoverAttentiveHead(nn.Module):
+    """Attention of a learnt query to all tokens of a clip, as V-JEPA's attentive probes (Bardes et al. 2024), a
+    LayerNorm, and the classifier: (R, S, D) to (R, L).
+
+    The query is 0 at first, which attends to all tokens alike. Attention is torch's own, whatever
+    `attn_implementation` the encoder has.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, num_labels: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.attention = nn.MultiheadAttention(hidden_size, num_heads, batch_first=True)
+        self.layernorm = nn.LayerNorm(hidden_size)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        query = self.query.expand(tokens.shape[0], -1, -1)
+        found, _ = self.attention(query, tokens, tokens, need_weights=False)
+        return self.classifier(self.layernorm(found[:, 0]))
+
+
+def new_head(name: str, hidden_size: int, head: Mapping[str, Any]) -> nn.Module:
+    """The classifier of the head `name`, whose entry of `config.heads` is `head`.
+
+    Raises:
+        ValueError: if its attention heads do not divide `hidden_size`.
+    """
     kind, num_labels = head.get("head"), len(head["labels"])
-    # CODEPATH: linear by default, as in the paper; an MLP where the head's own entry asks for one.
+    # CODEPATH: linear by default, as in the paper; another where the head's own entry asks for one.
     if kind is None:
         return nn.Linear(hidden_size, num_labels)
-    return CoverMlpHead(hidden_size, kind["hidden_size"], num_labels)
+    if kind["type"] == "mlp":
+        return CoverMlpHead(hidden_size, kind["hidden_size"], num_labels)
+    if hidden_size % (num_heads := kind["num_heads"]):
+        raise ValueError(
+            f"head '{name}': num_heads ({num_heads}) does not divide the encoder's hidden_size ({hidden_size})"
+        )
+    return CoverAttentiveHead(hidden_size, num_heads, num_labels)
+
+
+def attends_to_tokens(head: Mapping[str, Any]) -> bool:
+    """Whether the classifier of an entry of `config.heads` needs more than the class token."""
+    return (head.get("head") or {}).get("type") == "attentive"
+
+
+def head_logits(classifier: nn.Module, pooled: torch.Tensor, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The logits (R, L) of one head; see [`CoverHeads`]."""
+    if isinstance(classifier, CoverAttentiveHead):
+        return torch.cat([classifier(group) for group in tokens]) if len(tokens) > 1 else classifier(tokens[0])
+    return classifier(pooled)
 
 
 class CoverHeads(nn.Module):
@@ -47,9 +94,15 @@ class CoverHeads(nn.Module):
     No `nn.ModuleDict`, which peft's `modules_to_save` cannot train, for want of a forward pass.
     """
 
-    def forward(self, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The logits of each head, (rows, labels), of what the encoder returns of the class token, (rows, hidden)."""
-        return {name: classifier(pooled) for name, classifier in self.items()}
+    def forward(self, pooled: torch.Tensor, tokens: Sequence[torch.Tensor] = ()) -> dict[str, torch.Tensor]:
+        """The logits of each head, (R, L).
+
+        Args:
+            pooled: what the encoder returns of the class token, (R, D).
+            tokens: of each group of clips, in the order of the rows, all tokens, (rows of the group, S, D); needed by
+                heads that attend to them.
+        """
+        return {name: head_logits(classifier, pooled, tokens) for name, classifier in self.items()}
 
     def items(self) -> ItemsView[str, nn.Module]:
         return self._modules.items()

@@ -46,7 +46,7 @@ from .encoder_checkpoints_cover import head_of_classifier, is_timesformer, model
 from .encoders_cover import as_tubelets, check_size, encoder_adapter
 from .frame_pooling_cover import CoverFramePooler, CoverTemporalLayer
 from .head_losses_cover import head_loss, mixed_head_losses
-from .heads_cover import CoverHeads, new_head
+from .heads_cover import CoverAttentiveHead, CoverHeads, new_head
 from .outputs_cover import CoverModelOutput, CoverVideoClassifierOutput, record_both_attentions
 from .packed_frames_cover import can_pack, packed_features
 
@@ -87,6 +87,8 @@ class CoverPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.position_embeddings, std=std)
             time_std = self.config.time_initializer_range
             init.trunc_normal_(module.time_embeddings, std=std if time_std is None else time_std)
+        elif isinstance(module, CoverAttentiveHead):
+            init.zeros_(module.query)
 
 
 @auto_docstring(
@@ -186,7 +188,7 @@ class CoverEncoderModel(CoverPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    The CoVeR encoder with one classification head for each dataset on its class token, linear unless it says otherwise.
+    The CoVeR encoder with one classification head for each dataset: linear on its class token, unless it says otherwise.
     """
 )
 class CoverForVideoClassification(CoverPreTrainedModel):
@@ -234,14 +236,12 @@ class CoverForVideoClassification(CoverPreTrainedModel):
         if several_groups and not pixel_values:
             raise ValueError("pixel_values: an empty list of clip groups")
         groups = pixel_values if several_groups else [pixel_values]
-        inputs, kwargs = groups, {**kwargs, "return_dict": True}
+        kwargs = {**kwargs, "return_dict": True}
         # On a GPU our own encoder takes all groups together.
-        if isinstance(self.cover, CoverModel) and can_pack(self.cover, groups, self.training, **kwargs):
-            inputs = [groups]
-        outputs = [self.cover(clips, **kwargs) for clips in inputs]
-        features = [output.pooler_output for output in outputs]
-        pooled = torch.cat(features) if len(features) > 1 else features[0]
-        head_logits = self.classifiers(pooled)
+        together = isinstance(self.cover, CoverModel) and can_pack(self.cover, groups, self.training, **kwargs)
+        outputs = [self.cover(clips, **kwargs) for clips in ([groups] if together else groups)]
+        pooled = torch.cat([output.pooler_output for output in outputs])
+        head_logits = self.classifiers(pooled, [output.last_hidden_state for output in outputs])
 
         head_losses = None
         if labels is not None and head_ids is not None:
@@ -267,7 +267,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
     def _new_classifier(self, name: str, head: Mapping[str, Any]) -> nn.Module:
         if hasattr(self.classifiers, name):
             raise ValueError(f"head name {name!r} is taken by torch.nn.Module, choose another")
-        return new_head(self.config.hidden_size, head)
+        return new_head(name, self.config.hidden_size, head)
 
     def add_head(
         self,

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .heads_cover import attends_to_tokens
 from .temporal_kernel_cover import MAX_FRAMES, has_kernel, temporal_tiles, tile_rows
 
 
@@ -174,9 +175,10 @@ def can_pack(model: nn.Module, groups: Sequence[torch.Tensor], training: bool, *
     forward pass.
 
     On CPUs it is slower than one group after the other, and a whole model that is compiled or exported is one program
-    for each mixture: there the groups are given one by one, as where something is to be recorded on the way.
+    for each mixture: there the groups are given one by one, as where something is to be recorded on the way, or a head
+    needs the tokens, which are not returned.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(attends_to_tokens, model.config.heads.values())):
         return False
     if not all(isinstance(clips, torch.Tensor) and clips.ndim == 5 and 0 not in clips.shape for clips in groups):
         return False  # for the error, or the empty result, that one by one they get

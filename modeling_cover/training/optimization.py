@@ -19,7 +19,7 @@ from .arguments import CoverTrainingArguments, last_layers
 
 
 # Of all clips alike, and small: decay would pull them to zero.
-_EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings")
+_EMBEDDINGS = ("cls_token", "position_embeddings", "time_embeddings", "query")
 
 
 # Of an encoder of transformers, which has them under `cover.encoder`.

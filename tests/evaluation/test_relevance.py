@@ -132,6 +132,18 @@ class TestMethod:
             attention_rollout(model, clips_of(model))
         assert default_method(model, clips_of(model)) == "gradient"
 
+    def test_a_head_that_attends_to_all_tokens_has_no_rollout(self):
+        model = model_of("vit")
+        model.add_head("places", ["in", "out"], head={"type": "attentive", "num_heads": 2})
+        clips = clips_of(model)
+        assert (default_method(model, clips), default_method(model, clips, "places")) == ("rollout", "gradient")
+        found = label_relevance(model, clips, "places", "out")
+        assert torch.equal(found, gradient_times_input(model, clips, "places", "out"))
+        with pytest.raises(
+            ValueError, match="head 'places' attends to all tokens, and not to the clip's feature alon"
+        ):
+            attention_rollout(model, clips, "places", "out")
+
     def test_what_there_is_not_is_named(self):
         model = model_of("vit")
         with pytest.raises(ValueError, match=r"method: expected one of \['rollout', 'gradient'\], got 'lime'"):

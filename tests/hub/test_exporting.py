@@ -31,7 +31,7 @@ from tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-HEADS = ["tags", "k400"]  # in another order than the model's
+HEADS = ["tags", "places", "k400"]  # in another order than the model's
 FORMATS = [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"]  # ONNX takes half a minute
 
 # What a program must take: an image, a frame of one patch, odd numbers of each, and what the checkpoint was made for.
@@ -51,13 +51,15 @@ def timesformer(folder):
 
 @pytest.fixture(scope="module")
 def model(timesformer, folder) -> CoverForVideoClassification:
-    """A converted TimeSformer with a second head, an MLP for several labels of a clip."""
+    """A converted TimeSformer with two more heads: an MLP for several labels of a clip, and an attentive one."""
     model = CoverForVideoClassification.from_timesformer(folder / "timesformer", head="k400")
     of_tags = {"modality": "image", "problem_type": "multi_label_classification"}
     mlp = {"type": "mlp", "hidden_size": 12}
     model.add_head("tags", ["indoors", "night, or dusk", "straße"], **of_tags, head=mlp)
+    model.add_head("places", ["near", "far"], head={"type": "attentive", "num_heads": 2})
     torch.manual_seed(0)
-    perturb(model.classifiers["tags"])
+    for name in ("tags", "places"):
+        perturb(model.classifiers[name])
     return model
 
 
@@ -132,9 +134,9 @@ class TestValues:
         with torch.no_grad():
             expected = model(clips)
         outputs = run(clips)
-        assert list(outputs) == ["tags_logits", "k400_logits", "pooler_output"]
-        torch.testing.assert_close(outputs["k400_logits"], expected.head_logits["k400"], **TOLERANCE)
-        torch.testing.assert_close(outputs["tags_logits"], expected.head_logits["tags"], **TOLERANCE)
+        assert list(outputs) == ["tags_logits", "places_logits", "k400_logits", "pooler_output"]
+        for name in HEADS:
+            torch.testing.assert_close(outputs[f"{name}_logits"], expected.head_logits[name], **TOLERANCE)
         torch.testing.assert_close(outputs["pooler_output"], expected.pooler_output, **TOLERANCE)
 
     def test_a_converted_timesformer_gives_what_it_gives_in_transformers(self, timesformer, run):
@@ -253,7 +255,8 @@ class TestFiles:
         session = onnxruntime.InferenceSession(saved(".onnx"))
         (pixel_values,) = session.get_inputs()
         assert (pixel_values.name, pixel_values.shape) == ("pixel_values", ["batch", "frames", 3, "height", "width"])
-        assert [output.shape for output in session.get_outputs()] == [["batch", 3], ["batch", 2], ["batch", 32]]
+        sizes = [3, 2, 2, 32]
+        assert [output.shape for output in session.get_outputs()] == [["batch", size] for size in sizes]
 
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_the_metadata_tell_how_to_prepare_a_clip_and_to_read_the_answer(self, saved, model, processor, suffix):
@@ -295,7 +298,7 @@ class TestFiles:
         assert set(names) == {"program.onnx", "program.onnx.data"}
         assert file_size(path) == sum(names.values())
         outputs = [output.name for output in onnxruntime.InferenceSession(path).get_outputs()]
-        assert outputs == ["tags_logits", "k400_logits", "pooler_output"]
+        assert outputs == ["tags_logits", "places_logits", "k400_logits", "pooler_output"]
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a head may be made of: a linear classifier, or an MLP."""
+"""What a head may be made of: a linear classifier, an MLP, or attention to all tokens."""
 
 import json
 
 import pytest
 import torch
+from encoders import model_of
 from modeling_cover import CoverConfig, CoverForVideoClassification
 from tiny import tiny_config, tiny_model
 from torch import nn
@@ -83,6 +84,74 @@ class TestAnMlp:
         assert config.heads["deep"]["labels"] == ["u", "v", "w"]
 
 
+ATTENTIVE = {"type": "attentive", "num_heads": 4}
+
+
+class TestAnAttentiveHead:
+    @pytest.fixture
+    def model(self) -> CoverForVideoClassification:
+        return tiny_model({"plain": HEADS["plain"], "seeing": {"labels": ["x", "y"], "head": ATTENTIVE}})
+
+    def test_its_logits_are_those_of_softmax_attention_written_out(self, model):
+        head, tokens = model.classifiers["seeing"], model.cover(clips()).last_hidden_state
+        assert head.query.abs().min() > 0  # the fixture's weights are none of a new head
+        query, key, value = (
+            (part @ weight.T + bias).unflatten(-1, (4, 4))
+            for part, weight, bias in zip(
+                (head.query.expand(2, -1, -1), tokens, tokens),
+                head.attention.in_proj_weight.split(16),
+                head.attention.in_proj_bias.split(16),
+                strict=True,
+            )
+        )
+        weights = (torch.einsum("rqhd,rshd->rhqs", query, key) / 4**0.5).softmax(dim=-1)
+        found = head.attention.out_proj(torch.einsum("rhqs,rshd->rqhd", weights, value).flatten(1))
+        expected = head.classifier(F.layer_norm(found, (16,), head.layernorm.weight, head.layernorm.bias))
+        torch.testing.assert_close(model(clips()).head_logits["seeing"], expected, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("packing", [False, True])
+    def test_in_a_mixed_batch_it_sees_each_groups_own_tokens(self, model, packing, monkeypatch):
+        if packing:  # as a GPU has it, which cannot give the tokens
+            monkeypatch.setattr(type(model.cover), "packing_devices", ("cpu",))
+        groups, head_ids = [clips(3), clips(2, 1)], torch.tensor([0, 1, 0, 1, 1])
+        output = model(groups, head_ids=head_ids, labels=torch.tensor([1, 1, 0, 0, 1]))
+        alone = torch.cat([model(group).head_logits["seeing"] for group in groups])
+        torch.testing.assert_close(output.head_logits["seeing"], alone, rtol=0, atol=1e-6)
+        output.loss.backward()
+        assert all(parameter.grad is not None for parameter in model.classifiers["seeing"].parameters())
+
+    def test_a_new_one_attends_to_all_tokens_alike(self):
+        torch.manual_seed(0)
+        model = CoverForVideoClassification(tiny_config({"plain": HEADS["plain"]})).eval()
+        model.add_head("seeing", ["x", "y"], head=ATTENTIVE)
+        head, tokens = model.classifiers["seeing"], model.cover(clips()).last_hidden_state
+        torch.testing.assert_close(head(tokens), head(tokens.flip(1)))
+        torch.testing.assert_close(head(tokens), head(tokens.mean(dim=1, keepdim=True)), rtol=0, atol=1e-5)
+
+    def test_it_is_saved_and_loads_and_as_a_new_head_of_a_checkpoint_it_is_new(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        loaded, heads = CoverForVideoClassification.from_pretrained(tmp_path), dict(model.config.heads)
+        assert loaded.config.heads["seeing"]["head"] == ATTENTIVE
+        assert torch.equal(loaded(clips()).head_logits["seeing"], model(clips()).head_logits["seeing"])
+        heads["other"] = {"labels": ["u", "v"], "head": ATTENTIVE}
+        other = CoverForVideoClassification.from_pretrained(tmp_path, heads=heads).classifiers["other"]
+        assert not other.query.any() and other.attention.in_proj_weight.std() > 0.01
+        assert torch.equal(other.layernorm.weight, torch.ones(16))
+
+    def test_it_is_there_for_another_encoder(self):
+        model = model_of("vit")
+        model.add_head("seeing", ["x", "y"], head=ATTENTIVE)
+        images = torch.randn(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        tokens = model.cover(images).last_hidden_state
+        expected = model.classifiers["seeing"](tokens)
+        torch.testing.assert_close(model(images, head="seeing").logits, expected)
+
+    def test_heads_that_do_not_divide_the_feature_are_named(self, model):
+        with pytest.raises(ValueError, match=r"head 'new': num_heads \(3\) does not divide .* hidden_size \(16\)"):
+            model.add_head("new", ["x", "y"], head={"type": "attentive", "num_heads": 3})
+        assert "new" not in model.config.heads
+
+
 class TestALinearHead:
     @pytest.mark.parametrize("kind", [None, {"type": "linear"}])
     def test_it_is_the_default_of_which_nothing_is_said_and_its_weights_keep_their_names(self, kind):
@@ -99,7 +168,13 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("kind", "message"),
         [
-            ("mlp", "head must be {'type': 'linear'} or {'type': 'mlp', 'hidden_size': ...}, got 'mlp'"),
+            (
+                "mlp",
+                "head must be {'type': 'linear'}, {'type': 'mlp', 'hidden_size': ...} or {'type': 'attentive', "
+                "'num_heads': ...}, got 'mlp'",
+            ),
+            ({"type": "attentive", "hidden_size": 3}, "head must be .* 'hidden_size': 3}"),
+            ({"type": "attentive", "num_heads": -2}, "head: num_heads must be a whole number, at least 1, got -2"),
             ({"type": "mpl"}, "head must be .* got {'type': 'mpl'}"),
             ({"type": "mlp"}, "head must be .* got {'type': 'mlp'}"),
             ({"type": ["mlp"]}, "head must be .* got {'type': .'mlp'.}"),

@@ -43,6 +43,7 @@ print(json.dumps({"logits": logits, "features": features.tolist(), **answers}))
 HEADS = {
     "motions": {"labels": ["left", "right", "up"]},
     "images": {"labels": ["checker", "dots"], "modality": "image", "head": {"type": "mlp", "hidden_size": 12}},
+    "tokens": {"labels": ["near", "far"], "head": {"type": "attentive", "num_heads": 2}},
 }
 
 

@@ -14,6 +14,7 @@ from short_runs import final_weights, make_trainer, resumed_from, with_validatio
 
 
 MLP = {"type": "mlp", "hidden_size": 24}
+ATTENTIVE = {"type": "attentive", "num_heads": 2}
 FC1 = "classifiers.videos.fc1.weight"
 
 
@@ -93,6 +94,43 @@ class TestARecipeWithAnMlp:
         assert load_recipe(tmp_path / "recipe.yaml").datasets[0].head == MLP
 
 
+class TestARecipeWithAnAttentiveHead:
+    @pytest.fixture
+    def recipe(self, folder):
+        return with_head(build_recipe(folder), ATTENTIVE)
+
+    def test_it_is_trained_beside_a_linear_one_and_resumes_to_the_same_weights(self, recipe, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path / "whole", recipe)
+        before = final_weights(trainer)
+        trainer.train()
+        after = final_weights(trainer)
+        of_head = [name for name in before if name.startswith("classifiers.videos.")]
+        assert len(of_head) == 9  # the query, attention's four, two of LayerNorm, two of the classifier
+        assert not any(torch.equal(after[name], before[name]) for name in of_head)
+        resumed = resumed_from(tmp_path / "whole", 3, tmp_path / "resumed", folder, recipe)
+        torch.testing.assert_close(final_weights(resumed), after, rtol=0, atol=0)
+
+    def test_its_query_does_not_decay_and_all_of_it_is_trained_on_a_frozen_encoder(self, recipe, folder, tmp_path):
+        trainer = make_trainer(folder, tmp_path, recipe, weight_decay=0.1, trained_part="heads")
+        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+        decays = {
+            names[id(weight)].removeprefix("classifiers.videos."): group["weight_decay"] > 0
+            for group in trainer.create_optimizer().param_groups
+            for weight in group["params"]
+            if "videos" in names[id(weight)]
+        }
+        assert len(decays) == 9
+        weights = {"attention.in_proj_weight", "attention.out_proj.weight", "classifier.weight"}
+        assert {name for name, decaying in decays.items() if decaying} == weights
+
+    def test_an_adapter_trains_all_of_it(self, recipe, folder, tmp_path):
+        recipe = dataclasses.replace(recipe, model={**recipe.model, "lora": {"r": 2}})
+        trainer = make_trainer(folder, tmp_path, recipe, max_steps=1)
+        trainer.train()
+        trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+        assert sum("classifiers" in name and ".videos." in name for name in trained) == 9
+
+
 class TestAStartingPointWithHeads:
     @pytest.fixture
     def checkpoint(self, recipe, tmp_path) -> str:
@@ -125,5 +163,5 @@ class TestAStartingPointWithHeads:
 
 @pytest.mark.parametrize("head", ["mlp", {"type": "mlp"}, ["mlp"]])
 def test_a_recipe_with_a_head_of_no_kind_is_refused(head):
-    with pytest.raises(ValueError, match=r"dataset 'a': head must be {'type': 'linear'} or"):
+    with pytest.raises(ValueError, match=r"dataset 'a': head must be {'type': 'linear'}, "):
         DatasetRecipe(name="a", format="class_folders", modality="video", splits={"train": "a"}, head=head)
