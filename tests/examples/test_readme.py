@@ -178,6 +178,7 @@ FIGURES = [
     ("0.92 and 0.45 before that pass", "benchmark.md", r"^ +CoVeR +[\d.]+ MiB +0\.45 x"),
     ("a small set gains 8 points", "paper_in_miniature.md", r"`moves`, .* as many steps: .*\+8\.2 ± .* all of the"),
     ("loses 2 where it shares half", "paper_in_miniature.md", r"`moves`, .* as many steps: .*-2\.0 ± .* half of the"),
+    ("It loses 7 where all is shared", "paper_in_miniature.md", r"`moves`, .* a quarter .*; -7\.4 ± .* all of the"),
     ("loses 15 where it shares none", "paper_in_miniature.md", r"`moves`, .* as many steps: -15\.0 ± .* none of the"),
 ]
 
