@@ -12,7 +12,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from tqdm import tqdm
+
+from ..bars import bar
 
 
 aten = torch.ops.aten
@@ -145,7 +146,7 @@ def account(
 def matrix_ceiling(shapes: Iterable[tuple[int, int, int]], dtype: torch.dtype, device: str) -> float:
     """Operations in a second of the fastest matrix product among `shapes` (m, k, n): of (m, k) with (k, n)."""
     best, count = 0.0, PRODUCTS_OF_A_ROUND[device]
-    for m, k, n in tqdm(list(shapes), desc="matrix products", leave=False):
+    for m, k, n in bar(list(shapes), desc="matrix products", leave=False):
         left, right = (torch.randn(*shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
         product = torch.mm(left, right)
         for _ in range(CEILING_ROUNDS):

@@ -37,7 +37,6 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from tqdm import tqdm
 from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
@@ -49,6 +48,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .. import CoverConfig, CoverForVideoClassification
+from ..bars import bar
 from ..text import counted
 from ..training.compiling import prepare_compiler
 from .accounting import Account, account, matrix_ceiling
@@ -217,7 +217,7 @@ def compare(title: str, setting: Setting, training: bool, rounds: int) -> dict[t
     """
     torch._dynamo.reset()  # the graphs of another table are none of this one's
     ceiling, accounts, runs = measure_ceiling(setting), {}, {}
-    for names, candidate in tqdm(candidates(setting, training).items(), desc="accounting", leave=False):
+    for names, candidate in bar(candidates(setting, training).items(), desc="accounting", leave=False):
         run = candidate.calls(setting)
         try:
             accounts[names] = account(run, candidate.tensors, setting.device, candidate.compiled)
@@ -327,7 +327,7 @@ def measure_peak_memory(name: str, preset: str, device: str) -> float:
 def compare_peak_memory(setting: Setting) -> None:
     num_frames, size = PRESETS[setting.preset]["high"]
     measure = partial(measure_peak_memory, preset=setting.preset, device=setting.device)
-    peaks = {name: measure(name) for name in tqdm((OURS, TIMESFORMER), desc="peak memory", leave=False)}
+    peaks = {name: measure(name) for name in bar((OURS, TIMESFORMER), desc="peak memory", leave=False)}
     rows = [[name, f"{peak:.4g}", f"{peak / peaks[TIMESFORMER]:.2f}"] for name, peak in peaks.items()]
     print_table(["model", "MiB", "x"], rows, f"Peak memory of a forward pass of one clip, {num_frames}x{size}x{size}")
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
+from ..bars import bar
 from ..recipe.checks import check_whole_number
 from ..recipe.dataset_recipe import DatasetRecipe
 
@@ -49,7 +49,7 @@ def median_times(
     """
     check_whole_number("rounds", rounds)
     times = {name: [] for name in runs}
-    for index in tqdm(range(rounds + 1), desc=description or ", ".join(map(str, runs)), leave=False):
+    for index in bar(range(rounds + 1), desc=description or ", ".join(map(str, runs)), leave=False):
         for name, run in runs.items():
             start = clock()
             run()

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
 
 from .. import (
@@ -35,6 +34,7 @@ from .. import (
     load_recipe,
     prepare_cotraining,
 )
+from ..bars import bar
 from ..dataset_tools.stand_ins import moved, write_stand_ins
 from ..model.file_access_cover import is_address, public_name
 from ..recipe.dataset_recipe import DatasetRecipe
@@ -150,7 +150,7 @@ def rehearse(recipe: Recipe, folder: Path, steps: int, others: Sequence[str] = (
     if refused := sorted(given & {"--output_dir", "--max_steps"}):
         raise ValueError(f"{refused[0]}: of a rehearsal these are --output and --steps")
     rehearsed = small(recipe, folder, steps)
-    for dataset in tqdm(rehearsed.datasets, desc="writing stand-ins", unit="dataset", disable=None):
+    for dataset in bar(rehearsed.datasets, desc="writing stand-ins", unit="dataset"):
         write_stand_ins(dataset)
     stopped = _stopped_half_way(_trainer(rehearsed, others), steps // 2)
     trainer = _trainer(rehearsed, others)

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..bars import bar
 from ..data.quarantine import TooManyBadFilesError, most_bad_files
 from ..data.sources import Source, read_sources
 from ..files import UNFINISHED, replacing, to_json, write_json
@@ -233,7 +234,7 @@ def _write_shards(
     prepare = partial(_prepare_task, sources=sources, settings=settings)
     options = {"total": total, "initial": total - left, "desc": "preparing", "unit": "row", "position": rank}
     pool = RowPool(prepare, _crashed, min(num_workers, left))
-    with closing(pool), tqdm(**options, disable=None) as progress:
+    with closing(pool), bar(**options) as progress:
         rows = pool.map(tasks)
         for split, number in pending:
             write_shard(split.shard(number), _counted(rows, len(split.rows(number)), progress), settings.extension)

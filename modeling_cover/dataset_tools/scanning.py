@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ..bars import bar
 from ..data.samples import check_is_of_file, check_still_there, load_frames
 from ..data.sources import Source, StreamedSource
 from ..data.sources.label_lists import NO_LABEL
@@ -174,7 +174,7 @@ def scan_rows(scan: Scan, splits: Sequence[SplitScan], num_workers: int) -> Iter
     total = sum(len(split.source) for split in splits)
     with (
         closing(RowPool(scan, scan.crashed, num_workers, _SECONDS_IN_FULL if scan.full else TIME_LIMIT)) as pool,
-        tqdm(total=total, unit=" rows", desc="checking", disable=None) as progress,
+        bar(total=total, unit=" rows", desc="checking") as progress,
     ):
         for split in splits:
             for row, result in enumerate(pool.map(split.tasks())):

@@ -11,9 +11,9 @@ import datasets
 import evaluate
 import numpy as np
 from datasets import ClassLabel, Dataset, Video
-from tqdm import tqdm
 from transformers import AutoConfig, Pipeline, PreTrainedModel, pipeline
 
+from ..bars import bar
 from ..model.configuration_cover import PIPELINE_TASK
 from ..model.pipeline_cover import CoverVideoClassificationPipeline, head_of_name
 from ..text import some
@@ -122,7 +122,7 @@ class VideoClassificationEvaluator(evaluate.Evaluator):
         takes_bytes = isinstance(pipe, CoverVideoClassificationPipeline)
         started = perf_counter()
         answers = []
-        for value in tqdm(_values(data, input_column), desc="evaluating", total=len(data), unit="row"):
+        for value in bar(_values(data, input_column), desc="evaluating", total=len(data), unit="row"):
             with nullcontext(value) if takes_bytes else _path_of(value) as taken:
                 answers.append(pipe(taken, **options))
         return answers, self._compute_time_perf(started, perf_counter(), len(answers))

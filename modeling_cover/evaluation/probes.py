@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, one_hot
 from torch.nn.utils import skip_init
-from tqdm import tqdm
+
+from ..bars import bar
 
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as Caron et al. 2021 (DINO) have them, after Wu et al. 2018
@@ -108,7 +109,7 @@ def choose_l2(
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(features))).to(features.device)
     held_out, fitted = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
     losses = {}
-    for l2 in tqdm(strengths, desc="strength of L2", leave=False):
+    for l2 in bar(strengths, desc="strength of L2", leave=False):
         classifier = fit_linear(features[fitted], targets[fitted], num_classes, l2)
         losses[l2] = _loss(classifier(features[held_out]), targets[held_out]).item()
     return min(losses, key=losses.get)

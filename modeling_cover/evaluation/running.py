@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from ..bars import bar
 from ..data.collation import collate_clips
 from ..model.modeling_cover import CoverForVideoClassification
 from ..model.pipeline_cover import head_scores
@@ -102,7 +102,7 @@ def _of_rows(
     else:
         targets = torch.zeros(num_rows, dtype=torch.int64, device=accelerator.device)
     started = time.perf_counter()
-    progress = tqdm(loader, desc=dataset.source.name, unit="batch", disable=not accelerator.is_main_process)
+    progress = bar(loader, desc=dataset.source.name, unit="batch", disable=not accelerator.is_main_process)
     for rows, batch in zip(batches, progress, strict=True):
         views = batch["pixel_values"].to(accelerator.device)
         clips = dataset.processor.normalize_pixels(views.flatten(0, 1))

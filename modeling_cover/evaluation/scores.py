@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import EvalPrediction
 
+from ..bars import bar
 from .metrics import (
     average_precisions,
     compute_metrics,
@@ -94,7 +94,7 @@ def bootstrap_intervals(
     rng = np.random.default_rng(seed)
     drawn = [
         statistics(np.bincount(rng.integers(num_rows, size=num_rows), minlength=num_rows))
-        for _ in tqdm(range(num_resamples), desc="bootstrap", leave=False, delay=2)
+        for _ in bar(range(num_resamples), desc="bootstrap", leave=False, delay=2)
     ]
     outside = (1 - CONFIDENCE_LEVEL) / 2
     return {

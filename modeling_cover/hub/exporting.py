@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from tqdm import tqdm
 
+from ..bars import bar
 from ..model.configuration_cover import as_pair
 from ..model.encoders_cover import encoder_adapter
 from ..model.heads_cover import head_logits
@@ -333,7 +333,7 @@ def largest_difference(model: CoverForVideoClassification, run: Callable[[torch.
         shapes = [(2, 1, *usual), shapes[0], (3, config.num_frames + frames, *odd)]
     generator = torch.Generator().manual_seed(0)
     differences = []
-    for batch_size, num_frames, *size in tqdm(shapes, desc="comparing with the model", leave=False):
+    for batch_size, num_frames, *size in bar(shapes, desc="comparing with the model", leave=False):
         clips = torch.randn(batch_size, num_frames, config.num_channels, *size, generator=generator)
         clips = clips.to(model.device, model.dtype)
         expected = model(clips, return_dict=True)

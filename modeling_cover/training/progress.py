@@ -5,10 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from ..bars import bar
 from ..hub.checkpoint_files import CURVES_NAME
 from .arguments import LOGS_OF_A_RUN, MOST_STEPS_A_LOG
 from .log_table import LogTable
@@ -32,7 +35,17 @@ def show_progress(trainer: Trainer, names: Sequence[str]) -> None:
 
 class CoverProgressCallback(ProgressCallback):
     """Beside the bar of steps, the newest loss of each dataset, samples a second, and the share of waiting for data.
-    Logs are left to [`LogTable`]."""
+    Logs are left to [`LogTable`]; a file has these alone, and of an evaluation how far it is, from time to time."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)  # None: in a file
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.prediction_bar is None and state.is_world_process_zero and has_length(eval_dataloader):
+            self.prediction_bar = bar(total=len(eval_dataloader), leave=self.training_bar is None, dynamic_ncols=True)
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and "data_wait" in (logs or {}):

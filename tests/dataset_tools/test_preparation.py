@@ -25,7 +25,6 @@ from modeling_cover.dataset_tools.preparation import check_bad_share, prepare_da
 from modeling_cover.dataset_tools.prepared_rows import PreparationSettings, encode_video, prepare_row
 from modeling_cover.recipe.dataset_recipe import DatasetRecipe
 from PIL import Image
-from tqdm import tqdm
 
 
 @pytest.fixture(scope="module")
@@ -341,8 +340,7 @@ class TestCommand:
         assert message in capsys.readouterr().err
 
     def test_the_bar_ends_with_all_rows(self, recipe, monkeypatch, capsys):
-        shown = "modeling_cover.dataset_tools.preparation.tqdm"
-        monkeypatch.setattr(shown, lambda **options: tqdm(**{**options, "disable": False}))
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         assert self.run(monkeypatch, recipe) == 0
         *_, last = re.findall(r"preparing.*?(\d+)/(\d+)", capsys.readouterr().err)
         assert last[0] == last[1]

@@ -18,12 +18,23 @@ from transformers import TrainerControl, TrainerState
 
 
 class TestTheBar:
-    def test_it_has_the_loss_of_each_dataset_samples_a_second_and_the_share_of_waiting(self, folder, tmp_path, capsys):
+    def test_it_has_the_loss_of_each_dataset_samples_a_second_and_the_share_of_waiting(
+        self, folder, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         make_trainer(folder, tmp_path, disable_tqdm=False).train()
         shown = capsys.readouterr().err
         assert "loss images " in shown
         assert " videos " in shown
         assert "samples/s, waiting for data " in shown
+
+    def test_a_file_has_the_lines_of_the_table_in_its_place(self, folder, tmp_path, capsys):
+        trainer = make_trainer(folder, tmp_path, disable_tqdm=False)
+        trainer.train()
+        trainer.evaluate()
+        printed = capsys.readouterr()
+        assert "it/s" not in printed.err + printed.out and "%|" not in printed.err + printed.out
+        assert "step  " in printed.out and "eval" in printed.out
 
     def test_an_evaluation_is_not_a_dataset(self):
         logs = {"loss": 3.0, "k400_loss": 1.234, "eval_k400_loss": 9.0, "samples_per_second": 12.3, "data_wait": 0.021}

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress bars that a log file has room for."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+SECONDS_IN_A_FILE = (
+    30.0  # between two states of a bar where stderr is no terminal, which cannot overwrite the last one
+)
+
+
+def bar(*args: Any, **options: Any) -> tqdm:
+    """tqdm's, which in a file says every so many seconds how far it is, and nothing of what is over sooner."""
+    if not sys.stderr.isatty():
+        options |= {"mininterval": SECONDS_IN_A_FILE, "delay": SECONDS_IN_A_FILE}
+    return tqdm(*args, **options)
