@@ -204,21 +204,14 @@ def test_a_recipe_reads_its_data(workspace, code, monkeypatch):
 )
 def test_the_python_snippets_of_a_page_run(hub, workspace, page):
     snippets = [code for name, language, code in BLOCKS if (name, language) == (page, "python")]
-    snippets = [code for code in snippets if code not in SCRIPTS.values()]
-    # One interpreter, as most of its time is imports; each snippet has names of its own.
-    run(
-        hub,
-        workspace,
-        python(),
-        "-c",
-        "import json, sys\n"
-        "for number, code in enumerate(json.loads(sys.argv[1]), 1):\n"
-        "    exec(compile(code, f'<snippet {number}>', 'exec'), {'__name__': '__main__'})",
-        json.dumps([code for code in snippets if not _is_of_a_stranger(code)]),
-    )
-    for code in filter(_is_of_a_stranger, snippets):
-        finished = run_without_package(code, workspace, hub.environment(workspace / "stranger"))
-        assert finished.returncode == 0, finished.stderr[-3000:]
+    for code in snippets:
+        if code in SCRIPTS.values():
+            continue
+        if _is_of_a_stranger(code):
+            finished = run_without_package(code, workspace, hub.environment(workspace / "stranger"))
+            assert finished.returncode == 0, finished.stderr[-3000:]
+        else:
+            run(hub, workspace, python(), "-c", code)  # each in an interpreter of its own, as a reader pastes it
 
 
 def _is_of_a_stranger(code: str) -> bool:
