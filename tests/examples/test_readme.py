@@ -163,27 +163,3 @@ def test_every_file_that_the_readme_links_to_exists():
 )
 def test_no_placeholder_is_left(path):
     assert re.findall(r"\b(?:BENCH|TODO|TBD|FIXME|XXX|QUICKSTART_\w+)\b", path.read_text(encoding="utf-8")) == []
-
-
-# What the README says in figures, each beside the line that a committed script has printed into a page.
-FIGURES = [
-    ("on a CPU 13% of the time of an", "benchmark.md", r"^CoVeR: an image takes 12\.7% of a clip's time"),
-    ("a forward pass takes 0.94", "benchmark.md", r"^\| CoVeR \| clips \| [\d.]+ \| 0\.94 \|"),
-    ("(in bf16 0.27)", "benchmark.md", r"^\| CoVeR, bf16 \| clips \| [\d.]+ \| 0\.27 \|"),
-    ("a training step 0.80", "benchmark.md", r"^\| CoVeR \| clips \| [\d.]+ \| 0\.80 \|"),
-    ("takes 0.47 of the memory", "benchmark.md", r"^\| CoVeR \| [\d.]+ \| 0\.47 \|"),
-    ("On an H200 it was 0.80", "benchmark.md", r"^ +CoVeR +[\d.]+ s +0\.80 x"),
-    ("(compiled 0.69)", "benchmark.md", r"^ +CoVeR, compiled +[\d.]+ s +0\.69 x"),
-    ("0.92 and 0.45 before that pass", "benchmark.md", r"^ +CoVeR +[\d.]+ s +0\.92 x"),
-    ("0.92 and 0.45 before that pass", "benchmark.md", r"^ +CoVeR +[\d.]+ MiB +0\.45 x"),
-    ("a small set gains 8 points", "paper_in_miniature.md", r"`moves`, .* as many steps: .*\+8\.2 ± .* all of the"),
-    ("loses 2 where it shares half", "paper_in_miniature.md", r"`moves`, .* as many steps: .*-2\.0 ± .* half of the"),
-    ("It loses 7 where all is shared", "paper_in_miniature.md", r"`moves`, .* a quarter .*; -7\.4 ± .* all of the"),
-    ("loses 15 where it shares none", "paper_in_miniature.md", r"`moves`, .* as many steps: -15\.0 ± .* none of the"),
-]
-
-
-@pytest.mark.parametrize(("said", "page", "measured"), FIGURES, ids=[said for said, *_ in FIGURES])
-def test_a_figure_is_one_that_a_script_has_printed_into_a_page(said, page, measured):
-    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert re.search(measured, (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
