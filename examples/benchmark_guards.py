@@ -56,7 +56,6 @@ def main() -> None:
             max_steps=arguments.steps,
             logging_steps=10,
             dataloader_num_workers=1,
-            dataloader_pin_memory=False,
             save_strategy="no",
             report_to="none",
             use_cpu=True,

@@ -51,7 +51,6 @@ def train(recipe: Recipe, steps: int, num_workers: int) -> tuple[list[float], fl
             max_steps=steps,
             logging_steps=LOGGING_STEPS,
             dataloader_num_workers=num_workers,
-            dataloader_pin_memory=False,
             save_strategy="no",
             report_to="none",
             use_cpu=True,

@@ -225,7 +225,6 @@ def trainer_of(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=False,
         use_cpu=preset == "tiny",
         seed=seed,
     )

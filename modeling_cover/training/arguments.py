@@ -175,6 +175,8 @@ class CoverTrainingArguments(TrainingArguments):
             _check_installed("deepspeed", "deepspeed")
         super().__post_init__()
         check_processes(self.world_size)
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nowhere to copy to, and torch would warn of that
         for reporter in {"tensorboard", "trackio"} & set(self.report_to):
             _check_installed("report_to", reporter)
         self._check_values()

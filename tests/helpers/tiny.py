@@ -34,7 +34,6 @@ TRAINING = {
     "report_to": "none",
     "use_cpu": True,
     "disable_tqdm": True,
-    "dataloader_pin_memory": False,
 }
 
 

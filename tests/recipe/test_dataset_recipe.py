@@ -183,6 +183,10 @@ class TestBadValues:
             ({"splits": {"validation": "v"}}, "splits must name at least the 'train' split"),
             ({"splits": {"train": "t", "test": "t"}}, r"unknown splits \['test'\], expected train and validation"),
             ({"splits": {"train": 5}}, "splits: expected a path for each, got {'train': 5}"),
+            (
+                {"splits": {"train": "a", "validation": 0.2}},
+                "splits: expected a path for each, .*: a share of train that is held out is `validation` of the dataset",
+            ),
             ({"sizes": {"train": 0}}, "sizes: train must be a positive whole number, got 0"),
             ({"sizes": {"validation": 5}}, "sizes: expected the number of rows of the train split"),
             ({"columns": {"label": 5}}, "columns: expected names of columns, got {'label': 5}"),

@@ -105,6 +105,10 @@ def test_batches_are_copied_while_the_device_computes_but_where_the_user_says_ot
     assert not copies(accelerator_config={"even_batches": True})
 
 
+def test_nothing_is_pinned_where_there_is_no_device_of_which_torch_would_warn(tmp_path):
+    assert not CoverTrainingArguments(str(tmp_path), use_cpu=True, dataloader_pin_memory=True).dataloader_pin_memory
+
+
 def test_a_number_that_is_needed_is_noticed(step):
     """Labels of a dict are of the rows of a mask, whose number is not known."""
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
