@@ -37,7 +37,7 @@ from ..recipe.recipe import Recipe
 from ..text import counted, make_printable
 from ..training.arguments import parse_training_arguments
 from ..training.mixture_diagnosis import SHARE_OF_WARMUP, MixtureDiagnosis
-from .failing import command_parser, told
+from .failing import command_parser, parse_known, told
 
 
 # Of a recipe's training arguments those that are about a whole run, or about what is left of it.
@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     )
     parser.add_argument("--checkpoint", help="a trained model to start from: a folder or a Hub id")
     parser.add_argument("--output", type=Path, default=Path("outputs/diagnosis"), help="the folder of what is found")
-    options, others = parser.parse_known_args(arguments)
+    options, others = parse_known(parser, arguments)
     if options.steps < 2:
         parser.error(f"--steps must be at least 2, got {options.steps}")
     return options, others

@@ -74,6 +74,17 @@ def without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return [argument for index, argument in enumerate(arguments) if index not in ours], bool(ours)
 
 
+def parse_known(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """What a parser of [`command_parser`] knows, and the training arguments that it does not: one is `--debug` with a
+    value."""
+    arguments, _ = without_debug(sys.argv[1:] if arguments is None else arguments)
+    at = arguments.index(DEBUG) if DEBUG in arguments else len(arguments)
+    options, others = parser.parse_known_args(arguments[:at] + arguments[at + 2 :])
+    return options, [*others, *arguments[at : at + 2]]
+
+
 def is_expected(error: Exception) -> bool:
     """Whether an error is about what was asked for, or this package's own, and not a fault of the program."""
     package = __name__.partition(".")[0]

@@ -40,10 +40,10 @@ from ..model.file_access_cover import is_address, public_name
 from ..recipe.dataset_recipe import DatasetRecipe
 from ..recipe.recipe import ClipRecipe, Recipe
 from ..text import make_printable, table
-from ..training.arguments import parse_training_arguments
+from ..training.arguments import MEASURING_SCHEDULES, last_layers, parse_training_arguments
 from ..training.log_table import LogTable
 from ..training.stop_signals import TrainingPreempted
-from .failing import command_parser, told
+from .failing import command_parser, parse_known, told
 
 
 # In place of what the recipe starts from, which may be as large as it likes.
@@ -58,7 +58,9 @@ FRAMES, SIDE, SHORT_SIDE = 4, 32, 40
 ROWS = 8  # of a step
 
 # What a recipe says of a model that is about its heads and what is trained of it, and holds for any.
-_OF_ANY_MODEL = ("default_head", "lora", "drop_path_rate")
+_OF_ANY_MODEL = ("default_head", "drop_path_rate")
+# The same of an adapter: what it says beyond these names layers.
+_OF_ANY_LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias")
 
 # Of a recipe's training arguments those that are about many steps or devices, or send something elsewhere.
 _NOT_REHEARSED = (
@@ -84,7 +86,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/rehearsal"), help="the folder of stand-ins and checkpoint, new"
     )
-    options, others = parser.parse_known_args(arguments)
+    options, others = parse_known(parser, arguments)
     if options.steps < 4:
         parser.error(f"--steps must be at least 4, to stop half-way, got {options.steps}")
     return options, others
@@ -93,6 +95,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
 def small(recipe: Recipe, folder: Path, steps: int) -> Recipe:
     """The recipe of a rehearsal in a folder: with stand-ins, a small model and a few steps."""
     training = {name: value for name, value in recipe.training.items() if name not in _NOT_REHEARSED}
+    if training.get("lr_scheduler_type") in MEASURING_SCHEDULES:  # which go by evaluations
+        training = {name: value for name, value in training.items() if not name.startswith("lr_scheduler")}
+    if layers := last_layers(training.get("trained_part")):
+        training["trained_part"] = f"last_{min(layers, MODEL['num_hidden_layers'])}_layers"
     training |= {
         "output_dir": str(folder / "run"),
         "max_steps": steps,
@@ -110,6 +116,8 @@ def small(recipe: Recipe, folder: Path, steps: int) -> Recipe:
         "use_cpu": True,
     }
     kept = {key: recipe.model[key] for key in _OF_ANY_MODEL if key in recipe.model}
+    if isinstance(lora := recipe.model.get("lora"), Mapping):
+        kept["lora"] = {key: value for key, value in lora.items() if key in _OF_ANY_LORA}
     clips = ClipRecipe(num_frames=FRAMES, image_size=SIDE, short_side=SHORT_SIDE, sampling=recipe.clips.sampling)
     return dataclasses.replace(
         recipe,
@@ -146,7 +154,7 @@ def rehearse(recipe: Recipe, folder: Path, steps: int, others: Sequence[str] = (
     Raises:
         ValueError: if a dataset has no stand-ins, or something that the recipe asks for cannot be done.
     """
-    given = {argument.partition("=")[0] for argument in others}
+    given = {argument.partition("=")[0].replace("-", "_").replace("__", "--", 1) for argument in others}
     if refused := sorted(given & {"--output_dir", "--max_steps"}):
         raise ValueError(f"{refused[0]}: of a rehearsal these are --output and --steps")
     rehearsed = small(recipe, folder, steps)

@@ -63,14 +63,15 @@ class LastEvaluation(TrainerCallback):
         return self.step == trainer.state.global_step and trainer.record.best_step in (None, self.step)
 
 
-def publish_end(trainer: CoverTrainer) -> None:
+def publish_end(trainer: CoverTrainer, log: RunLog) -> None:
     try:
         commit = trainer.push_to_hub()
     except PublishingError as error:
+        log.write(str(error))
         print(error, file=sys.stderr)
         return
     if trainer.is_world_process_zero():
-        print(f"Published: {commit.commit_url}")
+        log.say(f"Published: {commit.commit_url}")
 
 
 @told
@@ -121,7 +122,7 @@ def train(recipe: Recipe, args: CoverTrainingArguments, log: RunLog) -> None:
     log.say(f"\nCheckpoint: {args.output_dir}")
     trainer.create_model_card()
     if args.push_to_hub:
-        publish_end(trainer)
+        publish_end(trainer, log)
     trainer.end()
 
 

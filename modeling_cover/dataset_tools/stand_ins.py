@@ -220,6 +220,7 @@ def _write_kinetics(dataset: DatasetRecipe, split: str) -> None:
         listed.append((_KINETICS[row.label], clip, start, start + 10, name))
         _write_media(Path(dataset.media_root, name, f"{clip}_{start:06d}_{start + 10:06d}.mp4"), row)
     _write_table(dataset.splits[split], listed)
+    _write_class_list(dataset, _KINETICS)
 
 
 def _write_something_something(dataset: DatasetRecipe, split: str) -> None:
@@ -266,6 +267,7 @@ def _write_imagenet(dataset: DatasetRecipe, split: str) -> None:
         _write_table(place, listed)
     if dataset.synsets is not None:
         _write_text(dataset.synsets, "".join(f"{synset} {name}\n" for synset, name in _IMAGENET.items()))
+    _write_class_list(dataset, synsets if dataset.synsets is None else tuple(_IMAGENET.values()))
 
 
 def _write_class_folders(dataset: DatasetRecipe, split: str) -> None:
@@ -273,7 +275,7 @@ def _write_class_folders(dataset: DatasetRecipe, split: str) -> None:
     for row in _rows(dataset, split):
         path = Path(dataset.splits[split], _classes(dataset)[row.label], f"{split}_{row.number:05d}.{suffix}")
         _write_media(path, row)
-    _write_class_list(dataset)
+    _write_class_list(dataset, _classes(dataset))
 
 
 def _write_manifest(dataset: DatasetRecipe, split: str) -> None:
@@ -293,12 +295,12 @@ def _write_manifest(dataset: DatasetRecipe, split: str) -> None:
     else:
         cells = [[value[0] if isinstance(value, list) else value for value in row.values()] for row in listed]
         _write_table(place, [list(listed[0]), *cells], "\t" if place.suffix.lower() == ".tsv" else ",")
-    _write_class_list(dataset)
+    _write_class_list(dataset, _classes(dataset))
 
 
-def _write_class_list(dataset: DatasetRecipe) -> None:
+def _write_class_list(dataset: DatasetRecipe, classes: Sequence[str]) -> None:
     if isinstance(dataset.labels, str):
-        names = list(_classes(dataset))
+        names = list(classes)
         is_json = dataset.labels.lower().endswith(".json")
         _write_text(dataset.labels, json.dumps(names) if is_json else "".join(f"{name}\n" for name in names))
 

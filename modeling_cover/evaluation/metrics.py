@@ -26,7 +26,7 @@ MAIN_METRICS = ("top1", "map")
 MEAN_METRICS = ("top1", "top5", "map")
 
 # What an evaluation has of its own under such names.
-_TAKEN = frozenset([*MEAN_METRICS, "loss", "unreadable", "runtime", "samples_per_second", "steps_per_second"])
+OWN_METRICS = frozenset([*MEAN_METRICS, "loss", "unreadable", "runtime", "samples_per_second", "steps_per_second"])
 
 
 class _LocalMetric(evaluate.Metric):
@@ -178,7 +178,7 @@ class ComputeWithFunctions:
             raise ValueError(f"metrics: expected a function for each name, got {self.functions!r}")
         for name, function in self.functions.items():
             check_new_name("metric", name)
-            if name in _TAKEN:
+            if name in OWN_METRICS:
                 raise ValueError(f"metric '{name}': an evaluation has one of that name already")
             if not callable(function):
                 raise ValueError(f"metric '{name}': expected a function of (logits, targets), got {function!r}")

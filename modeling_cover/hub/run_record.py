@@ -43,6 +43,8 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
         if origin is not None:
             origin.setdefault("commit", None)
             origin.setdefault("license", None)
+    if summary.get("starting_point") is not None:
+        summary["starting_point"].setdefault("stale_heads", [])
     for dataset in summary.get("datasets", ()):
         dataset.setdefault("update_share", None)
     return summary
@@ -50,14 +52,16 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 def stale_heads(summary: Mapping[str, Any] | None, config: CoverConfig) -> list[str]:
     """The heads that the run of a record had no data for, while it trained what they classify: those that came with
-    the checkpoint that it started from. None without a record, or where the run trained nothing but heads."""
+    the checkpoint that it started from. Where it trained nothing but heads, those that were stale before. None without
+    a record."""
     if summary is None:
         return []
     trained = {dataset["name"] for dataset in summary["datasets"]}
     has_adapter = "lora" in ((summary["recipe"] or {}).get("model") or {})
     # Of another encoder the heads share a pooler, which is trained with them.
     if summary["training"].get("trained_part") == "heads" and not has_adapter and config.encoder is None:
-        return []
+        before = (summary["starting_point"] or {}).get("stale_heads", [])
+        return [name for name in config.head_names if name in before and name not in trained]
     return [name for name in config.head_names if name not in trained]
 
 

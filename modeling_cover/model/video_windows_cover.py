@@ -127,6 +127,9 @@ def windows_of_frames(
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be a positive number of frames a second, got {fps}")
     total, times = len(frames), window_times(len(frames) / fps, window, stride)
+    frames = frames.cpu()
+    if frames.dtype == torch.bfloat16:  # which numpy does not have
+        frames = frames.float()
     for first in range(0, len(times), _WINDOWS_AT_A_TIME):
         clips, group = [], times[first : first + _WINDOWS_AT_A_TIME]
         for bounds in group:

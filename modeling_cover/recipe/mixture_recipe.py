@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from .checks import check_choice, check_known, check_new_name, check_positive
 
@@ -49,9 +50,13 @@ def shares_by(what: str, rule: Rule, sizes: Mapping[str, int]) -> dict[str, floa
     if not isinstance(found, Mapping) or set(found) != set(sizes):
         got = sorted(found, key=str) if isinstance(found, Mapping) else found
         raise ValueError(f"{what}: expected a share of each of {sorted(sizes)}, got {got!r}")
-    for name, share in found.items():
-        check_positive(f"{what}: the share of {name}", share)
-    return {name: found[name] for name in sizes}
+    shares = {}
+    for name in sizes:
+        # Whatever numbers it computes with, such as numpy's.
+        is_real = isinstance(found[name], Real) and not isinstance(found[name], bool)
+        shares[name] = float(found[name]) if is_real else found[name]
+        check_positive(f"{what}: the share of {name}", shares[name])
+    return shares
 
 
 @dataclass(frozen=True, kw_only=True)

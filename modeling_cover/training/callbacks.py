@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def run_callbacks(trainer: "CoverTrainer") -> list[TrainerCallback]:
     """The callbacks of a run, in the order in which they must be called."""
     callbacks = [kind(trainer) for kind in (MixtureCallback, ResumeCallback, PublishCallback, GuardCallback)]
-    return [*callbacks, PaceCallback(), CurvesCallback(trainer.head_names)]
+    # The pace first: where a run resumes, the others ask how often it logs and evaluates, which a checkpoint may have
+    # as a share.
+    return [PaceCallback(), *callbacks, CurvesCallback(trainer.head_names)]
 
 
 class _OfTrainer(TrainerCallback):

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
+from ..evaluation.metrics import OWN_METRICS
 from ..text import display_width, padded, shortened
 
 
@@ -58,7 +59,8 @@ class LogTable(TrainerCallback):
             metrics, self._evaluated = self._evaluated, {}
             mean = [f"mean {metrics['eval_mean_score']:.1%}"] if "eval_mean_score" in metrics else []
             at = metrics["step"], metrics["epoch"]
-            self._write_row(at, state.max_steps, evaluation_cells(metrics, self.names), mean)
+            said = [*mean, *other_metrics(metrics, self.names)]
+            self._write_row(at, state.max_steps, evaluation_cells(metrics, self.names), said)
 
     def _write_row(
         self, at: tuple[int, float | None], max_steps: int, cells: Sequence[str], said: Sequence[str]
@@ -88,6 +90,17 @@ def training_cells(logs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 def evaluation_cells(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return ["eval", *(_of_dataset(metrics, f"eval_{name}") for name in names), "", "", ""]
+
+
+def other_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Those that a user has added, see `metrics` of [`~modeling_cover.CoverTrainer`], at the end of a line."""
+    return [
+        f"{key.removeprefix('eval_')} {value:.4g}"
+        for name in names
+        for key, value in metrics.items()
+        if key.startswith(f"eval_{name}_") and key.removeprefix(f"eval_{name}_") not in OWN_METRICS
+        if not any(key.startswith(f"eval_{other}_") for other in names if len(other) > len(name))
+    ]
 
 
 def _of_dataset(logs: Mapping[str, Any], prefix: str) -> str:

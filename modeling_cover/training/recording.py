@@ -13,7 +13,7 @@ from transformers import TrainerState
 from ..data.mixture import MixtureSampler
 from ..data.samples import CoTrainingDataset, EvaluationDataset
 from ..hub.checkpoint_files import CURVES_NAME
-from ..hub.run_record import read_summary, write_summary
+from ..hub.run_record import read_summary, stale_heads_of, write_summary
 from ..model.configuration_cover import CoverConfig
 from ..recipe.recipe import Recipe
 from .arguments import CoverTrainingArguments
@@ -74,7 +74,10 @@ class RunRecord:
             "precision": {"no": "fp32"}.get(precision, precision),
             "sharding": distributed if distributed in ("FSDP", "DEEPSPEED") else None,
         }
-        self._recipe_start = None if recipe is None else starting_point(recipe)
+        self._recipe_start = None if recipe is None else {**starting_point(recipe), "stale_heads": []}
+        if recipe is not None and "from_pretrained" in recipe.model:
+            start = recipe.model["from_pretrained"], config, recipe.model.get("revision")
+            self._recipe_start["stale_heads"] = stale_heads_of(*start)
         self._begin()
 
     def _begin(self) -> None:
@@ -104,7 +107,7 @@ class RunRecord:
 
     def start_from_another_run(self) -> None:
         """Note that the weights were another run's."""
-        self._start = {"kind": "restart_schedule", "hub_id": None}
+        self._start = {"kind": "restart_schedule", "hub_id": None, "stale_heads": []}
 
     def resume(self, checkpoint: str | os.PathLike) -> None:
         """Continue the record that lies in a checkpoint."""

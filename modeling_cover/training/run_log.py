@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .trainer import CoverTrainer
 
 
+logger = logging.getLogger(__name__)
+
 LOG_NAME = "log.txt"  # which names folders, so it is not published
 _LOGGERS = (__name__.partition(".")[0], "transformers", "accelerate")
 
@@ -31,12 +33,21 @@ class RunLog:
 
     def __init__(self, path: str | os.PathLike | None):
         self.path = path
+        self._has_failed = False
 
     def write(self, text: str) -> None:
-        if self.path is not None:
+        """Append to the file. Where that fails, on a full disk, say, it is warned of once: a run does not end for its
+        log."""
+        if self.path is None:
+            return
+        try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{text}\n")
+        except OSError as error:
+            had_failed, self._has_failed = self._has_failed, True
+            if not had_failed:
+                logger.warning(f"{self.path} cannot be written: {error}")
 
     def say(self, text: str) -> None:
         if self.path is not None:
@@ -72,10 +83,7 @@ class _Appending(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._log.write(self.format(record))
-        except OSError:  # a full disk, say; who warns is not to fail for that
-            self.handleError(record)
+        self._log.write(self.format(record))
 
 
 class StartCallback(TrainerCallback):

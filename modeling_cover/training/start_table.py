@@ -92,6 +92,7 @@ def augmentation_text(augmentation: Augmentation) -> str:
     words += [word for name, word in _SHORT.items() if getattr(augmentation, name) is not None]
     if augmentation.mixes:
         words += [word for name, word in _KINDS_OF_MIXING.items() if getattr(augmentation, name) > 0]
+    words += [augmentation.transform_name] if augmentation.transform is not None else []
     return ", ".join(words)
 
 

@@ -85,6 +85,11 @@ def test_what_it_cannot_do_is_said_without_a_traceback(run, arguments, sections,
     assert "Traceback" not in printed.err
 
 
+def test_debug_with_a_value_is_a_training_argument():
+    _, others = diagnose.parse_arguments(["mixed.yaml", "--debug", "underflow_overflow"])
+    assert others == ["--debug", "underflow_overflow"]
+
+
 def test_one_step_is_too_few(run, capsys):
     with pytest.raises(SystemExit):
         run("--steps", "1")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules of the mixture of a user's own: the share of each dataset by its rows."""
 
+import numpy as np
 import pytest
 from modeling_cover import load_recipe, register_sampling
 from modeling_cover.recipe.mixture_recipe import SAMPLINGS, MixtureRecipe
@@ -23,6 +24,13 @@ def register():
 def test_its_shares_add_up_to_one(register):
     register(by_root)
     assert MixtureRecipe(sampling="mine").shares(SIZES, {}) == pytest.approx({"small": 0.25, "large": 0.75})
+
+
+def test_its_shares_may_be_any_real_numbers(register):
+    register(lambda sizes: {"small": np.float32(0.5), "large": np.int64(1)})
+    shares = MixtureRecipe(sampling="mine").shares(SIZES, {})
+    assert shares == pytest.approx({"small": 1 / 3, "large": 2 / 3})
+    assert {type(share) for share in shares.values()} == {float}
 
 
 def test_a_recipe_names_it(register, tmp_path):

@@ -78,6 +78,15 @@ class TestWriteStandIns:
         write_stand_ins(dataset)
         assert len(read_sources(dataset)["train"].labels) == 10
 
+    @pytest.mark.parametrize(
+        ("format", "options"), [("kinetics", {}), ("imagenet", {}), ("imagenet", {"synsets": None})]
+    )
+    def test_so_is_one_of_a_layout_that_needs_none(self, format, options, tmp_path):
+        listed = moved(entry(format, labels="lists/classes.txt", **options), tmp_path)
+        write_stand_ins(listed)
+        source, found = read_sources(listed)["train"], (tmp_path / "lists" / "classes.txt").read_text()
+        assert sorted(source.labels) == sorted(found.splitlines())
+
     def test_the_recipes_own_classes_are_drawn(self, tmp_path):
         multi_label = {"problem_type": "multi_label_classification", "labels": ["up", "down"]}
         dataset = moved(entry("manifest", **multi_label), tmp_path)

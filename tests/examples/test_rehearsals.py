@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`cover rehearse`: every recipe that comes with the package, from its files to a prediction, on stand-ins."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from modeling_cover import CoverForVideoClassification, load_recipe
-from modeling_cover.commands.rehearse import main
+from modeling_cover.commands.rehearse import main, small
+from modeling_cover.training.arguments import parse_training_arguments
 
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
@@ -60,7 +62,22 @@ class TestRehearse:
         assert main([str(recipe), "--output", str(tmp_path / "out")]) == 0
         assert re.search(r"^own +class_folders +10 +40 +10 +\d", capsys.readouterr().out, re.MULTILINE)
 
-    def test_arguments_that_a_rehearsal_has_of_its_own_are_named(self, tmp_path, capsys):
-        options = ["--output", str(tmp_path / "out"), "--max_steps", "2"]
+    def test_what_is_about_the_recipes_own_model_or_its_evaluations_is_left_out(self, tmp_path):
+        recipe = load_recipe(RECIPES / f"{PAPER}.yaml")
+        training = {
+            "lr_scheduler_type": "reduce_lr_on_plateau",
+            "trained_part": "last_8_layers",
+            "eval_strategy": "epoch",
+        }
+        model = {"lora": {"r": 2, "target_modules": ["query", "value"]}}
+        rehearsed = small(dataclasses.replace(recipe, training=training, model=model), tmp_path, 6)
+        assert rehearsed.model["lora"] == {"r": 2}
+        assert rehearsed.training["trained_part"] == "last_2_layers"
+        assert "lr_scheduler_type" not in rehearsed.training
+        parse_training_arguments(rehearsed, [])
+
+    @pytest.mark.parametrize("argument", ["--max_steps", "--max-steps"])
+    def test_arguments_that_a_rehearsal_has_of_its_own_are_named(self, tmp_path, capsys, argument):
+        options = ["--output", str(tmp_path / "out"), argument, "2"]
         assert main([str(RECIPES / f"{PAPER}.yaml"), *options]) == 2
         assert "--max_steps: of a rehearsal these are --output and --steps" in capsys.readouterr().err

@@ -103,7 +103,8 @@ def test_what_is_pinned_is_loaded_and_the_commits_are_in_record_and_card(hub, en
     model, dataset = (
         hub.commits(name, "v1", kind)[0].id for kind, name in (("model", "org/vit"), ("dataset", "org/images"))
     )
-    start = {"kind": "from_image_checkpoint", "hub_id": "org/vit", "commit": model, "license": "cc-by-nc-4.0"}
+    start = {"kind": "from_image_checkpoint", "hub_id": "org/vit", "commit": model}
+    start |= {"license": "cc-by-nc-4.0", "stale_heads": []}
     assert summary["starting_point"] == start
     (entry,) = summary["datasets"]
     assert (entry["hub_id"], entry["commit"], entry["rows"]) == ("org/images", dataset, 4)

@@ -67,6 +67,12 @@ class TestWhichAreStale:
         run = trained(folder, tmp_path, trained_part="heads")
         assert stale_heads_of(run, CoverConfig.from_pretrained(run)) == []
 
+    def test_where_heads_alone_were_trained_those_that_were_so_before(self, folder, checkpoint, tmp_path):
+        run = trained(folder, tmp_path / "heads", {"from_pretrained": str(checkpoint)}, trained_part="heads")
+        assert stale_heads_of(run, CoverConfig.from_pretrained(run)) == ["k400"]
+        again = trained(folder, tmp_path / "again", {"from_pretrained": str(run)}, trained_part="heads")
+        assert stale_heads_of(again, CoverConfig.from_pretrained(again)) == ["k400"]
+
     def test_none_of_a_checkpoint_without_a_record_or_with_a_damaged_one(self, folder, tmp_path, caplog):
         config = CoverConfig.from_pretrained(folder / "start")
         assert stale_heads_of(folder / "start", config) == []

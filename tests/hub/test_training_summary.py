@@ -254,6 +254,7 @@ class TestNothingPrivate:
             "hub_id": None,
             "commit": None,
             "license": None,
+            "stale_heads": [],
         }
 
     @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from modeling_cover import CoverConfig, CoverForVideoClassification, CoverVideoProcessor
-from tiny import tiny_config
+from tiny import tiny_config, tiny_processor
 from transformers import ViTConfig, ViTForImageClassification, VJEPA2VideoProcessor, pipeline
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
@@ -231,3 +231,15 @@ def test_docstrings_name_the_model():
     for name, member in vars(public).items():
         assert "a None" not in (member.__doc__ or ""), name
     assert "[`CoverForVideoClassification`]" in CoverConfig.__doc__
+
+
+def test_windows_of_frames_in_bf16_are_those_of_the_same_numbers():
+    processor = tiny_processor(16)
+    frames = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    found, expected = (
+        [inputs["pixel_values"] for inputs in processor.windows(clip, 1.0, fps=2, do_rescale=False)]
+        for clip in (frames, frames.float())
+    )
+    assert len(found) >= 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

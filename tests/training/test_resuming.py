@@ -196,6 +196,23 @@ class TestBeingToldToStop:
         assert [entry["step"] for entry in resumed.state.log_history if "eval_videos_loss" in entry] == [4, 6]
         torch.testing.assert_close(final_weights(resumed), final_weights(expected), rtol=0, atol=0)
 
+    @pytest.mark.parametrize("step", [2, 3, 4])  # the second is one of those evaluated, [3, 6]
+    def test_a_share_of_all_steps_is_as_many_of_them_where_it_resumes(self, folder, tmp_path, step):
+        options = {"recipe": with_validation(build_recipe(folder)), "eval_strategy": "steps", "eval_steps": 0.5}
+
+        class StopsInTheStep(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == step - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        stopped = make_trainer(folder, tmp_path, **options)
+        stopped.add_callback(StopsInTheStep())
+        with pytest.raises(TrainingPreempted, match=f"checkpoint-{step} is written"):
+            stopped.train()
+        resumed = make_trainer(folder, tmp_path, **options)
+        resumed.train(resume_from_checkpoint="auto")
+        assert [entry["step"] for entry in resumed.state.log_history if "eval_videos_loss" in entry] == [3, 6]
+
     def test_nor_is_a_step_taken_after_one_that_ends_the_run(self, folder, tmp_path):
         options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0}
         options |= {"load_best_model_at_end": True, "recipe": with_validation(build_recipe(folder))}

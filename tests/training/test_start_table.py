@@ -60,6 +60,7 @@ def test_rows_may_be_unknown_and_weights_may_adapt():
         (Augmentation(rand_augment=RandAugment(), random_erasing=RandomErasing()), "crop, flip, RandAugment, erasing"),
         (Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0), "crop, flip, mixup, CutMix"),
         (Augmentation(mixup_alpha=0.8, mix_probability=0), "crop, flip"),
+        (Augmentation(transform=abs), "crop, flip, builtins.abs"),
     ],
 )
 def test_an_augmentation_is_a_few_words(augmentation, text):
