@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from .checks import (
@@ -102,6 +103,14 @@ class RandomErasing:
         check_range("ratio", self.ratio)
 
 
+def _described(function: Callable) -> str:
+    if isinstance(function, partial):  # which is another function for each of its arguments
+        given = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+        return f"{_described(function.func)}({', '.join(given)})"
+    described = function if hasattr(function, "__qualname__") else type(function)
+    return f"{described.__module__}.{described.__qualname__}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """The augmentation of a dataset: by default that of the paper, a random crop and a horizontal flip.
@@ -172,8 +181,7 @@ class Augmentation:
         registered = [name for name, transform in TRANSFORMS.items() if transform is self.transform]
         if registered or self.transform is None:
             return registered[0] if registered else None
-        described = self.transform if hasattr(self.transform, "__qualname__") else type(self.transform)
-        return f"{described.__module__}.{described.__qualname__}"
+        return _described(self.transform)
 
     def settings(self) -> dict[str, Any]:
         """JSON-able: the fields, of a transform its name."""

@@ -45,6 +45,8 @@ class LogTable(TrainerCallback):
             self.write(summary_line(logs, state.global_step))
         elif any(f"eval_{name}_loss" in logs for name in self.names):
             self._evaluated |= {**logs, "step": state.global_step, "epoch": state.epoch}
+            if not any(f"eval_{name}_{measure}" in logs for name in self.names for measure in MEASURES):
+                self._write_evaluated(state)  # of another compute_metrics, for which no mean is logged at the end
         elif any(key.startswith("eval_mean_") for key in logs):
             self._evaluated |= {**logs, "step": state.global_step, "epoch": state.epoch}
             self._write_evaluated(state)

@@ -58,9 +58,20 @@ class TestTheTable:
         assert line.split() == ["50/200", "0.25", "eval", "1.5", "40.0%", "0.6", "20.0%", "-", "mean", "30.0%"]
 
     def test_metrics_of_a_users_own_are_at_its_end(self):
-        evaluated = {"eval_k400_loss": 1.5, "eval_k400_top5": 0.9, "eval_k400_runtime": 3.0, "eval_k400_recall": 0.25}
+        evaluated = {
+            "eval_k400_loss": 1.5,
+            "eval_k400_top1": 0.4,
+            "eval_k400_top5": 0.9,
+            "eval_k400_runtime": 3.0,
+            "eval_k400_recall": 0.25,
+        }
         _, line = written(evaluated, {"eval_mean_score": 0.3})
         assert line.endswith("mean 30.0%  k400_recall 0.25")
+
+    def test_metrics_that_have_no_mean_are_written_at_once(self):
+        lines = written({"eval_k400_loss": 1.5, "eval_k400_recall": 0.25}, {"eval_tags_loss": 0.5})
+        assert [line.split()[2:4] for line in lines] == [["loss", "k400"], ["eval", "1.5"], ["eval", "-"]]
+        assert lines[1].endswith("k400_recall 0.25")
 
     def test_without_a_mean_it_is_written_before_what_comes_next(self):
         lines = written({"eval_k400_loss": 1.5}, LOGS)

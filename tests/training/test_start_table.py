@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says before its first step."""
 
+from functools import partial
+
 import pytest
 from modeling_cover.recipe.augmentation_recipe import Augmentation, RandAugment, RandomErasing, RandomResizedCrop
 from modeling_cover.training.start_table import DatasetFacts, RunFacts, augmentation_text, start_text
@@ -61,6 +63,7 @@ def test_rows_may_be_unknown_and_weights_may_adapt():
         (Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0), "crop, flip, mixup, CutMix"),
         (Augmentation(mixup_alpha=0.8, mix_probability=0), "crop, flip"),
         (Augmentation(transform=abs), "crop, flip, builtins.abs"),
+        (Augmentation(transform=partial(pow, exp=2)), "crop, flip, builtins.pow(exp=2)"),
     ],
 )
 def test_an_augmentation_is_a_few_words(augmentation, text):
