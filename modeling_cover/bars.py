@@ -15,5 +15,6 @@ SECONDS_IN_A_FILE = (
 def bar(*args: Any, **options: Any) -> tqdm:
     """tqdm's, which in a file says every so many seconds how far it is, and nothing of what is over sooner."""
     if not sys.stderr.isatty():
-        options |= {"mininterval": SECONDS_IN_A_FILE, "delay": SECONDS_IN_A_FILE}
+        # With `miniters`, tqdm's own thread does not say it in between once more.
+        options |= {"mininterval": SECONDS_IN_A_FILE, "delay": SECONDS_IN_A_FILE, "miniters": 1}
     return tqdm(*args, **options)

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from modeling_cover import bars
-from tqdm import tqdm
 
 
 class Screen(io.StringIO):
@@ -25,7 +24,6 @@ def drawn(monkeypatch):
     def draw(is_terminal: bool, seconds: float, rows: int = 1000, **options) -> list[str]:
         screen, now = Screen(is_terminal), [0.0]
         monkeypatch.setattr(sys, "stderr", screen)
-        monkeypatch.setattr(tqdm, "monitor_interval", 0)
         with bars.bar(total=rows, desc="rows", **options) as progress:
             progress._time = lambda: now[0]
             progress.start_t = progress.last_print_t = 0.0
@@ -45,6 +43,12 @@ def test_a_file_has_a_state_every_half_minute_and_the_last(drawn):
     lines = drawn(False, seconds=0.3)
     assert 5 <= len(lines) <= 300 / bars.SECONDS_IN_A_FILE + 2
     assert "100%" in lines[-1]
+
+
+def test_no_thread_says_a_state_again_in_between():
+    with bars.bar(total=100) as progress:
+        progress.update(50)
+        assert progress.miniters <= 1  # above it, tqdm's monitor would
 
 
 def test_a_file_has_nothing_of_what_is_over_sooner(drawn):

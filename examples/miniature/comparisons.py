@@ -238,8 +238,8 @@ def _sizes(results: Results, scale: Scale) -> Comparison:
     names = {key: f"{size['num_hidden_layers']} x {size['hidden_size']}" for key, size in scale.encoders.items()}
     return Comparison(
         title="Figure 4: two sizes of the encoder, both co-trained",
-        text="A size is the encoder's layers x its width; the paper's are TimeSformer's Base and Large. The learning "
-        "rate was chosen for the larger one.",
+        text="A size is the encoder's layers x its width; the paper's are TimeSformer's Base and Large, and its "
+        "numbers are of the text of its supplement B. The learning rate was chosen for the larger one.",
         paper={"Large in place of Base": {"K400": 3.2, "SSv2": 2.1, "MiT": 5.2}},
         miniature={names["small"]: small, names["base"]: base},
         claims=_claims_of_two("the larger encoder", (3.2, 2.1, 5.2), base, small),

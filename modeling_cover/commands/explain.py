@@ -6,9 +6,9 @@
 Writes <name of the video>.png into `--output`, with each frame that the model saw above the same frame with a heat
 map. Also writes a .gif of the frames with the heat map. The map is of a label: the given label, or by default the one
 that the head predicts. It is attention rollout, weighted with the gradient of the label, or gradient times input:
-`--method gradient`, and the default where an encoder's attention maps are not known or are too large. `--plain` is
-rollout without the gradient, and shows where the model looks, whatever the label. docs/explaining.md says what the map
-shows and what it does not.
+`--method gradient`, and the default where an encoder's attention maps are not known or are too large, or the head
+attends to all tokens. `--plain` is rollout without the gradient, and shows where the model looks, whatever the label.
+docs/explaining.md says what the map shows and what it does not.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from ..evaluation.attention_maps import label_index
 from ..evaluation.heat_maps import draw_explanation, overlay, save_gif, shown_frames
 from ..evaluation.relevance import METHODS, default_method, label_relevance
 from ..evaluation.rollout import attention_rollout
+from ..model.heads_cover import attends_to_tokens
 from ..model.pipeline_cover import head_scores
 from ..text import make_printable
 from .failing import command_parser, told
@@ -43,12 +44,14 @@ def explain(
     Raises:
         VideoDecodingError: the file cannot be read.
         ValueError: the model has no such head, or the head no such label; or rollout is asked for, and the attention
-            of the model's encoder is not known.
+            of the model's encoder is not known, or the head attends to all tokens.
     """
     if plain and method == "gradient":
         raise ValueError("--plain is of attention rollout: gradient times input is always of a label")
     head = head or model.config.default_head
     description = model.config.get_head(head)
+    if plain and attends_to_tokens(description):
+        raise ValueError(f"--plain follows the clip's feature, and head '{head}' attends to all tokens")
     inputs = processor(video, num_clips=1, num_spatial_crops=1, return_metadata=True, return_tensors="pt")
     clip = inputs["pixel_values"].to(model.device)
     with torch.inference_mode():

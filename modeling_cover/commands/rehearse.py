@@ -125,11 +125,16 @@ def small(recipe: Recipe, folder: Path, steps: int) -> Recipe:
         clips=clips,
         training=training,
         augmentation=_without_sizes(recipe.augmentation),
-        datasets=tuple(
-            dataclasses.replace(moved(dataset, folder / "data"), augmentation=_without_sizes(dataset.augmentation))
-            for dataset in recipe.datasets
-        ),
+        datasets=tuple(_small_dataset(dataset, folder / "data") for dataset in recipe.datasets),
     )
+
+
+def _small_dataset(dataset: DatasetRecipe, folder: Path) -> DatasetRecipe:
+    """Its stand-in in a folder, with a head that the small model can have."""
+    head = dataset.head
+    if head.get("type") == "attentive":
+        head = {**head, "num_heads": MODEL["num_attention_heads"]}
+    return dataclasses.replace(moved(dataset, folder), augmentation=_without_sizes(dataset.augmentation), head=head)
 
 
 def _without_sizes(augmentation: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ A program takes `pixel_values`, (batch, frames, channels, height, width), as the
 of clips, of any number of frames, one included, and of any size in whole patches. Where an encoder makes a token of
 several frames, it takes a multiple of them, and an image as so many frames; and where it has positions for one size,
 or cannot be traced for others, it takes that alone. It gives `<head>_logits`, (batch, labels), of each head, and
-`pooler_output`, (batch, hidden size), what the heads see. Both kinds of files tell in their metadata how to make the
-one and read the other, see [`program_metadata`].
+`pooler_output`, (batch, hidden size), what heads see which are not attentive. Both kinds of files tell in their
+metadata how to make the one and read the other, see [`program_metadata`].
 """
 
 import json

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .configuration_cover import CoverConfig
+
 
 class CoverMlpHead(nn.Module):
     """A layer of `intermediate_size` with GELU, and the classifier on it: (R, D) to (R, L)."""
@@ -57,13 +59,14 @@ class CoverAttentiveHead(nn.Module):
         return self.classifier(self.layernorm(found[:, 0]))
 
 
-def new_head(name: str, hidden_size: int, head: Mapping[str, Any]) -> nn.Module:
+def new_head(name: str, config: CoverConfig, head: Mapping[str, Any]) -> nn.Module:
     """The classifier of the head `name`, whose entry of `config.heads` is `head`.
 
     Raises:
-        ValueError: if its attention heads do not divide `hidden_size`.
+        ValueError: if its attention heads do not divide the encoder's `hidden_size`, or it would attend to tokens that
+            the encoder's temporal layers do not change.
     """
-    kind, num_labels = head.get("head"), len(head["labels"])
+    kind, num_labels, hidden_size = head.get("head"), len(head["labels"]), config.hidden_size
     # CODEPATH: linear by default, as in the paper; another where the head's own entry asks for one.
     if kind is None:
         return nn.Linear(hidden_size, num_labels)
@@ -72,6 +75,11 @@ def new_head(name: str, hidden_size: int, head: Mapping[str, Any]) -> nn.Module:
     if hidden_size % (num_heads := kind["num_heads"]):
         raise ValueError(
             f"head '{name}': num_heads ({num_heads}) does not divide the encoder's hidden_size ({hidden_size})"
+        )
+    if config.encoder_temporal_layers:
+        raise ValueError(
+            f"head '{name}': an attentive head sees the tokens of frames, which encoder_temporal_layers do not change: "
+            "choose one of the two"
         )
     return CoverAttentiveHead(hidden_size, num_heads, num_labels)
 
@@ -84,7 +92,8 @@ def attends_to_tokens(head: Mapping[str, Any]) -> bool:
 def head_logits(classifier: nn.Module, pooled: torch.Tensor, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
     """The logits (R, L) of one head; see [`CoverHeads`]."""
     if isinstance(classifier, CoverAttentiveHead):
-        return torch.cat([classifier(group) for group in tokens]) if len(tokens) > 1 else classifier(tokens[0])
+        # Nothing of the pooled feature, but with a gradient of zeros, as DDP needs of a pooler that no head sees.
+        return torch.cat([classifier(group) for group in tokens]) + pooled[:, :0].sum(dim=-1, keepdim=True)
     return classifier(pooled)
 
 

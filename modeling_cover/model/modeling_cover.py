@@ -267,7 +267,7 @@ class CoverForVideoClassification(CoverPreTrainedModel):
     def _new_classifier(self, name: str, head: Mapping[str, Any]) -> nn.Module:
         if hasattr(self.classifiers, name):
             raise ValueError(f"head name {name!r} is taken by torch.nn.Module, choose another")
-        return new_head(name, self.config.hidden_size, head)
+        return new_head(name, self.config, head)
 
     def add_head(
         self,

@@ -167,7 +167,8 @@ class CoverTrainingArguments(TrainingArguments):
         # Trainer would drop rows of evaluations, and what the collator needs and the model does not; and wait for the
         # device in each step, to filter a loss that has no skipped steps.
         self.dataloader_drop_last = self.remove_unused_columns = self.logging_nan_inf_filter = False
-        if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
+        may_copy_ahead = self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu
+        if may_copy_ahead:
             self.accelerator_config = {"non_blocking": True}  # batches are copied while the device computes
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter has a gradient in every batch, if of zeros
@@ -176,7 +177,10 @@ class CoverTrainingArguments(TrainingArguments):
         super().__post_init__()
         check_processes(self.world_size)
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # there is nowhere to copy to, and torch would warn of that
+            # There is nowhere to copy to, and torch would warn of what is pinned, transformers of what is not.
+            self.dataloader_pin_memory = False
+            if may_copy_ahead:
+                self.accelerator_config.non_blocking = False
         for reporter in {"tensorboard", "trackio"} & set(self.report_to):
             _check_installed("report_to", reporter)
         self._check_values()

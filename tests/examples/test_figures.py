@@ -34,7 +34,7 @@ FIGURES = [
     ),
     (
         "README.md",
-        "It loses 7 where all is shared",
+        "it loses 7 where all is shared",
         "paper_in_miniature.md",
         r"`moves`, .* a quarter .*; -7\.4 ± .* all of the",
     ),

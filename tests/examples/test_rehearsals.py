@@ -70,7 +70,11 @@ class TestRehearse:
             "eval_strategy": "epoch",
         }
         model = {"lora": {"r": 2, "target_modules": ["query", "value"]}}
-        rehearsed = small(dataclasses.replace(recipe, training=training, model=model), tmp_path, 6)
+        (dataset, *_) = recipe.datasets
+        attentive = dataclasses.replace(dataset, head={"type": "attentive", "num_heads": 12})
+        changed = dataclasses.replace(recipe, training=training, model=model, datasets=(attentive,))
+        rehearsed = small(changed, tmp_path, 6)
+        assert rehearsed.datasets[0].head["num_heads"] == 2  # which divides what the small model has
         assert rehearsed.model["lora"] == {"r": 2}
         assert rehearsed.training["trained_part"] == "last_2_layers"
         assert "lr_scheduler_type" not in rehearsed.training

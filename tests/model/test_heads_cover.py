@@ -146,6 +146,22 @@ class TestAnAttentiveHead:
         expected = model.classifiers["seeing"](tokens)
         torch.testing.assert_close(model(images, head="seeing").logits, expected)
 
+    def test_a_pooler_that_no_head_sees_has_a_gradient_of_zeros_as_ddp_needs(self):
+        model = model_of(
+            "videomae", heads={"seeing": {"labels": ["x", "y"], "head": ATTENTIVE}}, default_head="seeing"
+        )
+        video = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        model(video, labels=torch.tensor([0, 1])).loss.backward()
+        gradients = [parameter.grad for parameter in model.cover.pooler.parameters()]
+        assert gradients and not any(gradient.any() for gradient in gradients)
+
+    def test_layers_that_it_would_not_see_are_refused(self):
+        model = model_of("vit", encoder_temporal_layers=1)
+        with pytest.raises(
+            ValueError, match="head 'new': an attentive head sees the tokens of frames, which encoder_te"
+        ):
+            model.add_head("new", ["x", "y"], head=ATTENTIVE)
+
     def test_heads_that_do_not_divide_the_feature_are_named(self, model):
         with pytest.raises(ValueError, match=r"head 'new': num_heads \(3\) does not divide .* hidden_size \(16\)"):
             model.add_head("new", ["x", "y"], head={"type": "attentive", "num_heads": 3})

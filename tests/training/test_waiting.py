@@ -93,10 +93,17 @@ def test_nothing_is_copied_to_the_device_once_it_has_been_there(step, monkeypatc
     assert len(copies.found) == first > 0
 
 
-def test_batches_are_copied_while_the_device_computes_but_where_the_user_says_otherwise(tmp_path):
+def have(monkeypatch, device: str) -> None:
+    """As on a machine with such a device; arguments find it as they prepare for processes, which they still do."""
+    found = property(lambda args: (args._setup_devices, torch.device(device))[1])
+    monkeypatch.setattr(CoverTrainingArguments, "device", found)
+
+
+def test_batches_are_copied_while_the_device_computes_but_where_the_user_says_otherwise(tmp_path, monkeypatch):
     def copies(**options) -> bool:
         return CoverTrainingArguments(str(tmp_path), **options).accelerator_config.non_blocking
 
+    have(monkeypatch, "cuda")
     assert copies()
     assert not copies(
         use_cpu=True
@@ -105,8 +112,13 @@ def test_batches_are_copied_while_the_device_computes_but_where_the_user_says_ot
     assert not copies(accelerator_config={"even_batches": True})
 
 
-def test_nothing_is_pinned_where_there_is_no_device_of_which_torch_would_warn(tmp_path):
-    assert not CoverTrainingArguments(str(tmp_path), use_cpu=True, dataloader_pin_memory=True).dataloader_pin_memory
+@pytest.mark.parametrize("options", [{}, {"use_cpu": True}])
+def test_where_there_is_no_device_nothing_is_pinned_or_copied_ahead_of_which_one_would_be_warned(
+    tmp_path, monkeypatch, options
+):
+    have(monkeypatch, "cpu")
+    args = CoverTrainingArguments(str(tmp_path), **options)
+    assert not args.dataloader_pin_memory and not args.accelerator_config.non_blocking
 
 
 def test_a_number_that_is_needed_is_noticed(step):
