@@ -7,9 +7,8 @@ from typing import Any
 from tqdm import tqdm
 
 
-SECONDS_IN_A_FILE = (
-    30.0  # between two states of a bar where stderr is no terminal, which cannot overwrite the last one
-)
+# Between two states of a bar where stderr is no terminal, and the last one cannot be overwritten.
+SECONDS_IN_A_FILE = 30.0
 
 
 def bar(*args: Any, **options: Any) -> tqdm:

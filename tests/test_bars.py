@@ -45,7 +45,8 @@ def test_a_file_has_a_state_every_half_minute_and_the_last(drawn):
     assert "100%" in lines[-1]
 
 
-def test_no_thread_says_a_state_again_in_between():
+def test_no_thread_says_a_state_again_in_between(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Screen(is_terminal=False))
     with bars.bar(total=100) as progress:
         progress.update(50)
         assert progress.miniters <= 1  # above it, tqdm's monitor would

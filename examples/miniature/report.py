@@ -19,18 +19,13 @@ GAINS_PICTURE = "gains.png"
 FEW = "a quarter of the clips of `moments`"
 
 
-def gains(results: Results, dataset: str, unit: str) -> dict[str, np.ndarray]:
-    """What a dataset gains together over alone for as many steps or epochs, of each overlap, from none to all."""
+def gains(results: Results, dataset: str, unit: str, few: bool = False) -> dict[str, np.ndarray]:
+    """What a dataset gains together over alone for as many steps or epochs, of each overlap, from none to all; where
+    `moments` has all of its clips, or a quarter of them."""
+    overlaps, suffix = (FEW_MOMENTS, "_few") if few else (MOMENTS, "")
     return {
-        overlap: results.difference(*gain(f"videos_{overlap}", dataset + OVER[unit], dataset)) for overlap in MOMENTS
-    }
-
-
-def gains_with_few(results: Results, dataset: str) -> dict[str, np.ndarray]:
-    """The same over alone for as many steps, where `moments` has a quarter of its clips."""
-    return {
-        overlap: results.difference(*gain(f"videos_{overlap}_few", dataset + OVER["steps"], dataset))
-        for overlap in FEW_MOMENTS
+        overlap: results.difference(*gain(f"videos_{overlap}{suffix}", dataset + OVER[unit], dataset))
+        for overlap in overlaps
     }
 
 
@@ -44,7 +39,7 @@ def gain_table(results: Results) -> str:
     rows = {}
     for dataset in ("moves", "outfits"):
         found = {f"{dataset}, over alone for as many {unit}": gains(results, dataset, unit) for unit in OVER}
-        found[f"{dataset}, with {FEW}, over alone for as many steps"] = gains_with_few(results, dataset)
+        found[f"{dataset}, with {FEW}, over alone for as many steps"] = gains(results, dataset, "steps", few=True)
         for row, values_of in found.items():
             rows[row] = {
                 f"{overlap} shared": f"{signed(values_of[overlap])} ({listed(values_of[overlap])})"
@@ -59,7 +54,7 @@ def gain_sentences(results: Results) -> str:
     lines = []
     for dataset in ("moves", "outfits"):
         found = {f"against alone for as many {unit}": gains(results, dataset, unit) for unit in OVER}
-        found[f"with {FEW}, against alone for as many steps"] = gains_with_few(results, dataset)
+        found[f"with {FEW}, against alone for as many steps"] = gains(results, dataset, "steps", few=True)
         for what, values_of in found.items():
             parts = [
                 f"{signed(values)} with {overlap} of the motions shared (a gain {_in_which_seeds(values)})"
@@ -111,7 +106,9 @@ def draw_gains(results: Results, path: Path) -> None:
             for place, (dataset, colour) in enumerate((("moves", "tab:blue"), ("outfits", "tab:orange"))):
                 lines = {("-", "o", dataset): gains(results, dataset, unit)}
                 if unit == "steps":
-                    lines["--", "s", f"{dataset}, a quarter of moments' clips"] = gains_with_few(results, dataset)
+                    lines["--", "s", f"{dataset}, a quarter of moments' clips"] = gains(
+                        results, dataset, "steps", few=True
+                    )
                 for ((style, marker, label), found), shift in zip(lines.items(), (0.03, 0.09), strict=False):
                     places = [list(MOMENTS).index(overlap) + (2 * place - 1) * shift for overlap in found]
                     means = [values.mean() for values in found.values()]

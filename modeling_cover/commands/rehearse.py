@@ -159,9 +159,9 @@ def rehearse(recipe: Recipe, folder: Path, steps: int, others: Sequence[str] = (
     Raises:
         ValueError: if a dataset has no stand-ins, or something that the recipe asks for cannot be done.
     """
-    given = {argument.partition("=")[0].replace("-", "_").replace("__", "--", 1) for argument in others}
-    if refused := sorted(given & {"--output_dir", "--max_steps"}):
-        raise ValueError(f"{refused[0]}: of a rehearsal these are --output and --steps")
+    given = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in others}
+    if refused := sorted(given & {"output_dir", "max_steps"}):
+        raise ValueError(f"--{refused[0]}: of a rehearsal these are --output and --steps")
     rehearsed = small(recipe, folder, steps)
     for dataset in bar(rehearsed.datasets, desc="writing stand-ins", unit="dataset"):
         write_stand_ins(dataset)

@@ -128,13 +128,10 @@ class DatasetRecipe:
         if unknown := set(self.splits) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown, key=str)}, expected train and validation")
         if not all(is_text(place) for place in self.splits.values()):
-            held_out = isinstance(self.splits.get("validation"), float)
-            hint = (
-                ": a share of train that is held out is `validation` of the dataset, beside `splits`"
-                if held_out
-                else ""
-            )
-            raise ValueError(f"splits: expected a path for each, got {self.splits!r}{hint}")
+            message = f"splits: expected a path for each, got {self.splits!r}"
+            if isinstance(self.splits.get("validation"), float):
+                message += ": a share of train that is held out is `validation` of the dataset, beside `splits`"
+            raise ValueError(message)
         if self.validation is not None:
             self._check_validation()
         if self.sizes is not None:

@@ -97,7 +97,7 @@ def evaluation_cells(metrics: Mapping[str, Any], names: Sequence[str]) -> list[s
 def other_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Those that a user has added, see `metrics` of [`~modeling_cover.CoverTrainer`], at the end of a line."""
     return [
-        f"{key.removeprefix('eval_')} {value:.4g}"
+        f"{key.removeprefix('eval_')} {_shown(value)}"
         for name in names
         for key, value in metrics.items()
         if key.startswith(f"eval_{name}_") and key.removeprefix(f"eval_{name}_") not in OWN_METRICS
@@ -128,5 +128,9 @@ def summary_line(logs: Mapping[str, Any], steps: int) -> str:
 
 def plain_line(logs: Mapping[str, Any]) -> str:
     """Of what somebody else logs."""
-    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in logs.items()}
-    return "  ".join(f"{key} {value}" for key, value in shown.items() if key != "total_flos")
+    return "  ".join(f"{key} {_shown(value)}" for key, value in logs.items() if key != "total_flos")
+
+
+def _shown(value: Any) -> str:
+    """Of what may be anything: a user's own metric, say."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -33,6 +33,13 @@ from .run_identity import check_same_run, has_no_step_left, run_identity
 from .run_settings import Settings, differing_parts, joined_parts, run_settings
 
 
+def _start_of(recipe: Recipe, config: CoverConfig) -> dict[str, Any]:
+    """What a run starts from, and which of the model's heads were stale in it."""
+    given = recipe.model.get("from_pretrained")
+    stale = [] if given is None else stale_heads_of(given, config, recipe.model.get("revision"))
+    return {**starting_point(recipe), "stale_heads": stale}
+
+
 class RunRecord:
     """What a run notes about itself.
 
@@ -74,10 +81,7 @@ class RunRecord:
             "precision": {"no": "fp32"}.get(precision, precision),
             "sharding": distributed if distributed in ("FSDP", "DEEPSPEED") else None,
         }
-        self._recipe_start = None if recipe is None else {**starting_point(recipe), "stale_heads": []}
-        if recipe is not None and "from_pretrained" in recipe.model:
-            start = recipe.model["from_pretrained"], config, recipe.model.get("revision")
-            self._recipe_start["stale_heads"] = stale_heads_of(*start)
+        self._recipe_start = None if recipe is None else _start_of(recipe, config)
         self._begin()
 
     def _begin(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from encoders import CONFIGS, HEADS, model_of
 from modeling_cover import CoverForVideoClassification
+from modeling_cover.commands.explain import explain
 from modeling_cover.evaluation import relevance
 from modeling_cover.evaluation.relevance import default_method, gradient_times_input, label_relevance
 from modeling_cover.evaluation.rollout import attention_rollout
@@ -143,6 +144,10 @@ class TestMethod:
             ValueError, match="head 'places' attends to all tokens, and not to the clip's feature alon"
         ):
             attention_rollout(model, clips, "places", "out")
+        with pytest.raises(
+            ValueError, match="--plain follows the clip's feature, and head 'places' attends to all tok"
+        ):
+            explain(model, None, "clip.mp4", None, head="places", plain=True)
 
     def test_what_there_is_not_is_named(self):
         model = model_of("vit")
