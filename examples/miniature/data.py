@@ -296,7 +296,13 @@ def render(sample: Sample, pictures: FashionMNIST, seed: int) -> np.ndarray:
     return noisy.clip(0, 255).round().astype(np.uint8)
 
 
-def _draw(samples: list[Sample], pictures: FashionMNIST, output: Path, seed: int) -> int:
+@functools.cache  # of a process: sent with each of its tasks, pictures take longer than drawing does
+def _pictures_in(folder: Path) -> FashionMNIST:
+    return FashionMNIST(folder)
+
+
+def _draw(samples: list[Sample], fashion_mnist: Path, output: Path, seed: int) -> int:
+    pictures = _pictures_in(fashion_mnist)
     for sample in samples:
         frames = render(sample, pictures, seed)
         if sample.dataset in IMAGE_DATASETS:
@@ -326,7 +332,7 @@ def draw_miniature(
         if foreign := sorted({path.name for path in output.iterdir()} - {*LABELS, MARKER}):
             raise ValueError(f"{output} holds {foreign[0]}, which this script did not draw: name another folder")
         shutil.rmtree(output)
-    pictures = FashionMNIST(fashion_mnist)
+    _pictures_in(Path(fashion_mnist))  # raises before a process is started
     samples = [
         plan_sample(dataset, split, label, number)
         for dataset, numbers in files_per_label.items()
@@ -337,7 +343,7 @@ def draw_miniature(
     for folder in {sample.path.parent for sample in samples}:
         (output / folder).mkdir(parents=True)
     chunks = [samples[start : start + 50] for start in range(0, len(samples), 50)]
-    draw = functools.partial(_draw, pictures=pictures, output=output, seed=seed)
+    draw = functools.partial(_draw, fashion_mnist=Path(fashion_mnist), output=output, seed=seed)
     with ProcessPoolExecutor() as pool, tqdm(total=len(samples), desc=f"drawing {output}", unit="file") as progress:
         for drawn in pool.map(draw, chunks):
             progress.update(drawn)
