@@ -61,9 +61,8 @@ def main() -> None:
         try:
             url = next(line.split()[-1] for line in process.stdout if "Running on local URL" in line)
             client = Client(url, verbose=False)
-            heads = client.view_api(return_format="dict")["named_endpoints"]["/video"]["parameters"][1][
-                "parameter_default"
-            ]
+            endpoint = client.view_api(print_info=False, return_format="dict")["named_endpoints"]["/video"]
+            heads = endpoint["parameters"][1]["parameter_default"]
             times = [seconds_to_answers(client, Path(folder) / "clip.mp4", heads) for _ in range(arguments.runs)]
         finally:
             process.kill()

@@ -44,6 +44,15 @@ FIGURES = [
         "paper_in_miniature.md",
         r"`moves`, .* as many steps: -15\.0 ± .* none of the",
     ),
+    ("docs/demo.md", "[0.31 s after the click]", "measurements.md", r"^bars: .* then 0\.31 s \(median of 9\)"),
+    ("docs/demo.md", "after 0.53 s (medians of 9)", "measurements.md", r"^with timeline and rollout: 0\.53 s"),
+    (
+        "docs/demo.md",
+        "40 honest visitors were [answered correctly in 13 s]",
+        "measurements.md",
+        r"^40 honest .* in 13 s,",
+    ),
+    ("docs/demo.md", "took 761 MB at most, and had taken 678", "measurements.md", r"678 MB before, at most 761;"),
     ("docs/benchmark.md", "takes 0.29 of the time", "benchmark.md", r"^\| CoVeR \| clips \| 2898 \|"),
     ("docs/benchmark.md", "takes 0.29 of the time", "benchmark.md", r"^\| CoVeR, bf16 \| clips \| 830\.4 \|"),
     (
@@ -150,6 +159,24 @@ FIGURES = [
     ("docs/scaling.md", "about 0.25 s", "scaling.md", r"^\| 16 \| 258 ms \|"),
     ("docs/scaling.md", "**Checkpoints** (8 s", "scaling.md", r"^\| written and flushed \| 5\.2 s \|"),
     ("docs/training.md", "38.7 GB for 16 clips", "scaling.md", r"^\| 16 \| .* \| 38\.7 GB \|"),
+    ("docs/training.md", "[20 of 20 runs of one process]", "measurements.md", r"^20 of 20 runs of 1 process"),
+    ("docs/training.md", "and 20 of 20 of two, stopped 38 times", "measurements.md", r"^20 of 20 runs of 2 process"),
+    ("docs/training.md", "stopped 35 times", "measurements.md", r"^stopped 35 times, 13 of them"),
+    ("docs/training.md", "After 13 and 12 of these stops", "measurements.md", r"^stopped 38 times, 12 of them"),
+    ("docs/training.md", "[1.4 s for 2 GB]", "measurements.md", r"^\| checking it .* \| 1\.4 \|"),
+    ("docs/training.md", "(2.1 s of CPU time)", "measurements.md", r"^\| of it the time of a CPU core \| 2\.1 \|"),
+    ("docs/training.md", "hashing took 26% of the 4.8 s", "measurements.md", r"^\| of it hashing \| 1\.3 \| 26% \|"),
+    ("docs/training.md", "hashing took 26% of the 4.8 s", "measurements.md", r"^\| writing 2\.00 GB, .* \| 4\.8 \|"),
+    (
+        "docs/training.md",
+        "A million files take 0.2 s",
+        "measurements.md",
+        r"^\| hashing 1,000,000 names of rows \| 0\.18 \|",
+    ),
+    ("docs/training.md", "takes [0.27%]", "measurements.md", r"^\| deciding before each step, .* \| 0\.27% \|"),
+    ("docs/training.md", "with accuracies and logs 0.44%", "measurements.md", r"^\| all \| 0\.44% \|"),
+    ("docs/training.md", "plans 34 kernels a layer", "measurements.md", r'"kernels": 34'),
+    ("docs/training.md", "move 0.43 of the bytes", "measurements.md", r'"compiled / eager": 0\.43'),
 ]
 
 

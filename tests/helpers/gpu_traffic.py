@@ -156,9 +156,8 @@ def main() -> None:
         compiled = CompiledBytes()
         run_layer(torch.compile(layer, backend=compiled), packed, frames)
         unit = 2 * packed.numel()
-    print(
-        json.dumps({"eager": eager.count / unit, "compiled": compiled.count / unit, "kernels": compiled.num_kernels})
-    )
+    traffic = {"eager": eager.count / unit, "compiled": compiled.count / unit, "kernels": compiled.num_kernels}
+    print(json.dumps({**traffic, "compiled / eager": round(compiled.count / eager.count, 2)}))
 
 
 if __name__ == "__main__":

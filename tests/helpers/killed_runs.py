@@ -397,8 +397,7 @@ def run_killed(
 
 def finish(process: subprocess.Popen, output_dir: Path) -> None:
     if process.wait(TIME_LIMIT) != 0:
-        log = output_dir.with_suffix(".log").read_text()
-        raise RuntimeError(f"exit code {process.returncode}\n{log[-3000:]}")
+        raise RuntimeError(f"exit code {process.returncode}\n{output_dir.with_suffix('.log').read_text()[-3000:]}")
 
 
 def run_whole(folder: Path, output_dir: Path, processes: int = 1, launch=start, **options) -> Path:
@@ -418,7 +417,7 @@ def main() -> None:
     import forked_runs
 
     processes, launch = arguments.processes, forked_runs.start
-    folder, failed, kills = Path(tempfile.mkdtemp()), 0, 0
+    folder, failed, kills, damaged = Path(tempfile.mkdtemp()), 0, 0, 0
     try:
         write_data(folder)
         whole = [
@@ -433,13 +432,13 @@ def main() -> None:
             moments = run_killed(folder, output_dir, rng.choice([1, 2, 3]), rng, processes, **how, **options)
             faults = faults_of(output_dir, whole[which], processes)
             failed += bool(faults)
+            damaged += sum(moment.endswith("damaged") for moment in moments)
             kills += sum(not moment.endswith("damaged") for moment in moments)
             tqdm.write(f"run {number}: {', '.join(moments)}: {'; '.join(faults) or 'identical'}")
     finally:
         shutil.rmtree(folder)
-    print(
-        f"{arguments.runs - failed} of {arguments.runs} runs, stopped {kills} times, ended as those that were not stopped"
-    )
+    print(f"{arguments.runs - failed} of {arguments.runs} runs of {processes} process(es) ended as one not stopped:")
+    print(f"stopped {kills} times, {damaged} of them with the newest checkpoint damaged as well")
     sys.exit(failed > 0)
 
 

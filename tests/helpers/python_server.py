@@ -40,9 +40,10 @@ def is_inherited(file):
         return False
 arguments, name = sys.argv[1:], os.path.basename(sys.argv[0])
 if name == "accelerate":
-    if arguments[0] != "launch" or not arguments[1].endswith(".py"):
+    launched = arguments[2:] if arguments[:2] == ["launch", "--quiet"] else arguments[1:]
+    if arguments[0] != "launch" or not launched[0].endswith(".py"):
         os.execv({accelerate!r}, [{accelerate!r}, *arguments])
-    arguments = arguments[1:]
+    arguments = launched
 elif name == "torchrun":
     arguments = ["-m", "torch.distributed.run", *arguments]
 elif arguments[:1] == ["-u"]:
