@@ -112,7 +112,7 @@ def train(recipe: Recipe, args: CoverTrainingArguments, log: RunLog) -> None:
     cotraining = prepare_cotraining(recipe, seed, args.output_dir)
     trainer, evaluation = CoverTrainer(args=args, **cotraining.trainer_kwargs), LastEvaluation()
     trainer.add_callback(evaluation)
-    follow(trainer, log, trainer.head_names, lambda: start_of(trainer, recipe))
+    follow(trainer, log, lambda: start_of(trainer, recipe))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
     trainer.save_model(_internal_call=True)  # published below, with what the evaluation finds
     if trainer.eval_dataset:

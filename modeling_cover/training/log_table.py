@@ -15,7 +15,7 @@ from ..text import display_width, padded, shortened
 MEASURES = ("top1", "map")  # of a dataset, which has one of the two
 ROWS_A_HEADER = 30  # of as many, the header is seen once
 _WIDEST_NAME = 20
-_CELL = len("0.0123 100.0%")
+_CELL = len("0.000123 100.0%")
 _EPOCH, _LOSS, _RATE, _SPEED, _WAIT = "epoch", "loss   ", "learning rate", "samples/s", "data wait"
 
 
@@ -30,7 +30,11 @@ class LogTable(TrainerCallback):
     def __init__(self, names: Sequence[str], write: Callable[[str], Any] = tqdm.write):
         self.names, self.write = list(names), write
         self._rows = 0
+        self._first_step = 0  # of this session
         self._evaluated: dict[str, Any] = {}  # by datasets one after the other, whose mean is logged last
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._first_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
@@ -42,7 +46,8 @@ class LogTable(TrainerCallback):
             self._write_row((state.global_step, state.epoch), state.max_steps, cells, said)
         elif "train_loss" in logs:
             self._write_evaluated(state)
-            self.write(summary_line(logs, state.global_step))
+            step = state.global_step
+            self.write(summary_line(logs, step) if step > self._first_step else f"no step was left after step {step}")
         elif any(f"eval_{name}_loss" in logs for name in self.names):
             self._evaluated |= {**logs, "step": state.global_step, "epoch": state.epoch}
             if not any(f"eval_{name}_{measure}" in logs for name in self.names for measure in MEASURES):
@@ -120,7 +125,7 @@ def notes(logs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def summary_line(logs: Mapping[str, Any], steps: int) -> str:
-    """The end of training; its speed is of this session."""
+    """The end of training; speed and loss are of this session."""
     took = timedelta(seconds=round(logs["train_runtime"]))
     speed = f"{logs['train_samples_per_second']:.3g} samples/s"
     return f"trained up to step {steps} in {took}, {speed}, mean loss {logs['train_loss']:.3g}"

@@ -4,9 +4,10 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
@@ -17,20 +18,33 @@ from .arguments import LOGS_OF_A_RUN, MOST_STEPS_A_LOG
 from .log_table import LogTable
 
 
+if TYPE_CHECKING:
+    from .trainer import CoverTrainer
+
+
 logger = logging.get_logger(__name__)
 
 MUCH_WAITING = 0.2  # a share of the time
 SECONDS_TO_MEASURE = 30.0  # less of it says little: an epoch begins, say
 
 
-def show_progress(trainer: Trainer, names: Sequence[str]) -> None:
+def datasets_of(trainer: "CoverTrainer") -> list[str]:
+    """The datasets that a trainer trains on or evaluates, in the order of the heads; heads that are kept from another
+    run have none."""
+    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
+    names = {*evaluated, *(() if trainer.train_dataset is None else trainer.train_dataset.sizes)}
+    # Without any, it may be given some when it evaluates.
+    return [name for name in trainer.head_names if name in names or not names]
+
+
+def show_progress(trainer: "CoverTrainer") -> None:
     """Have a trainer write logs as a [`LogTable`] in place of transformers' dictionaries; a notebook has a table
     already."""
     has_bar = trainer.pop_callback(ProgressCallback) is not None
     if has_bar:
         trainer.add_callback(CoverProgressCallback)
     if has_bar or trainer.pop_callback(PrinterCallback) is not None:
-        trainer.add_callback(LogTable(names))
+        trainer.add_callback(LogTable(datasets_of(trainer)))
 
 
 class CoverProgressCallback(ProgressCallback):

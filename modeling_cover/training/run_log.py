@@ -3,7 +3,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from .log_table import LogTable
+from .progress import datasets_of
 
 
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ class StartCallback(TrainerCallback):
             self.say(f"{self.text()}\n")
 
 
-def follow(trainer: "CoverTrainer", log: RunLog, names: Sequence[str], start: Callable[[], str]) -> None:
+def follow(trainer: "CoverTrainer", log: RunLog, start: Callable[[], str]) -> None:
     """Have a trainer say what it begins with, before any other callback does anything, and keep its lines in the
     log."""
     callbacks = trainer.callback_handler.callbacks
     callbacks.insert(0, StartCallback(log.say, start))
-    callbacks.append(LogTable(names, log.write))  # beside that for the screen, which `add_callback` would warn of
+    # Beside that for the screen, which `add_callback` would warn of.
+    callbacks.append(LogTable(datasets_of(trainer), log.write))

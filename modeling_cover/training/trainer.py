@@ -132,7 +132,7 @@ class CoverTrainer(Trainer):
             self.record = RunRecord(args, self._config, data, self.train_sampler, self.loss_weights, recipe, *how)
             for callback in run_callbacks(self):
                 self.add_callback(callback)
-        show_progress(self, self.head_names)
+        show_progress(self)
 
     def _make_collaborators(self, compiled: Callable) -> None:
         args, accelerator = self.args, self.accelerator

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run logs, as lines of a table."""
 
+import dataclasses
+
 import pytest
 from killed_runs import build_recipe, write_data
 from modeling_cover.training.log_table import ROWS_A_HEADER, LogTable, plain_line
@@ -46,6 +48,11 @@ class TestTheTable:
         ]
         assert line.split() == ["50/200", "0.25", "3.46", "1.23", "43.1%", "0.51", "-", "0.001", "123", "2.1%"]
         assert [line[head.index(name) :].split()[0] for name in ("k400", "tags", "unseen")] == ["1.23", "0.51", "-"]
+
+    def test_the_smallest_losses_leave_the_columns_where_they_are(self):
+        for loss in (1.23456e-4, 1.23456e-5):
+            head, line = written({**LOGS, "k400_loss": loss, "k400_top1": 1.0})
+            assert line[head.index("tags") - 2 :].startswith("  0.51")
 
     def test_an_evaluation_of_all_datasets_is_one_line(self):
         evaluated = [
@@ -109,3 +116,25 @@ def test_a_run_prints_no_dictionaries(tmp_path, capsys, disable_tqdm):
     steps = [line.split()[0] for line in lines if "eval" not in line and "/6 " in line]
     assert steps == [f"{step}/6" for step in range(1, 7)]
     assert any("eval_videos_top1" in entry for entry in trainer.state.log_history)  # the log itself is as it was
+
+
+def test_a_run_that_is_over_says_that_no_step_is_left(tmp_path, capsys):
+    write_data(tmp_path)
+    for said in ("trained up to step 6 in ", "no step was left after step 6"):
+        make_trainer(tmp_path, tmp_path / "run").train(resume_from_checkpoint="auto")
+        assert capsys.readouterr().out.splitlines()[-1].startswith(said)
+
+
+def test_a_head_that_is_kept_from_another_run_has_no_column(tmp_path, capsys):
+    write_data(tmp_path)
+    make_trainer(tmp_path, tmp_path / "first").save_model()
+    recipe = build_recipe(tmp_path)
+    videos = dataclasses.replace(
+        recipe, datasets=recipe.datasets[:1], model={"from_pretrained": str(tmp_path / "first")}
+    )
+    trainer = make_trainer(tmp_path, tmp_path / "second", videos, max_steps=1, logging_steps=1)
+    assert set(trainer.head_names) == {"videos", "images"}
+    trainer.train()
+    (head,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert head.split()[:4] == ["step", "epoch", "loss", "videos"]
+    assert "images" not in head
