@@ -7,7 +7,7 @@ It draws small datasets from Fashion-MNIST's pictures (miniature/data.py), and d
 those of the main table for five seeds, the others for the first three. It writes
 outputs/miniature/report/paper_in_miniature.md with plots: gain against overlap and number of clips, what was expected
 beforehand (miniature/expectations.py) and what came out, and each table and figure of the paper beside its miniature.
-On 2 CPU cores this takes about 50 minutes. If it is killed, the same command continues where it was, to the same
+On 2 CPU cores this takes about an hour. If it is killed, the same command continues where it was, to the same
 metrics.
 
 Fashion-MNIST comes from Debian's package dataset-fashion-mnist (`apt-get install dataset-fashion-mnist`). Its four

@@ -52,10 +52,10 @@ class LogTable(TrainerCallback):
             self._evaluated |= {**logs, "step": state.global_step, "epoch": state.epoch}
             if not any(f"eval_{name}_{measure}" in logs for name in self.names for measure in MEASURES):
                 self._write_evaluated(state)  # of another compute_metrics, for which no mean is logged at the end
-        elif any(key.startswith("eval_mean_") for key in logs):
+        elif self._evaluated and any(key.startswith("eval_mean_") for key in logs):
             self._evaluated |= {**logs, "step": state.global_step, "epoch": state.epoch}
             self._write_evaluated(state)
-        else:
+        else:  # of somebody else's, or of datasets that have no column
             self.write(plain_line(logs))
 
     def on_train_end(self, args, state, control, **kwargs):

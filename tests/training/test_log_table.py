@@ -96,6 +96,13 @@ class TestTheTable:
     def test_what_somebody_else_logs_is_a_line_too(self):
         assert plain_line({"lucky": 0.123456, "total_flos": 9, "name": "x"}) == "lucky 0.1235  name x"
 
+    def test_an_evaluation_of_a_dataset_without_a_column_is_lines_of_its_own(self):
+        evaluated = {"eval_later_loss": 1.5, "eval_later_top1": 0.4}
+        assert written(evaluated, {"eval_mean_score": 0.4}) == [
+            "eval_later_loss 1.5  eval_later_top1 0.4",
+            "eval_mean_score 0.4",
+        ]
+
     def test_a_process_that_is_not_the_main_one_writes_nothing(self):
         lines = []
         state = TrainerState(max_steps=2, is_world_process_zero=False)
