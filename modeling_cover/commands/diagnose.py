@@ -42,6 +42,7 @@ from .failing import command_parser, parse_known, told
 
 # Of a recipe's training arguments those that are about a whole run, or about what is left of it.
 _OF_A_RUN = (
+    "eval_on_start",
     "learning_rate_drop_epochs",
     "load_best_model_at_end",
     "push_to_hub",

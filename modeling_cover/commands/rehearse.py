@@ -125,7 +125,10 @@ def small(recipe: Recipe, folder: Path, steps: int) -> Recipe:
         clips=clips,
         training=training,
         augmentation=_without_sizes(recipe.augmentation),
-        datasets=tuple(_small_dataset(dataset, folder / "data") for dataset in recipe.datasets),
+        # A folder for each, as two may have one list, or one file of classes.
+        datasets=tuple(
+            _small_dataset(dataset, folder / "data" / str(number)) for number, dataset in enumerate(recipe.datasets)
+        ),
     )
 
 
@@ -205,7 +208,8 @@ def _stopped_half_way(trainer: CoverTrainer, step: int) -> str:
 def _trainer(recipe: Recipe, others: Sequence[str]) -> CoverTrainer:
     args = parse_training_arguments(recipe, others)
     set_seed(args.seed)
-    cotraining = prepare_cotraining(recipe, args.seed, args.output_dir)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    cotraining = prepare_cotraining(recipe, seed, args.output_dir)
     trainer = CoverTrainer(args=args, **cotraining.trainer_kwargs)
     trainer.remove_callback(LogTable)  # what it would print says nothing
     return trainer

@@ -44,7 +44,7 @@ def _chosen(base: Any, entries: Any) -> Any:
             chosen.append(
                 {key: value for key, value in kept.items() if key != "revision" or "path" not in entry} | entry
             )
-        elif entry in named:
+        elif is_text(entry) and entry in named:
             chosen.append(named[entry])
         else:
             raise ValueError(f"datasets: {entry!r} is none of the base's, which are {', '.join(named)}")

@@ -49,6 +49,16 @@ class TestRehearse:
         assert main([str(recipe), "--output", str(tmp_path / "out")]) == 2
         assert "dataset 'mine': no stand-ins for the format 'dataset'" in capsys.readouterr().err
 
+    def test_two_labels_of_one_list_with_a_seed_of_the_data(self, tmp_path, capsys):
+        recipe = tmp_path / "two.yaml"
+        recipe.write_text(
+            "datasets:\n"
+            "  - {name: verbs, format: manifest, modality: image, splits: {train: epic.csv}, columns: {label: verb}}\n"
+            "  - {name: nouns, format: manifest, modality: image, splits: {train: epic.csv}, columns: {label: noun}}\n"
+            "training: {data_seed: 7}\n"
+        )
+        assert main([str(recipe), "--output", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+
     def test_it_is_not_done_in_fewer_steps_than_it_takes_to_stop_on_the_way(self, capsys):
         with pytest.raises(SystemExit):
             main([str(RECIPES / f"{PAPER}.yaml"), "--steps", "3"])

@@ -208,6 +208,7 @@ class TestExtending:
             ({"extends": "nowhere.yaml"}, r"extends: nowhere\.yaml: .*No such file"),
             ({"extends": 3}, "extends: expected the file of another recipe, got 3"),
             ({"extends": "recipe.yaml"}, r"extends: recipe\.yaml is extended by this recipe, and by itself"),
+            ({"datasets": [["k400", "imagenet"]]}, r"datasets: \['k400', 'imagenet'\] is none of the base's"),
             ({"datasets": ["k500"]}, "datasets: 'k500' is none of the base's, which are k400, imagenet"),
             ({"datasets": ["k400", "k400"]}, "datasets: k400 given more than once"),
             ({"trainin": {}}, "unknown key 'trainin', did you mean 'training'"),
