@@ -44,6 +44,7 @@ def run(tmp_path, capsys):
                 "save_strategy": "epoch",
                 "learning_rate_drop_epochs": [50],
                 "restart_schedule": True,
+                "eval_on_start": True,
             },
         }
         path = tmp_path / "mixed.yaml"
